@@ -1,0 +1,90 @@
+# Each folder of src/ is one static library; it may use only the folders before it in this list.
+# tests/folder_order_test.py enforces the order.
+set(NIBBLE_FOLDERS
+    base tensor format ops ops/ref ops/cpu ops/cuda tokenizer checkpoint model quantize engine eval
+    bench report study)
+
+set(NIBBLE_LINK_base nlohmann_json::nlohmann_json tl::expected spdlog::spdlog fmt::fmt Threads::Threads)
+set(NIBBLE_LINK_tensor PkgConfig::HWY)
+set(NIBBLE_LINK_ops_cpu PkgConfig::HWY)
+set(NIBBLE_LINK_tokenizer PkgConfig::PCRE2 PkgConfig::UTF8PROC)
+if(NIBBLE_WITH_CUDA)
+  set(NIBBLE_LINK_ops_cuda CUDA::cudart_static)
+endif()
+
+enable_testing()
+set(NIBBLE_SHARED_DATA "${PROJECT_SOURCE_DIR}/../shared" CACHE PATH
+    "Reference data for tests; a test that needs it skips where it is absent")
+
+# One test program per folder; GoogleTest names each case to CTest.
+function(nibble_add_test name libraries)
+  add_executable(${name} ${ARGN})
+  target_link_libraries(${name} PRIVATE ${libraries} GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE
+    NIBBLE_SOURCE_DIR="${PROJECT_SOURCE_DIR}" NIBBLE_SHARED_DATA="${NIBBLE_SHARED_DATA}"
+    NIBBLE_BUILD_DIR="${PROJECT_BINARY_DIR}")
+  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST PROPERTIES TIMEOUT 1200)
+endfunction()
+include(GoogleTest)
+
+set(nibble_libraries "")  # those built so far, nearest first
+foreach(folder IN LISTS NIBBLE_FOLDERS)
+  string(REPLACE "/" "_" name ${folder})
+  file(GLOB sources CONFIGURE_DEPENDS src/${folder}/*.cc src/${folder}/*.cu)
+  set(tests ${sources})
+  set(fuzzers ${sources})
+  list(FILTER sources EXCLUDE REGEX "_(test|fuzz)\\.(cc|cu)$")
+  list(FILTER tests INCLUDE REGEX "_test\\.(cc|cu)$")
+  list(FILTER fuzzers INCLUDE REGEX "_fuzz\\.cc$")
+  if(NOT NIBBLE_WITH_CUDA)
+    list(FILTER sources EXCLUDE REGEX "\\.cu$")
+    list(FILTER tests EXCLUDE REGEX "\\.cu$")
+  endif()
+  if(NOT sources)
+    continue()
+  endif()
+
+  add_library(nibble_${name} STATIC ${sources})
+  target_include_directories(nibble_${name} PUBLIC ${PROJECT_SOURCE_DIR})
+  target_link_libraries(nibble_${name} PUBLIC ${nibble_libraries} ${NIBBLE_LINK_${name}})
+  list(PREPEND nibble_libraries nibble_${name})
+
+  if(NIBBLE_TESTS AND tests)
+    nibble_add_test(${name}_test "${nibble_libraries}" ${tests})
+  endif()
+  if(NIBBLE_FUZZERS)
+    foreach(fuzzer IN LISTS fuzzers)
+      get_filename_component(fuzzer_name ${fuzzer} NAME_WE)
+      add_executable(${fuzzer_name} ${fuzzer})
+      target_link_libraries(${fuzzer_name} PRIVATE ${nibble_libraries})
+      target_link_options(${fuzzer_name} PRIVATE -fsanitize=fuzzer)
+    endforeach()
+  endif()
+endforeach()
+target_compile_definitions(nibble_base PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")
+if(NIBBLE_WITH_CUDA)
+  target_compile_definitions(nibble_ops_cuda PUBLIC NIBBLE_WITH_CUDA)
+endif()
+
+file(GLOB cli_sources CONFIGURE_DEPENDS src/cli/*.cc)
+if(cli_sources)
+  add_executable(nibble ${cli_sources})
+  target_link_libraries(nibble PRIVATE ${nibble_libraries} CLI11::CLI11)
+  install(TARGETS nibble RUNTIME DESTINATION bin)
+endif()
+
+if(NIBBLE_TESTS)
+  find_package(Python3 COMPONENTS Interpreter REQUIRED)
+  add_test(NAME folder_order
+           COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/folder_order_test.py
+                   ${PROJECT_SOURCE_DIR} "${NIBBLE_FOLDERS};cli")
+endif()
+if(NIBBLE_BENCHMARKS)
+  file(GLOB benchmarks CONFIGURE_DEPENDS benchmarks/*.cc)
+  foreach(source IN LISTS benchmarks)
+    get_filename_component(name ${source} NAME_WE)
+    add_executable(benchmark_${name} ${source})
+    target_link_libraries(benchmark_${name} PRIVATE ${nibble_libraries} benchmark::benchmark
+                          PkgConfig::OPENBLAS)
+  endforeach()
+endif()

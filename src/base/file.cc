@@ -1,0 +1,169 @@
+#include "src/base/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+namespace nibble {
+namespace fs = std::filesystem;
+namespace {
+
+// Closes a file descriptor at the end of a scope.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+tl::unexpected<Error> SystemError(const std::string& path, std::string_view doing) {
+  const int error = errno;
+  const ErrorCode code =
+      error == ENOSPC || error == EDQUOT || error == ENOMEM ? ErrorCode::kResources
+                                                            : ErrorCode::kBadInput;
+  return Fail(code, "{}: cannot {}: {}", path, doing, std::strerror(error));
+}
+
+}  // namespace
+
+bool FileExists(const std::string& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+
+bool IsDirectory(const std::string& path) {
+  std::error_code ignored;
+  return fs::is_directory(path, ignored);
+}
+
+Result<uint64_t> FileSize(const std::string& path) {
+  std::error_code error;
+  const uint64_t size = fs::file_size(path, error);
+  if (error) return BadInput("{}: {}", path, error.message());
+  return size;
+}
+
+std::string JoinPath(std::string_view directory, std::string_view name) {
+  return (fs::path(directory) / name).string();
+}
+
+Result<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) return SystemError(path, "open");
+  struct stat info;
+  if (::fstat(file.get(), &info) != 0) return SystemError(path, "read");
+  if (!S_ISREG(info.st_mode)) return BadInput("{}: not a regular file", path);
+  if (static_cast<uint64_t>(info.st_size) > max_bytes) {
+    return BadInput("{}: {} bytes, more than the {} allowed here", path, info.st_size, max_bytes);
+  }
+  std::string content(static_cast<size_t>(info.st_size), '\0');
+  size_t done = 0;
+  while (done < content.size()) {
+    const ssize_t n = ::read(file.get(), content.data() + done, content.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return SystemError(path, "read");
+    if (n == 0) return BadInput("{}: shrank while it was read", path);
+    done += static_cast<size_t>(n);
+  }
+  return content;
+}
+
+Status WriteFileAtomic(const std::string& path, std::string_view content) {
+  const std::string temporary = fmt::format("{}.tmp.{}", path, ::getpid());
+  const auto write = [&]() -> Status {
+    const Descriptor file(
+        ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+    if (file.get() < 0) return SystemError(temporary, "create");
+    size_t done = 0;
+    while (done < content.size()) {
+      const ssize_t n = ::write(file.get(), content.data() + done, content.size() - done);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) return SystemError(temporary, "write");
+      done += static_cast<size_t>(n);
+    }
+    if (::fsync(file.get()) != 0) return SystemError(temporary, "write");
+    return {};
+  };
+  Status status = write();
+  if (status && ::rename(temporary.c_str(), path.c_str()) != 0) {
+    status = SystemError(path, "write");
+  }
+  if (!status) ::unlink(temporary.c_str());
+  return status;
+}
+
+Status MakeDirectories(const std::string& path) {
+  std::error_code error;
+  fs::create_directories(path, error);
+  if (error) return BadInput("{}: cannot create the directory: {}", path, error.message());
+  return {};
+}
+
+Result<uint64_t> FreeDiskBytes(const std::string& path) {
+  fs::path at = fs::absolute(path);
+  while (!FileExists(at.string()) && at.has_parent_path() && at != at.parent_path()) {
+    at = at.parent_path();
+  }
+  struct statvfs info;
+  if (::statvfs(at.c_str(), &info) != 0) return SystemError(at.string(), "measure free space");
+  return uint64_t{info.f_bavail} * info.f_frsize;
+}
+
+Result<MappedFile> MappedFile::Open(const std::string& path) {
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) return SystemError(path, "open");
+  struct stat info;
+  if (::fstat(file.get(), &info) != 0) return SystemError(path, "read");
+  if (!S_ISREG(info.st_mode)) return BadInput("{}: not a regular file", path);
+  MappedFile mapped;
+  mapped.path_ = path;
+  mapped.size_ = static_cast<size_t>(info.st_size);
+  if (mapped.size_ > 0) {
+    void* data = ::mmap(nullptr, mapped.size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
+    if (data == MAP_FAILED) return SystemError(path, "map");
+    mapped.data_ = static_cast<const std::byte*>(data);
+  }
+  return mapped;
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+void MappedFile::Release(std::span<const std::byte> part) const {
+  if (part.empty()) return;
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  // Pages shared with a neighbour are released too: they come back from the file when touched.
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(part.data()) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(part.data() + part.size());
+  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+}  // namespace nibble

@@ -1,0 +1,50 @@
+// A fixed set of threads for data-parallel loops.
+#ifndef NIBBLE_BASE_THREAD_POOL_H_
+#define NIBBLE_BASE_THREAD_POOL_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace nibble {
+
+class ThreadPool {
+ public:
+  // The calling thread is one of the `threads` (at least 1) that work on a loop.
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls body(begin, end, thread) on disjoint ranges of at most `grain` items that cover [0, count)
+  // in no particular order; `thread` is in [0, threads()) and unique among concurrent calls. Returns
+  // when all are done. Not reentrant; `body` must not throw.
+  using Body = std::function<void(int64_t begin, int64_t end, int thread)>;
+  void ParallelFor(int64_t count, int64_t grain, const Body& body);
+
+ private:
+  void WorkerLoop(int thread);
+  void RunShare(int thread);
+
+  // One loop at a time. A worker sees `epoch_` change, works, then adds itself to `finished_`.
+  std::atomic<uint64_t> epoch_{0};
+  std::atomic<int> finished_{0};
+  std::atomic<int64_t> next_{0};
+  std::atomic<bool> stop_{false};
+  int64_t count_ = 0;
+  int64_t grain_ = 1;
+  const Body* body_ = nullptr;
+  std::vector<std::thread> workers_;
+};
+
+// The number of cores this process may use.
+int UsableCores();
+
+}  // namespace nibble
+
+#endif  // NIBBLE_BASE_THREAD_POOL_H_
