@@ -1,0 +1,55 @@
+// The paged key-value cache: where a token's keys and values lie.
+//
+// The cache is a pool of blocks of `block_tokens` tokens each. A sequence owns a table of block
+// numbers; its token at position p lies in block table[p / block_tokens], slot p % block_tokens, in
+// every layer. Blocks may be shared by sequences that begin alike. (Paging as in vLLM,
+// arXiv:2309.06180.)
+#ifndef NIBBLE_OPS_KV_H_
+#define NIBBLE_OPS_KV_H_
+
+#include <cstdint>
+#include <span>
+
+#include "src/tensor/tensor.h"
+
+namespace nibble {
+
+struct KvLayout {
+  int64_t layers = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t block_tokens = 0;
+  DType dtype = DType::kF16;
+
+  // Keys and values of one block in all layers.
+  uint64_t BlockBytes() const {
+    return static_cast<uint64_t>(2 * layers * kv_heads * head_dim * block_tokens) * BytesOf(dtype);
+  }
+};
+
+// The pool's memory, in a backend's own arrangement.
+class KvCache {
+ public:
+  virtual ~KvCache() = default;
+  virtual const KvLayout& layout() const = 0;
+  virtual int64_t blocks() const = 0;
+};
+
+// The work of one step: new tokens of several sequences, one row of activations each, the rows of a
+// sequence together and in order.
+struct Batch {
+  std::span<const int32_t> tokens;           // [rows] ids
+  std::span<const int32_t> positions;        // [rows] from 0
+  std::span<const int32_t> row_begin;        // [sequences + 1] into rows
+  std::span<const int32_t> context_lengths;  // [sequences] tokens cached once this step is done
+  std::span<const int32_t> block_tables;     // [sequences, max_blocks]
+  int64_t max_blocks = 0;
+  std::span<const int32_t> logit_rows;  // the rows whose logits are wanted, ascending
+
+  int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t sequences() const { return static_cast<int64_t>(context_lengths.size()); }
+};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_OPS_KV_H_

@@ -1,0 +1,132 @@
+#include "src/tensor/memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdlib>
+#include <fstream>
+#include <string>
+#include <utility>
+
+#include "src/base/checked.h"
+#include "src/base/units.h"
+
+namespace nibble {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kHugePage = size_t{2} << 20;
+
+// The value in bytes of a "Name:   123 kB" line of a /proc file; 0 where there is none.
+uint64_t ProcField(const char* file, std::string_view name) {
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) {
+    if (line.size() <= name.size() || !line.starts_with(name) || line[name.size()] != ':') continue;
+    const size_t digit = line.find_first_of("0123456789", name.size());
+    if (digit == std::string::npos) return 0;
+    uint64_t kib = 0;
+    std::from_chars(line.data() + digit, line.data() + line.size(), kib);
+    return kib * 1024;
+  }
+  return 0;
+}
+
+// A control group's figure; none where it is absent or "max".
+std::optional<uint64_t> ReadNumber(const char* file) {
+  std::ifstream in(file);
+  uint64_t value = 0;
+  if (in >> value) return value;
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::string_view Name(MemoryClass memory_class) {
+  constexpr std::string_view kNames[] = {"weights", "kv_cache", "workspace"};
+  return kNames[static_cast<size_t>(memory_class)];
+}
+
+void MemoryTracker::Add(MemoryClass memory_class, uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  current_[memory_class] += bytes;
+  if (current_.total() > peak_.total()) peak_ = current_;
+}
+
+void MemoryTracker::Remove(MemoryClass memory_class, uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  current_[memory_class] -= bytes;
+}
+
+MemoryUse MemoryTracker::current() const {
+  const std::lock_guard lock(mutex_);
+  return current_;
+}
+
+MemoryUse MemoryTracker::peak() const {
+  const std::lock_guard lock(mutex_);
+  return peak_;
+}
+
+void MemoryTracker::ResetPeak() {
+  const std::lock_guard lock(mutex_);
+  peak_ = current_;
+}
+
+Buffer::Buffer(void* data, size_t bytes, Release release, MemoryTracker* tracker, MemoryClass c)
+    : data_(data), bytes_(bytes), release_(release), tracker_(tracker), class_(c) {
+  tracker_->Add(class_, bytes_);
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)),
+      release_(other.release_),
+      tracker_(other.tracker_),
+      class_(other.class_) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  std::swap(release_, other.release_);
+  std::swap(tracker_, other.tracker_);
+  std::swap(class_, other.class_);
+  return *this;
+}
+
+Buffer::~Buffer() {
+  if (data_ == nullptr) return;
+  tracker_->Remove(class_, bytes_);
+  release_(data_, bytes_);
+}
+
+Result<Buffer> AllocateHost(MemoryTracker& tracker, MemoryClass memory_class, size_t bytes) {
+  const bool huge = bytes >= kHugePage;
+  const size_t alignment = huge ? kHugePage : kAlignment;
+  const size_t rounded = RoundUp(std::max<size_t>(bytes, 1), kAlignment);
+  void* data = std::aligned_alloc(alignment, RoundUp(rounded, alignment));
+  if (data == nullptr) {
+    return NotEnough("cannot allocate {} of memory for {}", FormatBytes(bytes), Name(memory_class));
+  }
+  if (huge) ::madvise(data, rounded, MADV_HUGEPAGE);
+  return Buffer(
+      data, rounded, [](void* p, size_t) { std::free(p); }, &tracker, memory_class);
+}
+
+HostMemory ReadHostMemory() {
+  HostMemory memory{.total_bytes = ProcField("/proc/meminfo", "MemTotal"),
+                    .available_bytes = ProcField("/proc/meminfo", "MemAvailable")};
+  const auto limit = ReadNumber("/sys/fs/cgroup/memory.max");
+  if (limit && *limit < memory.total_bytes) {
+    const uint64_t used = ReadNumber("/sys/fs/cgroup/memory.current").value_or(0);
+    memory.total_bytes = *limit;
+    memory.available_bytes = std::min(memory.available_bytes, *limit - std::min(*limit, used));
+  }
+  return memory;
+}
+
+uint64_t PeakResidentBytes() { return ProcField("/proc/self/status", "VmHWM"); }
+
+void ResetPeakResident() { std::ofstream("/proc/self/clear_refs") << "5"; }
+
+}  // namespace nibble

@@ -1,0 +1,87 @@
+// Every byte that a model's work takes is counted, by class, where it is allocated.
+#ifndef NIBBLE_TENSOR_MEMORY_H_
+#define NIBBLE_TENSOR_MEMORY_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+
+#include "src/base/error.h"
+
+namespace nibble {
+
+enum class MemoryClass : uint8_t { kWeights, kKvCache, kWorkspace };
+inline constexpr size_t kMemoryClasses = 3;
+std::string_view Name(MemoryClass memory_class);  // "weights", "kv_cache", "workspace"
+
+// Bytes by class.
+struct MemoryUse {
+  std::array<uint64_t, kMemoryClasses> bytes{};
+  uint64_t operator[](MemoryClass c) const { return bytes[static_cast<size_t>(c)]; }
+  uint64_t& operator[](MemoryClass c) { return bytes[static_cast<size_t>(c)]; }
+  uint64_t total() const { return bytes[0] + bytes[1] + bytes[2]; }
+};
+
+// What is allocated now, and what was at the moment when the total was highest. Thread-safe.
+class MemoryTracker {
+ public:
+  void Add(MemoryClass memory_class, uint64_t bytes);
+  void Remove(MemoryClass memory_class, uint64_t bytes);
+  MemoryUse current() const;
+  MemoryUse peak() const;
+  void ResetPeak();  // the peak becomes what is allocated now
+
+ private:
+  mutable std::mutex mutex_;
+  MemoryUse current_, peak_;
+};
+
+// Owned memory of one device. Movable. The allocator's tracker must outlive it.
+class Buffer {
+ public:
+  using Release = void (*)(void* data, size_t bytes);
+
+  Buffer() = default;
+  Buffer(void* data, size_t bytes, Release release, MemoryTracker* tracker, MemoryClass c);
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer();
+
+  void* data() const { return data_; }
+  size_t size() const { return bytes_; }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  Release release_ = nullptr;
+  MemoryTracker* tracker_ = nullptr;
+  MemoryClass class_ = MemoryClass::kWorkspace;
+};
+
+// Host memory aligned to 64 bytes, in huge pages where the system grants them; not zeroed. Fails
+// with ErrorCode::kResources. `tracker` counts it and must outlive the buffer.
+Result<Buffer> AllocateHost(MemoryTracker& tracker, MemoryClass memory_class, size_t bytes);
+
+struct HostMemory {
+  uint64_t total_bytes = 0;
+  uint64_t available_bytes = 0;  // what a new allocation may use, the control group's limit included
+};
+HostMemory ReadHostMemory();
+
+// The highest resident size of this process so far (VmHWM).
+uint64_t PeakResidentBytes();
+// Starts a new measurement of PeakResidentBytes() where the system allows it.
+void ResetPeakResident();
+
+}  // namespace nibble
+
+#endif  // NIBBLE_TENSOR_MEMORY_H_
