@@ -1,0 +1,73 @@
+// Writes a checkpoint in Hugging Face layout so that a directory that exists is complete:
+// everything goes to DIR.partial-<pid>, which is renamed at the end and removed on failure.
+//
+// All sizes are planned first; then tensors are written one by one, in any order.
+#ifndef NIBBLE_CHECKPOINT_CHECKPOINT_WRITER_H_
+#define NIBBLE_CHECKPOINT_CHECKPOINT_WRITER_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "src/base/error.h"
+#include "src/base/json.h"
+#include "src/checkpoint/checkpoint.h"
+#include "src/checkpoint/quantization_config.h"
+#include "src/format/weight.h"
+#include "src/tensor/tensor.h"
+
+namespace nibble {
+
+// What a checkpoint will hold.
+struct CheckpointPlan {
+  struct Tensor {
+    std::string name;
+    DType dtype = DType::kF16;
+    Shape shape;
+  };
+
+  Json config;                          // config.json, without quantization_config
+  Json generation_config;               // not written where it is empty
+  std::vector<Checkpoint::File> files;  // tokenizer files, README.md, quantize.json, …
+  std::vector<Tensor> tensors;          // in the order in which they will lie in the files
+  std::optional<QuantizationConfig> quantization;  // written into config.json (and, for GPTQ,
+                                                   // quantize_config.json)
+  uint64_t max_shard_bytes = 5'000'000'000;
+
+  void AddTensor(std::string name, DType dtype, Shape shape);
+  // The tensors of a quantized linear layer in the layout of `quantization`, which must be set.
+  // Fails where the layout cannot hold the shape (both multiples of 8, groups that divide
+  // in_features).
+  Status AddLinear(std::string_view linear_name, int64_t out_features, int64_t in_features);
+  // Bytes of all the tensors.
+  uint64_t tensor_bytes() const;
+};
+
+class CheckpointWriter {
+ public:
+  // Fails with kUsage where `directory` exists, with kResources where the disk has too little room.
+  static Result<std::unique_ptr<CheckpointWriter>> Create(const std::string& directory,
+                                                          CheckpointPlan plan);
+  // Removes what was written unless Finish succeeded.
+  ~CheckpointWriter();
+  CheckpointWriter(const CheckpointWriter&) = delete;
+  CheckpointWriter& operator=(const CheckpointWriter&) = delete;
+
+  // The tensor must be in the plan with this type and shape, and be written once.
+  Status Add(std::string_view name, const TensorView& tensor);
+  Status AddLinear(std::string_view linear_name, const QuantizedWeight& weight);
+  // Writes the other files, syncs, renames. Every planned tensor must have been written.
+  Status Finish();
+
+ private:
+  struct State;
+  explicit CheckpointWriter(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_CHECKPOINT_CHECKPOINT_WRITER_H_
