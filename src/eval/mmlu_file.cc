@@ -1,6 +1,10 @@
 #include "src/eval/mmlu_file.h"
 
+#include <utf8proc.h>
+
 #include <algorithm>
+#include <charconv>
+#include <system_error>
 #include <utility>
 
 namespace nibble {
@@ -45,7 +49,7 @@ std::optional<size_t> FindColumn(const CsvRow& header, const std::vector<std::st
 // The layout that a header row describes; nothing where the row is no header.
 Result<std::optional<Layout>> ReadHeader(const CsvRow& row, std::string_view path) {
   const auto question = FindColumn(row, {"question", "input", "prompt"});
-  const auto answer = FindColumn(row, {"answer", "target"});
+  const auto answer = FindColumn(row, {"answer", "target", "label"});
   if (!question || !answer) return std::optional<Layout>();
   Layout layout{.columns = row.cells.size(), .question = *question, .answer = *answer};
   layout.choice_list = FindColumn(row, {"choices"});
@@ -71,8 +75,9 @@ Status ReadAnswer(const std::string& cell, MmluQuestion& question, MmluAnswerFor
     question.answer = text[0] - '0';
     form = MmluAnswerForm::kDigits;
   } else {
-    return BadInput("the answer: want A, B, C or D (or 0 to 3), got \"{}\"",
-                    text.size() > 40 ? text.substr(0, 20) : text);
+    return BadInput("the answer: want A, B, C or D (or 0 to 3), got {}",
+                    text.size() > 40 ? fmt::format("{} bytes of text", text.size())
+                                     : fmt::format("\"{}\"", text));
   }
   return {};
 }
@@ -106,6 +111,34 @@ Result<MmluQuestion> ReadQuestion(const CsvRow& row, const Layout& layout, MmluA
   return question;
 }
 
+// Reads `digits` hexadecimal digits at text[i] as a code point and appends it as UTF-8.
+bool AppendCodePoint(std::string_view text, size_t i, size_t digits, std::string& value) {
+  if (text.size() - i < digits) return false;
+  utf8proc_int32_t code_point = 0;
+  const char* end = text.data() + i + digits;
+  const auto [stop, error] = std::from_chars(text.data() + i, end, code_point, 16);
+  if (error != std::errc() || stop != end || !utf8proc_codepoint_valid(code_point)) return false;
+  std::array<utf8proc_uint8_t, 4> bytes;
+  const utf8proc_ssize_t length = utf8proc_encode_char(code_point, bytes.data());
+  value.append(reinterpret_cast<const char*>(bytes.data()), static_cast<size_t>(length));
+  return true;
+}
+
+// Appends what the escape sequence after the backslash at text[i - 1] stands for and moves i to its
+// last character.
+bool AppendEscape(std::string_view text, size_t& i, std::string& value) {
+  constexpr std::string_view kPlain = "\\'\"ntr";
+  constexpr std::string_view kMeaning = "\\'\"\n\t\r";
+  if (const size_t plain = kPlain.find(text[i]); plain != std::string_view::npos) {
+    value += kMeaning[plain];
+    return true;
+  }
+  const size_t digits = text[i] == 'x' ? 2 : text[i] == 'u' ? 4 : text[i] == 'U' ? 8 : 0;
+  if (digits == 0 || !AppendCodePoint(text, i + 1, digits, value)) return false;
+  i += digits;
+  return true;
+}
+
 // Reads one quoted string off the front of `text`.
 std::optional<std::string> TakeString(std::string_view& text) {
   if (text.empty() || (text.front() != '\'' && text.front() != '"')) return std::nullopt;
@@ -118,26 +151,8 @@ std::optional<std::string> TakeString(std::string_view& text) {
     }
     if (text[i] != '\\') {
       value += text[i];
-      continue;
-    }
-    if (++i == text.size()) break;
-    switch (text[i]) {
-      case 'n':
-        value += '\n';
-        break;
-      case 't':
-        value += '\t';
-        break;
-      case 'r':
-        value += '\r';
-        break;
-      case '\\':
-      case '\'':
-      case '"':
-        value += text[i];
-        break;
-      default:
-        return std::nullopt;  // \x.. and \u.. stand for what a CSV would hold as it is
+    } else if (++i == text.size() || !AppendEscape(text, i, value)) {
+      return std::nullopt;
     }
   }
   return std::nullopt;
