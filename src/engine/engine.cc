@@ -1,0 +1,224 @@
+#include "src/engine/engine.h"
+
+#include <algorithm>
+
+#include "src/base/checked.h"
+#include "src/base/units.h"
+
+namespace nibble {
+
+KvLayout KvLayoutFor(const ModelConfig& config, const Backend& backend, DType kv_dtype) {
+  return {.layers = config.layers,
+          .kv_heads = config.kv_heads,
+          .head_dim = config.head_dim,
+          .block_tokens = backend.kv_block_tokens(),
+          .dtype = kv_dtype};
+}
+
+int64_t KvTokensFor(const Backend& backend, int64_t sequences, int64_t tokens) {
+  return sequences * RoundUp(tokens, backend.kv_block_tokens());
+}
+
+Status MemoryPrediction::CheckAgainst(uint64_t available_bytes) const {
+  if (use.total() <= available_bytes) return {};
+  return NotEnough(
+      "this needs {} of memory (weights {}, KV cache {}, workspace {}), but only {} is available",
+      FormatBytes(use.total()), FormatBytes(use[MemoryClass::kWeights]),
+      FormatBytes(use[MemoryClass::kKvCache]), FormatBytes(use[MemoryClass::kWorkspace]),
+      FormatBytes(available_bytes));
+}
+
+MemoryPrediction PredictMemory(const Checkpoint& checkpoint, const ModelDescription& model,
+                               const Backend& backend, const EngineOptions& options) {
+  const KvLayout layout = KvLayoutFor(model.config, backend, options.kv_dtype);
+  const auto blocks = static_cast<uint64_t>(CeilDiv(options.kv_tokens, layout.block_tokens));
+  MemoryPrediction prediction;
+  prediction.use[MemoryClass::kWeights] = PredictWeightBytes(checkpoint, model, backend).total();
+  prediction.use[MemoryClass::kKvCache] = blocks * layout.BlockBytes();
+  prediction.use[MemoryClass::kWorkspace] =
+      Forward::WorkspaceBytes(model.config, backend, options.limits);
+  return prediction;
+}
+
+Result<std::unique_ptr<Engine>> Engine::Create(const ModelWeights& weights, Backend& backend,
+                                               const EngineOptions& options) {
+  CHECK(options.limits.rows > 0 && options.limits.sequences > 0 && options.kv_tokens > 0);
+  std::unique_ptr<Engine> engine(new Engine(weights, backend));
+  const KvLayout layout = KvLayoutFor(weights.config, backend, options.kv_dtype);
+  const int64_t blocks = CeilDiv(options.kv_tokens, layout.block_tokens);
+  NIBBLE_ASSIGN_OR_RETURN(engine->cache_, backend.CreateKvCache(layout, blocks));
+  NIBBLE_ASSIGN_OR_RETURN(engine->forward_, Forward::Create(weights, backend, options.limits));
+  engine->pool_ = std::make_unique<KvPool>(blocks);
+  return engine;
+}
+
+Engine::Sequence& Engine::Get(SequenceId sequence) {
+  const auto it = sequences_.find(sequence);
+  CHECK(it != sequences_.end(), "sequence {} is not open", sequence);
+  return it->second;
+}
+
+SequenceId Engine::Open() {
+  sequences_.emplace(next_id_, Sequence{});
+  return next_id_++;
+}
+
+SequenceId Engine::Fork(SequenceId parent) {
+  const Sequence copy = Get(parent);
+  for (const int32_t block : copy.blocks) pool_->Share(block);
+  sequences_.emplace(next_id_, copy);
+  return next_id_++;
+}
+
+void Engine::Close(SequenceId sequence) {
+  for (const int32_t block : Get(sequence).blocks) pool_->Release(block);
+  sequences_.erase(sequence);
+}
+
+int64_t Engine::length(SequenceId sequence) const { return sequences_.at(sequence).length; }
+
+int64_t Engine::free_kv_tokens() const {
+  return pool_->free_blocks() * cache_->layout().block_tokens;
+}
+
+int64_t Engine::BlocksNeeded(const Sequence& sequence, int64_t tokens) const {
+  const int64_t block_tokens = cache_->layout().block_tokens;
+  const int64_t more = CeilDiv(sequence.length + tokens, block_tokens) -
+                       static_cast<int64_t>(sequence.blocks.size());
+  const bool copies_last = sequence.length % block_tokens != 0 &&
+                           pool_->holders(sequence.blocks.back()) > 1;
+  return more + (copies_last ? 1 : 0);
+}
+
+Status Engine::CheckRequest(std::span<const Extension> extensions) const {
+  int64_t blocks = 0;
+  for (const Extension& extension : extensions) {
+    const Sequence& sequence = sequences_.at(extension.sequence);
+    const auto count = static_cast<int64_t>(extension.tokens.size());
+    CHECK(count > 0);
+    for (const int32_t token : extension.tokens) {
+      if (token < 0 || token >= config().vocabulary) {
+        return BadInput("token id {} is outside the model's vocabulary of {}", token,
+                        config().vocabulary);
+      }
+    }
+    const int64_t context = std::min(config().max_context, limits().context);
+    if (sequence.length + count > context) {
+      return BadInput("a sequence of {} tokens is longer than the context of {}",
+                      sequence.length + count, context);
+    }
+    blocks += BlocksNeeded(sequence, count);
+  }
+  if (blocks > pool_->free_blocks()) {
+    return NotEnough("the KV cache is full: {} blocks of {} tokens are wanted, {} are free", blocks,
+                     cache_->layout().block_tokens, pool_->free_blocks());
+  }
+  return {};
+}
+
+void Engine::ReserveBlocks(Sequence& sequence, int64_t tokens) {
+  const int64_t block_tokens = cache_->layout().block_tokens;
+  if (sequence.length % block_tokens != 0 && pool_->holders(sequence.blocks.back()) > 1) {
+    // Writing into a block that others hold too would change their past: copy it first.
+    const int32_t copy = pool_->Take().value();
+    backend_.CopyKvBlock(*cache_, sequence.blocks.back(), copy);
+    pool_->Release(sequence.blocks.back());
+    sequence.blocks.back() = copy;
+  }
+  const auto blocks = static_cast<size_t>(CeilDiv(sequence.length + tokens, block_tokens));
+  while (sequence.blocks.size() < blocks) sequence.blocks.push_back(pool_->Take().value());
+}
+
+Status Engine::Extend(std::span<const Extension> extensions, const LogitsSink& sink,
+                      const CancelToken& cancel) {
+  NIBBLE_RETURN_IF_ERROR(CheckRequest(extensions));
+  for (const Extension& extension : extensions) {
+    ReserveBlocks(Get(extension.sequence), static_cast<int64_t>(extension.tokens.size()));
+  }
+  // Fill steps with pieces of the extensions, in order.
+  std::vector<Piece> pieces;
+  int64_t rows = 0, logit_rows = 0;
+  const auto flush = [&]() -> Status {
+    if (pieces.empty()) return {};
+    NIBBLE_RETURN_IF_ERROR(cancel.Check());
+    NIBBLE_RETURN_IF_ERROR(RunStep(extensions, pieces, sink));
+    pieces.clear();
+    rows = logit_rows = 0;
+    return {};
+  };
+  for (size_t e = 0; e < extensions.size(); ++e) {
+    const auto total = static_cast<int64_t>(extensions[e].tokens.size());
+    for (int64_t done = 0; done < total;) {
+      int64_t room = limits().rows - rows;
+      if (extensions[e].logits == WantLogits::kAll) {
+        room = std::min(room, limits().logit_rows - logit_rows);
+      }
+      int64_t count = std::min(room, total - done);
+      const bool last_logits = extensions[e].logits == WantLogits::kLast && done + count == total;
+      if (last_logits && logit_rows == limits().logit_rows) count = 0;
+      if (count <= 0 || static_cast<int64_t>(pieces.size()) == limits().sequences) {
+        NIBBLE_RETURN_IF_ERROR(flush());
+        continue;
+      }
+      pieces.push_back({e, done, count});
+      rows += count;
+      done += count;
+      logit_rows += extensions[e].logits == WantLogits::kAll ? count : last_logits ? 1 : 0;
+    }
+  }
+  return flush();
+}
+
+Status Engine::RunStep(std::span<const Extension> extensions, std::span<const Piece> pieces,
+                       const LogitsSink& sink) {
+  std::vector<int32_t> tokens, positions, row_begin{0}, context_lengths, logit_rows;
+  size_t max_blocks = 1;
+  for (const Piece& piece : pieces) {
+    const Extension& extension = extensions[piece.extension];
+    Sequence& sequence = Get(extension.sequence);
+    for (int64_t i = 0; i < piece.count; ++i) {
+      tokens.push_back(extension.tokens[static_cast<size_t>(piece.first + i)]);
+      positions.push_back(static_cast<int32_t>(sequence.length + i));
+      const bool last = piece.first + i + 1 == static_cast<int64_t>(extension.tokens.size());
+      if (extension.logits == WantLogits::kAll || (extension.logits == WantLogits::kLast && last)) {
+        logit_rows.push_back(static_cast<int32_t>(tokens.size() - 1));
+      }
+    }
+    sequence.length += piece.count;
+    row_begin.push_back(static_cast<int32_t>(tokens.size()));
+    context_lengths.push_back(static_cast<int32_t>(sequence.length));
+    max_blocks = std::max(max_blocks, sequence.blocks.size());
+  }
+  std::vector<int32_t> block_tables(pieces.size() * max_blocks, 0);
+  for (size_t p = 0; p < pieces.size(); ++p) {
+    const Sequence& sequence = Get(extensions[pieces[p].extension].sequence);
+    std::copy(sequence.blocks.begin(), sequence.blocks.end(),
+              block_tables.begin() + static_cast<int64_t>(p * max_blocks));
+  }
+  const MatrixView logits = forward_->Run({.tokens = tokens,
+                                           .positions = positions,
+                                           .row_begin = row_begin,
+                                           .context_lengths = context_lengths,
+                                           .block_tables = block_tables,
+                                           .max_blocks = static_cast<int64_t>(max_blocks),
+                                           .logit_rows = logit_rows},
+                                          *cache_);
+  if (logit_rows.empty()) return {};
+  NIBBLE_ASSIGN_OR_RETURN(const MatrixView host, backend_.ToHost(logits));
+  int64_t row = 0;
+  for (const Piece& piece : pieces) {
+    const Extension& extension = extensions[piece.extension];
+    const bool ends =
+        piece.first + piece.count == static_cast<int64_t>(extension.tokens.size());
+    if (extension.logits == WantLogits::kAll) {
+      sink(piece.extension, piece.first, host.Rows(row, piece.count));
+      row += piece.count;
+    } else if (extension.logits == WantLogits::kLast && ends) {
+      sink(piece.extension, piece.first + piece.count - 1, host.Rows(row, 1));
+      row += 1;
+    }
+  }
+  return {};
+}
+
+}  // namespace nibble

@@ -1,0 +1,115 @@
+// Runs a model over many sequences at once, on a paged KV cache.
+//
+// A sequence grows by Extend; Fork makes a sequence that begins like another and shares its cache:
+// whole blocks by reference, a partly filled last block by copy. All memory is taken by Create.
+#ifndef NIBBLE_ENGINE_ENGINE_H_
+#define NIBBLE_ENGINE_ENGINE_H_
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "src/base/cancel.h"
+#include "src/engine/kv_pool.h"
+#include "src/model/forward.h"
+#include "src/model/model_weights.h"
+
+namespace nibble {
+
+struct EngineOptions {
+  DType kv_dtype = DType::kF16;
+  int64_t kv_tokens = 0;  // room in the cache, in tokens; rounded up to blocks
+  StepLimits limits;      // of one step; larger work is split
+};
+
+// What a model's work on a backend takes, predicted before anything is allocated.
+struct MemoryPrediction {
+  MemoryUse use;
+  // Status kResources, naming both figures, where it exceeds what the machine has free beyond
+  // `already_used` (weights that are loaded count as used).
+  Status CheckAgainst(uint64_t available_bytes) const;
+};
+MemoryPrediction PredictMemory(const Checkpoint& checkpoint, const ModelDescription& model,
+                               const Backend& backend, const EngineOptions& options);
+
+KvLayout KvLayoutFor(const ModelConfig& config, const Backend& backend, DType kv_dtype);
+
+// The blocks that `sequences` sequences of `tokens` tokens take, as tokens.
+int64_t KvTokensFor(const Backend& backend, int64_t sequences, int64_t tokens);
+
+using SequenceId = int64_t;
+
+// After which of an extension's tokens the logits (of the next token) are wanted.
+enum class WantLogits { kNone, kLast, kAll };
+
+struct Extension {
+  SequenceId sequence = 0;
+  std::span<const int32_t> tokens;  // at least one
+  WantLogits logits = WantLogits::kLast;
+};
+
+// Logits that became ready: row i of `logits` (float32 on the host, [n, vocabulary]) follows the
+// token `first_token + i` of extension number `extension`. The view is valid during the call. The
+// tokens of one extension come in order.
+using LogitsSink =
+    std::function<void(size_t extension, int64_t first_token, const MatrixView& logits)>;
+
+class Engine {
+ public:
+  // Borrows `weights` and `backend`.
+  static Result<std::unique_ptr<Engine>> Create(const ModelWeights& weights, Backend& backend,
+                                                const EngineOptions& options);
+
+  SequenceId Open();
+  SequenceId Fork(SequenceId parent);
+  void Close(SequenceId sequence);
+  int64_t length(SequenceId sequence) const;  // tokens in the cache
+
+  // Appends the tokens to their sequences, each at most once per call, in as many steps as the
+  // limits ask for. kBadInput where a token id is outside the vocabulary or a sequence would outgrow
+  // the model's context, kResources where the cache is full; nothing is appended then.
+  // kInterrupted between steps; the sequences then hold part of the tokens.
+  Status Extend(std::span<const Extension> extensions, const LogitsSink& sink,
+                const CancelToken& cancel);
+
+  const ModelConfig& config() const { return weights_.config; }
+  const ModelWeights& weights() const { return weights_; }
+  Backend& backend() { return backend_; }
+  const StepLimits& limits() const { return forward_->limits(); }
+  int64_t free_kv_tokens() const;
+
+ private:
+  struct Sequence {
+    std::vector<int32_t> blocks;
+    int64_t length = 0;
+  };
+  // A run of one extension's tokens within one step.
+  struct Piece {
+    size_t extension;
+    int64_t first;  // token of the extension
+    int64_t count;
+  };
+
+  Engine(const ModelWeights& weights, Backend& backend) : weights_(weights), backend_(backend) {}
+  Sequence& Get(SequenceId sequence);
+  // Blocks that appending `tokens` to the sequence takes, a copy of a shared last block included.
+  int64_t BlocksNeeded(const Sequence& sequence, int64_t tokens) const;
+  Status CheckRequest(std::span<const Extension> extensions) const;
+  void ReserveBlocks(Sequence& sequence, int64_t tokens);
+  Status RunStep(std::span<const Extension> extensions, std::span<const Piece> pieces,
+                 const LogitsSink& sink);
+
+  const ModelWeights& weights_;
+  Backend& backend_;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<KvPool> pool_;
+  std::unique_ptr<Forward> forward_;
+  std::unordered_map<SequenceId, Sequence> sequences_;
+  SequenceId next_id_ = 1;
+};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_ENGINE_ENGINE_H_

@@ -1,0 +1,95 @@
+#include "src/model/forward.h"
+
+#include "src/base/checked.h"
+
+namespace nibble {
+
+void QkvInput(const LayerContext& l, MatrixView residual, MatrixView out) {
+  l.backend.RmsNorm(residual, l.weights.input_norm.view(), l.config.rms_epsilon, out);
+}
+
+void OutputInput(const LayerContext& l, MatrixView qkv_input, MatrixView qkv, MatrixView out) {
+  const AttentionSpec attention = l.config.attention(l.layer);
+  const MatrixView queries = qkv.Columns(0, l.config.q_features());
+  l.backend.Linear(l.plan, *l.weights.qkv, qkv_input, Epilogue::kNone, qkv);
+  l.backend.RopeAndStoreKv(l.plan, l.rope, attention, l.layer, qkv, l.cache);
+  l.backend.Attend(l.plan, attention, l.layer, queries, l.cache, out);
+}
+
+void MlpInput(const LayerContext& l, MatrixView output_input, MatrixView residual,
+              MatrixView out) {
+  l.backend.Linear(l.plan, *l.weights.output, output_input, Epilogue::kAdd, residual);
+  l.backend.RmsNorm(residual, l.weights.post_attention_norm.view(), l.config.rms_epsilon, out);
+}
+
+void DownInput(const LayerContext& l, MatrixView mlp_input, MatrixView out) {
+  l.backend.Linear(l.plan, *l.weights.gate_up, mlp_input, Epilogue::kSiluMul, out);
+}
+
+void LayerOutput(const LayerContext& l, MatrixView down_input, MatrixView residual) {
+  l.backend.Linear(l.plan, *l.weights.down, down_input, Epilogue::kAdd, residual);
+}
+
+MatrixView Forward::Run(const Batch& batch, KvCache& cache) {
+  CHECK(batch.rows() <= limits_.rows && batch.sequences() <= limits_.sequences);
+  const auto logit_rows = static_cast<int64_t>(batch.logit_rows.size());
+  CHECK(logit_rows <= limits_.logit_rows);
+  const int64_t rows = batch.rows();
+  const MatrixView residual = residual_.Rows(rows), normed = normed_.Rows(rows);
+  const MatrixView qkv = qkv_.Rows(rows), attention = attention_.Rows(rows);
+  const MatrixView gated = gated_.Rows(rows);
+
+  backend_.SetBatch(*plan_, batch);
+  backend_.Embed(*plan_, *weights_.embedding, residual);
+  for (int64_t i = 0; i < weights_.config.layers; ++i) {
+    const LayerContext layer{backend_, weights_.config, weights_.layers[static_cast<size_t>(i)],
+                             RopeSpec{rope_frequencies_}, i, *plan_, cache};
+    QkvInput(layer, residual, normed);
+    OutputInput(layer, normed, qkv, attention);
+    MlpInput(layer, attention, residual, normed);
+    DownInput(layer, normed, gated);
+    LayerOutput(layer, gated, residual);
+  }
+  const MatrixView logits = logits_.Rows(logit_rows);
+  if (logit_rows == 0) return logits;
+  const MatrixView gathered = gathered_.Rows(logit_rows);
+  backend_.GatherLogitRows(*plan_, residual, gathered);
+  backend_.RmsNorm(gathered, weights_.final_norm.view(), weights_.config.rms_epsilon, gathered);
+  backend_.Linear(*plan_, weights_.logits_weight(), gathered, Epilogue::kNone, logits);
+  return logits;
+}
+
+Result<std::unique_ptr<Forward>> Forward::Create(const ModelWeights& weights, Backend& backend,
+                                                 const StepLimits& limits) {
+  const ModelConfig& c = weights.config;
+  std::unique_ptr<Forward> forward(new Forward(weights, backend, limits));
+  forward->rope_frequencies_ = RopeFrequencies(c.rope, c.head_dim);
+  NIBBLE_ASSIGN_OR_RETURN(forward->plan_, backend.CreatePlan(limits, c.extents()));
+  const auto allocate = [&](DType type, int64_t rows, int64_t columns) {
+    return backend.Allocate(MemoryClass::kWorkspace, type, rows, columns);
+  };
+  const DType type = backend.activation_type();
+  NIBBLE_ASSIGN_OR_RETURN(forward->residual_, allocate(type, limits.rows, c.hidden));
+  NIBBLE_ASSIGN_OR_RETURN(forward->normed_, allocate(type, limits.rows, c.hidden));
+  NIBBLE_ASSIGN_OR_RETURN(forward->qkv_, allocate(type, limits.rows, c.qkv_features()));
+  NIBBLE_ASSIGN_OR_RETURN(forward->attention_, allocate(type, limits.rows, c.q_features()));
+  NIBBLE_ASSIGN_OR_RETURN(forward->gated_, allocate(type, limits.rows, c.intermediate));
+  NIBBLE_ASSIGN_OR_RETURN(forward->gathered_, allocate(type, limits.logit_rows, c.hidden));
+  NIBBLE_ASSIGN_OR_RETURN(forward->logits_,
+                          allocate(DType::kF32, limits.logit_rows, c.vocabulary));
+  return forward;
+}
+
+uint64_t Forward::WorkspaceBytes(const ModelConfig& c, const Backend& backend,
+                                 const StepLimits& limits) {
+  const auto bytes = [](int64_t rows, int64_t columns, DType type) {
+    return RoundUp<uint64_t>(static_cast<uint64_t>(rows * columns) * BytesOf(type), 64);
+  };
+  const DType type = backend.activation_type();
+  return backend.PlanBytes(limits, c.extents()) + 2 * bytes(limits.rows, c.hidden, type) +
+         bytes(limits.rows, c.qkv_features(), type) + bytes(limits.rows, c.q_features(), type) +
+         bytes(limits.rows, c.intermediate, type) + bytes(limits.logit_rows, c.hidden, type) +
+         bytes(limits.logit_rows, c.vocabulary, DType::kF32);
+}
+
+}  // namespace nibble

@@ -1,0 +1,78 @@
+// The Llama family's forward pass, said once, for every backend and weight format.
+//
+// A layer is four stages, each of which ends at the input of a group of linear layers; a quantizer
+// runs them one by one over its calibration data, Forward chains them.
+#ifndef NIBBLE_MODEL_FORWARD_H_
+#define NIBBLE_MODEL_FORWARD_H_
+
+#include <memory>
+#include <vector>
+
+#include "src/model/model_weights.h"
+#include "src/ops/backend.h"
+
+namespace nibble {
+
+// Everything that a layer's stages need besides activations. Borrows all of it.
+struct LayerContext {
+  Backend& backend;
+  const ModelConfig& config;
+  const LayerWeights& weights;
+  RopeSpec rope;
+  int64_t layer;
+  BatchPlan& plan;
+  KvCache& cache;
+};
+
+// `residual` is the residual stream, [rows, hidden].
+
+// out [rows, hidden] = the input of q, k and v.
+void QkvInput(const LayerContext& layer, MatrixView residual, MatrixView out);
+// out [rows, heads · head_dim] = the input of o. Writes the cache. `qkv` is scratch,
+// [rows, qkv_features].
+void OutputInput(const LayerContext& layer, MatrixView qkv_input, MatrixView qkv, MatrixView out);
+// residual += o(output_input); out [rows, hidden] = the input of gate and up.
+void MlpInput(const LayerContext& layer, MatrixView output_input, MatrixView residual,
+              MatrixView out);
+// out [rows, intermediate] = the input of down.
+void DownInput(const LayerContext& layer, MatrixView mlp_input, MatrixView out);
+// residual += down(down_input).
+void LayerOutput(const LayerContext& layer, MatrixView down_input, MatrixView residual);
+
+// A model with the activations' memory, ready to run steps within its limits.
+class Forward {
+ public:
+  // Borrows `weights` and `backend`.
+  static Result<std::unique_ptr<Forward>> Create(const ModelWeights& weights, Backend& backend,
+                                                 const StepLimits& limits);
+  // Bytes of class kWorkspace that Create takes.
+  static uint64_t WorkspaceBytes(const ModelConfig& config, const Backend& backend,
+                                 const StepLimits& limits);
+
+  // Runs the batch (see Batch; within the limits), extends the cache, and returns the logits of its
+  // logit rows: float32 [logit_rows, vocabulary] on the device, valid until the next Run.
+  MatrixView Run(const Batch& batch, KvCache& cache);
+
+  const StepLimits& limits() const { return limits_; }
+
+ private:
+  Forward(const ModelWeights& weights, Backend& backend, const StepLimits& limits)
+      : weights_(weights), backend_(backend), limits_(limits) {}
+
+  const ModelWeights& weights_;
+  Backend& backend_;
+  StepLimits limits_;
+  std::vector<float> rope_frequencies_;
+  std::unique_ptr<BatchPlan> plan_;
+  Matrix residual_;   // [rows, hidden]
+  Matrix normed_;     // [rows, hidden]
+  Matrix qkv_;        // [rows, qkv_features]
+  Matrix attention_;  // [rows, heads · head_dim]
+  Matrix gated_;      // [rows, intermediate]
+  Matrix gathered_;   // [logit_rows, hidden]
+  Matrix logits_;     // [logit_rows, vocabulary]
+};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_MODEL_FORWARD_H_

@@ -1,0 +1,265 @@
+#include "src/model/model_weights.h"
+
+#include <algorithm>
+#include <array>
+#include <set>
+
+#include "src/base/checked.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::string_view kEmbedding = "model.embed_tokens";
+constexpr std::string_view kFinalNorm = "model.norm.weight";
+constexpr std::string_view kLmHead = "lm_head";
+
+std::string LayerPrefix(int64_t layer) { return fmt::format("model.layers.{}.", layer); }
+std::string InputNorm(int64_t layer) { return LayerPrefix(layer) + "input_layernorm.weight"; }
+std::string PostAttentionNorm(int64_t layer) {
+  return LayerPrefix(layer) + "post_attention_layernorm.weight";
+}
+
+bool IsQuantized(const ModelDescription& model, std::string_view linear) {
+  return model.quantization && model.quantization->Covers(linear);
+}
+
+// Checks the checkpoint's tensors against the model, one at a time.
+class TensorAudit {
+ public:
+  TensorAudit(const Checkpoint& checkpoint, const ModelDescription& model)
+      : checkpoint_(checkpoint), model_(model) {}
+
+  Status Vector(const std::string& name, int64_t length) {
+    return Tensor(name, Shape{length}, /*floating=*/true);
+  }
+
+  Status Linear(const LinearName& linear) {
+    if (IsQuantized(model_, linear.name)) {
+      // ReadWeight checks shapes and contents against the quantization when it reads them.
+      for (const char* part : {".qweight", ".qzeros", ".scales", ".g_idx"}) {
+        used_.insert(linear.name + part);
+      }
+    } else {
+      NIBBLE_RETURN_IF_ERROR(Tensor(linear.name + ".weight",
+                                    Shape{linear.out_features, linear.in_features},
+                                    /*floating=*/true));
+    }
+    const std::string bias = linear.name + ".bias";
+    if (linear.bias) return Vector(bias, linear.out_features);
+    return checkpoint_.Find(bias) == nullptr ? Status() : ZeroBias(bias, linear.out_features);
+  }
+
+  Status NothingLeft() const {
+    for (const TensorInfo& tensor : checkpoint_.tensors()) {
+      const std::string_view name = tensor.name;
+      // Tables of the rotary embedding follow from the configuration; a tied output layer is a copy
+      // that transformers ignores too.
+      const bool redundant =
+          name.ends_with("rotary_emb.inv_freq") ||
+          (name == "lm_head.weight" && model_.config.tied_embeddings);
+      if (!used_.contains(tensor.name) && !redundant) {
+        return BadInput("{}: tensor {} {} has no place in {} as its config describes it",
+                        checkpoint_.path(), tensor.name, tensor.shape.ToString(),
+                        model_.config.architecture);
+      }
+    }
+    return {};
+  }
+
+ private:
+  Status Tensor(const std::string& name, const Shape& shape, bool floating) {
+    const TensorInfo* info = checkpoint_.Find(name);
+    if (info == nullptr) return BadInput("{}: tensor {} is missing", checkpoint_.path(), name);
+    if (info->shape != shape) {
+      return BadInput("{}: {}: want {}, got {}", checkpoint_.path(), name, shape.ToString(),
+                      info->shape.ToString());
+    }
+    if (floating && (!info->dtype || !IsFloat(*info->dtype))) {
+      return BadInput("{}: {}: want F32, F16 or BF16, got {}", checkpoint_.path(), name,
+                      info->stored_type);
+    }
+    used_.insert(name);
+    return {};
+  }
+
+  // GPTQ tools write biases of zeros for layers that have none.
+  Status ZeroBias(const std::string& name, int64_t length) {
+    NIBBLE_RETURN_IF_ERROR(Vector(name, length));
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values,
+                            ReadVector(checkpoint_, name, length));
+    if (std::any_of(values.begin(), values.end(), [](float v) { return v != 0; })) {
+      return BadInput("{}: {} is not zero, but the config gives {} no bias there",
+                      checkpoint_.path(), name, model_.config.architecture);
+    }
+    return {};
+  }
+
+  const Checkpoint& checkpoint_;
+  const ModelDescription& model_;
+  std::set<std::string> used_;
+};
+
+LinearName EmbeddingLinear(const ModelConfig& config) {
+  return {std::string(kEmbedding), config.vocabulary, config.hidden, false};
+}
+LinearName LmHeadLinear(const ModelConfig& config) {
+  return {std::string(kLmHead), config.vocabulary, config.hidden, false};
+}
+
+Result<Matrix> LoadNorm(const Checkpoint& checkpoint, const std::string& name, int64_t length,
+                        Backend& backend) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> gain, ReadVector(checkpoint, name, length));
+  return backend.Upload(gain);
+}
+
+// Reads the linears that form one prepared linear, packs them, and lets their pages go.
+Result<std::unique_ptr<PreparedLinear>> LoadLinear(const Checkpoint& checkpoint,
+                                                   const ModelDescription& model,
+                                                   std::initializer_list<const LinearName*> parts,
+                                                   Interleave interleave, Backend& backend) {
+  std::vector<Weight> weights;
+  std::vector<std::vector<float>> biases;
+  for (const LinearName* part : parts) {
+    NIBBLE_ASSIGN_OR_RETURN(Weight weight,
+                            ReadWeight(checkpoint, part->name, part->out_features,
+                                       part->in_features, model.quantization));
+    biases.emplace_back();
+    if (part->bias) {
+      NIBBLE_ASSIGN_OR_RETURN(biases.back(),
+                              ReadVector(checkpoint, part->name + ".bias", part->out_features));
+    }
+    if (!weights.empty()) {
+      const auto* first = std::get_if<DenseWeight>(&weights.front());
+      const auto* dense = std::get_if<DenseWeight>(&weight);
+      if ((first == nullptr) != (dense == nullptr) || (dense && dense->dtype != first->dtype)) {
+        return BadInput("{}: {} and {} are stored in different types, which nibble does not mix",
+                        checkpoint.path(), (*parts.begin())->name, part->name);
+      }
+    }
+    weights.push_back(std::move(weight));
+  }
+  std::vector<LinearSource> sources;
+  for (size_t i = 0; i < weights.size(); ++i) sources.push_back({&weights[i], biases[i]});
+  auto prepared = backend.Prepare(sources, interleave);
+  for (const LinearName* part : parts) {
+    for (const char* suffix : {".weight", ".qweight", ".qzeros", ".scales"}) {
+      if (checkpoint.Find(part->name + suffix) != nullptr) checkpoint.Release(part->name + suffix);
+    }
+  }
+  return prepared;
+}
+
+}  // namespace
+
+LayerLinears LinearsOfLayer(const ModelConfig& c, int64_t layer) {
+  const std::string attention = LayerPrefix(layer) + "self_attn.";
+  const std::string mlp = LayerPrefix(layer) + "mlp.";
+  return {
+      .q = {attention + "q_proj", c.q_features(), c.hidden, c.qkv_bias},
+      .k = {attention + "k_proj", c.kv_features(), c.hidden, c.qkv_bias},
+      .v = {attention + "v_proj", c.kv_features(), c.hidden, c.qkv_bias},
+      .output = {attention + "o_proj", c.hidden, c.q_features(), c.output_bias},
+      .gate = {mlp + "gate_proj", c.intermediate, c.hidden, c.mlp_bias},
+      .up = {mlp + "up_proj", c.intermediate, c.hidden, c.mlp_bias},
+      .down = {mlp + "down_proj", c.hidden, c.intermediate, c.mlp_bias},
+  };
+}
+
+Result<ModelDescription> DescribeModel(const Checkpoint& checkpoint) {
+  ModelDescription model;
+  NIBBLE_ASSIGN_OR_RETURN(model.config,
+                          ParseModelConfig(checkpoint.config(), checkpoint.generation_config(),
+                                           checkpoint.path()));
+  NIBBLE_ASSIGN_OR_RETURN(model.quantization,
+                          ParseQuantizationConfig(checkpoint.config(), checkpoint.path()));
+  const ModelConfig& config = model.config;
+  TensorAudit audit(checkpoint, model);
+  NIBBLE_RETURN_IF_ERROR(audit.Linear(EmbeddingLinear(config)));
+  for (int64_t i = 0; i < config.layers; ++i) {
+    NIBBLE_RETURN_IF_ERROR(audit.Vector(InputNorm(i), config.hidden));
+    NIBBLE_RETURN_IF_ERROR(audit.Vector(PostAttentionNorm(i), config.hidden));
+    const LayerLinears linears = LinearsOfLayer(config, i);
+    for (const LinearName* linear : linears.All()) NIBBLE_RETURN_IF_ERROR(audit.Linear(*linear));
+  }
+  NIBBLE_RETURN_IF_ERROR(audit.Vector(std::string(kFinalNorm), config.hidden));
+  if (!config.tied_embeddings) NIBBLE_RETURN_IF_ERROR(audit.Linear(LmHeadLinear(config)));
+  NIBBLE_RETURN_IF_ERROR(audit.NothingLeft());
+  return model;
+}
+
+Result<LayerWeights> LoadLayer(const Checkpoint& checkpoint, const ModelDescription& model,
+                               int64_t layer, Backend& backend) {
+  const int64_t hidden = model.config.hidden;
+  const LayerLinears names = LinearsOfLayer(model.config, layer);
+  const auto load = [&](std::initializer_list<const LinearName*> parts, Interleave interleave) {
+    return LoadLinear(checkpoint, model, parts, interleave, backend);
+  };
+  LayerWeights weights;
+  NIBBLE_ASSIGN_OR_RETURN(weights.input_norm,
+                          LoadNorm(checkpoint, InputNorm(layer), hidden, backend));
+  NIBBLE_ASSIGN_OR_RETURN(weights.qkv, load({&names.q, &names.k, &names.v}, Interleave::kNone));
+  NIBBLE_ASSIGN_OR_RETURN(weights.output, load({&names.output}, Interleave::kNone));
+  NIBBLE_ASSIGN_OR_RETURN(weights.post_attention_norm,
+                          LoadNorm(checkpoint, PostAttentionNorm(layer), hidden, backend));
+  NIBBLE_ASSIGN_OR_RETURN(weights.gate_up, load({&names.gate, &names.up}, Interleave::kGateUp));
+  NIBBLE_ASSIGN_OR_RETURN(weights.down, load({&names.down}, Interleave::kNone));
+  return weights;
+}
+
+Result<ModelWeights> LoadModel(const Checkpoint& checkpoint, const ModelDescription& model,
+                               Backend& backend, const LoadProgress& progress,
+                               const CancelToken& cancel) {
+  ModelWeights weights;
+  weights.config = model.config;
+  const auto load = [&](const LinearName& name) {
+    return LoadLinear(checkpoint, model, {&name}, Interleave::kNone, backend);
+  };
+  NIBBLE_ASSIGN_OR_RETURN(weights.embedding, load(EmbeddingLinear(model.config)));
+  for (int64_t i = 0; i < model.config.layers; ++i) {
+    NIBBLE_RETURN_IF_ERROR(cancel.Check());
+    NIBBLE_ASSIGN_OR_RETURN(LayerWeights layer, LoadLayer(checkpoint, model, i, backend));
+    weights.layers.push_back(std::move(layer));
+    progress(i + 1, model.config.layers);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(
+      weights.final_norm,
+      LoadNorm(checkpoint, std::string(kFinalNorm), model.config.hidden, backend));
+  if (!model.config.tied_embeddings) {
+    NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, load(LmHeadLinear(model.config)));
+  }
+  return weights;
+}
+
+WeightBytes PredictWeightBytes(const Checkpoint& checkpoint, const ModelDescription& model,
+                               const Backend& backend) {
+  const auto bytes = [&](std::initializer_list<const LinearName*> parts) {
+    int64_t out = 0;
+    bool bias = false;
+    for (const LinearName* part : parts) {
+      out += part->out_features;
+      bias |= part->bias;
+    }
+    const LinearName& first = **parts.begin();
+    const bool quantized = IsQuantized(model, first.name);
+    const TensorInfo* info = checkpoint.Find(first.name + ".weight");
+    return backend.PreparedBytes(out, first.in_features,
+                                 info ? info->dtype.value_or(DType::kF16) : DType::kF16,
+                                 quantized ? &model.quantization->spec : nullptr, bias);
+  };
+  const ModelConfig& config = model.config;
+  const uint64_t norm = RoundUp<uint64_t>(static_cast<uint64_t>(config.hidden) * 4, 64);
+  const LinearName embedding = EmbeddingLinear(config), lm_head = LmHeadLinear(config);
+  WeightBytes total;
+  total.embedding = bytes({&embedding});
+  total.norms = norm;
+  if (!config.tied_embeddings) total.lm_head = bytes({&lm_head});
+  for (int64_t i = 0; i < config.layers; ++i) {
+    const LayerLinears names = LinearsOfLayer(config, i);
+    total.attention += bytes({&names.q, &names.k, &names.v}) + bytes({&names.output});
+    total.mlp += bytes({&names.gate, &names.up}) + bytes({&names.down});
+    total.norms += 2 * norm;
+  }
+  return total;
+}
+
+}  // namespace nibble
