@@ -1,0 +1,72 @@
+#include "src/quantize/method.h"
+
+namespace nibble {
+
+std::string_view Name(QuantMethod method) {
+  switch (method) {
+    case QuantMethod::kRtn:
+      return "rtn";
+  }
+  return "";
+}
+
+Result<int64_t> ParseGroupSize(std::string_view text) {
+  if (text == "32") return 32;
+  if (text == "64") return 64;
+  if (text == "128") return 128;
+  if (text == "channel") return kPerChannel;
+  return WrongUsage("group size \"{}\": want 32, 64, 128 or channel", text);
+}
+
+Result<MethodSpec> ParseMethod(std::string_view text) {
+  MethodSpec spec;
+  std::string_view rest = text;
+  // The grid is the longest suffix that names one.
+  for (const Grid grid : {Grid::kSymmetricFull, Grid::kAsymmetric, Grid::kSymmetric}) {
+    const std::string suffix = fmt::format("-{}", Name(grid));
+    if (rest.ends_with(suffix)) {
+      spec.quant.grid = grid;
+      rest.remove_suffix(suffix.size());
+      break;
+    }
+  }
+  if (const size_t at = rest.find("-g"); at != std::string_view::npos) {
+    NIBBLE_ASSIGN_OR_RETURN(spec.quant.group_size, ParseGroupSize(rest.substr(at + 2)));
+    rest = rest.substr(0, at);
+  }
+  if (rest != Name(QuantMethod::kRtn)) {
+    return WrongUsage("method \"{}\": want rtn[-g32|-g64|-g128|-gchannel][-asym|-sym|-sym-full]",
+                      text);
+  }
+  return spec;
+}
+
+QuantLayout DefaultLayout(Grid grid) {
+  return grid == Grid::kAsymmetric ? QuantLayout::kAwqGemm : QuantLayout::kGptqV1;
+}
+
+Status CheckLayout(QuantLayout layout, Grid grid) {
+  const bool symmetric = grid != Grid::kAsymmetric;
+  if (layout == QuantLayout::kGptqV1 && !symmetric) {
+    return WrongUsage(
+        "the gptq layout (version 1) holds symmetric grids only; for {} use --format awq or "
+        "gptq_v2",
+        Name(grid));
+  }
+  if (layout == QuantLayout::kAwqGemm && symmetric) {
+    return WrongUsage(
+        "the awq layout marks its weights as asymmetric; for {} use --format gptq or gptq_v2",
+        Name(grid));
+  }
+  return {};
+}
+
+Result<QuantLayout> ParseLayout(std::string_view text) {
+  for (const QuantLayout layout :
+       {QuantLayout::kAwqGemm, QuantLayout::kGptqV1, QuantLayout::kGptqV2}) {
+    if (text == Name(layout)) return layout;
+  }
+  return WrongUsage("format \"{}\": want awq, gptq or gptq_v2", text);
+}
+
+}  // namespace nibble
