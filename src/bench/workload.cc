@@ -1,0 +1,232 @@
+#include "src/bench/workload.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "src/base/random.h"
+#include "src/base/units.h"
+#include "src/engine/sampler.h"
+
+namespace nibble {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Rows of a prefill step: enough to amortize reading the weights, few enough for a small workspace.
+constexpr int64_t kPrefillRows = 512;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+template <typename T>
+T Median(std::vector<T> values) {
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+std::vector<std::vector<int32_t>> RandomPrompts(const Workload& workload, int64_t batch_size,
+                                                int64_t vocabulary) {
+  Random random(workload.seed);
+  std::vector<std::vector<int32_t>> prompts(static_cast<size_t>(batch_size));
+  for (std::vector<int32_t>& prompt : prompts) {
+    for (int64_t i = 0; i < workload.input_length; ++i) {
+      prompt.push_back(static_cast<int32_t>(random.Below(static_cast<uint64_t>(vocabulary))));
+    }
+  }
+  return prompts;
+}
+
+// Closes its sequences at the end of a scope.
+class OpenSequences {
+ public:
+  OpenSequences(Engine& engine, size_t count) : engine_(engine) {
+    for (size_t i = 0; i < count; ++i) ids_.push_back(engine_.Open());
+  }
+  ~OpenSequences() {
+    for (const SequenceId id : ids_) engine_.Close(id);
+  }
+  OpenSequences(const OpenSequences&) = delete;
+  OpenSequences& operator=(const OpenSequences&) = delete;
+  SequenceId operator[](size_t i) const { return ids_[i]; }
+
+ private:
+  Engine& engine_;
+  std::vector<SequenceId> ids_;
+};
+
+// Prefills the prompts and decodes `output_length` tokens for each.
+Result<Measurement> RunOnce(Engine& engine, const std::vector<std::vector<int32_t>>& prompts,
+                            int64_t output_length, const CancelToken& cancel) {
+  const OpenSequences sequences(engine, prompts.size());
+  std::vector<int32_t> next(prompts.size());
+  const LogitsSink choose = [&](size_t extension, int64_t, const MatrixView& logits) {
+    next[extension] = ArgMax({logits.row<float>(0), static_cast<size_t>(logits.columns)});
+  };
+  std::vector<Extension> extensions;
+  for (size_t i = 0; i < prompts.size(); ++i) extensions.push_back({sequences[i], prompts[i]});
+
+  Measurement measurement;
+  auto start = Clock::now();
+  NIBBLE_RETURN_IF_ERROR(engine.Extend(extensions, choose, cancel));
+  measurement.prefill_seconds = SecondsSince(start);
+  for (size_t i = 0; i < prompts.size(); ++i) extensions[i].tokens = {&next[i], 1};
+  start = Clock::now();
+  for (int64_t step = 1; step < output_length; ++step) {
+    NIBBLE_RETURN_IF_ERROR(engine.Extend(extensions, choose, cancel));
+  }
+  measurement.decode_seconds = SecondsSince(start);
+  return measurement;
+}
+
+Json RunRecord(const Workload& workload, int64_t batch_size,
+               const std::vector<Measurement>& repetitions, const MemoryUse& peak,
+               uint64_t process_bytes, double step_limit_seconds, const std::string& kernels) {
+  std::vector<double> prefill, decode;
+  Json all = Json::array();
+  for (const Measurement& m : repetitions) {
+    prefill.push_back(m.prefill_seconds);
+    decode.push_back(m.decode_seconds);
+    all.push_back({{"prefill_seconds", m.prefill_seconds}, {"decode_seconds", m.decode_seconds}});
+  }
+  const double prefill_seconds = Median(prefill), decode_seconds = Median(decode);
+  const double steps = static_cast<double>(workload.output_length - 1);
+  const double batch = static_cast<double>(batch_size);
+  return {{"batch_size", batch_size},
+          {"input_length", workload.input_length},
+          {"output_length", workload.output_length},
+          {"prefill_seconds", prefill_seconds},
+          {"decode_seconds", decode_seconds},
+          {"output_tokens_per_second",
+           batch * static_cast<double>(workload.output_length) / (prefill_seconds + decode_seconds)},
+          {"decode_tokens_per_second", batch * steps / decode_seconds},
+          {"prefill_tokens_per_second",
+           batch * static_cast<double>(workload.input_length) / prefill_seconds},
+          {"time_to_first_token_ms", prefill_seconds * 1e3},
+          {"time_per_output_token_ms", decode_seconds / steps * 1e3},
+          {"peak_memory_bytes",
+           {{"weights", peak[MemoryClass::kWeights]},
+            {"kv_cache", peak[MemoryClass::kKvCache]},
+            {"workspace", peak[MemoryClass::kWorkspace]},
+            {"total", peak.total()},
+            {"process", process_bytes}}},
+          {"roofline_fraction", step_limit_seconds / (decode_seconds / steps)},
+          {"energy_joules_per_token", nullptr},
+          {"mean_power_watts", nullptr},
+          {"kernels", kernels},
+          {"repetitions", std::move(all)}};
+}
+
+}  // namespace
+
+EngineOptions BenchEngineOptions(const Workload& workload, int64_t batch_size,
+                                 const Backend& backend, DType kv_dtype) {
+  const int64_t length = workload.input_length + workload.output_length;
+  return {.kv_dtype = kv_dtype,
+          .kv_tokens = KvTokensFor(backend, batch_size, length),
+          .limits = {.rows = std::max(batch_size,
+                                      std::min(kPrefillRows, batch_size * workload.input_length)),
+                     .sequences = batch_size,
+                     .context = length,
+                     .logit_rows = batch_size}};
+}
+
+Status CheckWorkload(const Workload& workload, const Checkpoint& checkpoint,
+                     const ModelDescription& model, const Backend& backend, DType kv_dtype,
+                     uint64_t available_bytes) {
+  if (workload.batch_sizes.empty() || workload.input_length < 1 || workload.output_length < 2 ||
+      workload.repetitions < 1) {
+    return WrongUsage(
+        "a benchmark wants at least one batch size, 1 input token, 2 output tokens and 1 "
+        "repetition");
+  }
+  const int64_t length = workload.input_length + workload.output_length;
+  if (length > model.config.max_context) {
+    return BadInput("{} input and {} output tokens exceed the model's context of {}",
+                    workload.input_length, workload.output_length, model.config.max_context);
+  }
+  const auto predicted = [&](int64_t batch_size) {
+    return PredictMemory(checkpoint, model, backend,
+                         BenchEngineOptions(workload, batch_size, backend, kv_dtype))
+        .use.total();
+  };
+  for (const int64_t batch_size : workload.batch_sizes) {
+    if (batch_size < 1) return WrongUsage("batch size {}: want at least 1", batch_size);
+  }
+  const int64_t largest =
+      *std::max_element(workload.batch_sizes.begin(), workload.batch_sizes.end());
+  if (predicted(largest) <= available_bytes) return {};
+  int64_t fits = 0, too_large = largest;
+  while (too_large - fits > 1) {
+    const int64_t middle = fits + (too_large - fits) / 2;
+    (predicted(middle) <= available_bytes ? fits : too_large) = middle;
+  }
+  return NotEnough(
+      "batch size {} needs {} of memory and {} is available; {}", largest,
+      FormatBytes(predicted(largest)), FormatBytes(available_bytes),
+      fits > 0 ? fmt::format("the largest batch that fits is {}", fits)
+               : fmt::format("not even one sequence fits ({})", FormatBytes(predicted(1))));
+}
+
+double StepLimitSeconds(const ModelWeights& weights, const KvLayout& kv, int64_t rows,
+                        double context, const DeviceLimits& limits) {
+  const auto r = static_cast<double>(rows);
+  const auto seconds = [&](double bytes, double operations) {
+    return std::max(bytes / limits.read_bytes_per_second,
+                    operations / limits.matrix_flops_per_second);
+  };
+  const auto linear = [&](const PreparedLinear& w) {
+    return seconds(static_cast<double>(w.bytes()),
+                   2 * r * static_cast<double>(w.out_features() * w.in_features()));
+  };
+  const ModelConfig& c = weights.config;
+  const double token_kv_bytes = static_cast<double>(kv.BlockBytes()) /
+                                static_cast<double>(kv.block_tokens * kv.layers);
+  double total = linear(weights.logits_weight());
+  for (size_t i = 0; i < weights.layers.size(); ++i) {
+    const LayerWeights& layer = weights.layers[i];
+    const double seen =
+        c.windows[i] ? std::min(context, static_cast<double>(*c.windows[i])) : context;
+    total += linear(*layer.qkv) + linear(*layer.output) + linear(*layer.gate_up) +
+             linear(*layer.down) +
+             seconds(r * seen * token_kv_bytes, 4 * r * seen * static_cast<double>(c.q_features()));
+  }
+  return total;
+}
+
+Result<Json> RunWorkload(const Workload& workload, const ModelWeights& weights, Backend& backend,
+                         DType kv_dtype, const DeviceLimits& limits, const BenchProgress& progress,
+                         const CancelToken& cancel) {
+  Json runs = Json::array();
+  const int64_t total = static_cast<int64_t>(workload.batch_sizes.size()) * workload.repetitions;
+  int64_t done = 0;
+  for (const int64_t batch_size : workload.batch_sizes) {
+    backend.memory().ResetPeak();
+    ResetPeakResident();
+    NIBBLE_ASSIGN_OR_RETURN(
+        const std::unique_ptr<Engine> engine,
+        Engine::Create(weights, backend,
+                       BenchEngineOptions(workload, batch_size, backend, kv_dtype)));
+    const auto prompts = RandomPrompts(workload, batch_size, weights.config.vocabulary);
+    // Touch weights and workspace once before the clock runs.
+    const std::vector<std::vector<int32_t>> warm_up(1, {prompts[0].front()});
+    NIBBLE_RETURN_IF_ERROR(RunOnce(*engine, warm_up, 2, cancel));
+    std::vector<Measurement> repetitions;
+    for (int i = 0; i < workload.repetitions; ++i) {
+      NIBBLE_ASSIGN_OR_RETURN(const Measurement measurement,
+                              RunOnce(*engine, prompts, workload.output_length, cancel));
+      repetitions.push_back(measurement);
+      progress(++done, total, batch_size);
+    }
+    const double mean_context = static_cast<double>(workload.input_length) +
+                                static_cast<double>(workload.output_length) / 2;
+    const double step_limit = StepLimitSeconds(
+        weights, KvLayoutFor(weights.config, backend, kv_dtype), batch_size, mean_context, limits);
+    runs.push_back(RunRecord(workload, batch_size, repetitions, backend.memory().peak(),
+                             PeakResidentBytes(), step_limit, backend.description()));
+  }
+  return runs;
+}
+
+}  // namespace nibble
