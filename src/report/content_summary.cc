@@ -1,0 +1,321 @@
+// The words at the top: title, summary, recommendation, and what limits the evidence.
+#include <algorithm>
+#include <cmath>
+
+#include "src/base/units.h"
+#include "src/report/content_parts.h"
+#include "src/report/numbers.h"
+
+namespace nibble {
+namespace {
+
+constexpr double kChance = 0.25;
+constexpr int64_t kFullMmlu = 14042;
+
+std::string JoinNames(const std::vector<std::string>& names) {
+  std::string joined;
+  for (size_t i = 0; i < names.size(); ++i) {
+    if (i > 0) joined += i + 1 == names.size() ? " and " : ", ";
+    joined += names[i];
+  }
+  return joined;
+}
+
+std::string AccuracySentence(const StudyRecord& record) {
+  const MethodRecord& baseline = record.methods[0];
+  if (!baseline.evaluate) return "";
+  const Score& overall = baseline.evaluate->overall;
+  std::string text = fmt::format(" {} answers {} of {} MMLU questions correctly", baseline.name,
+                                 FormatPercent(overall.accuracy), FormatCount(overall.total));
+  std::vector<std::string> differences;
+  for (const MethodRecord& method : record.methods) {
+    if (!method.evaluate || !method.evaluate->overall.comparison) continue;
+    const ScoreComparison& comparison = *method.evaluate->overall.comparison;
+    const int64_t n = method.evaluate->overall.total;
+    differences.push_back(fmt::format("{} by {} points (95 % interval {})", method.name,
+                                      FormatPoints(comparison.difference, n),
+                                      FormatPointsRange(comparison.ci95, n)));
+  }
+  if (!differences.empty()) text += "; from this differ " + JoinNames(differences);
+  return text + ".";
+}
+
+std::string SpeedSentence(const StudyRecord& record, int64_t batch) {
+  const BenchRun* baseline = FindRun(record.methods[0], batch);
+  const MethodRecord* fastest = nullptr;
+  const BenchRun* best = nullptr;
+  for (size_t m = 1; m < record.methods.size(); ++m) {
+    const BenchRun* run = FindRun(record.methods[m], batch);
+    if (run == nullptr) continue;
+    if (best == nullptr || run->output_tokens_per_second > best->output_tokens_per_second) {
+      fastest = &record.methods[m];
+      best = run;
+    }
+  }
+  if (baseline == nullptr || best == nullptr || !(baseline->output_tokens_per_second > 0) ||
+      baseline->total_bytes == 0) {
+    return "";
+  }
+  return fmt::format(
+      " At batch size {} the fastest quantized model, {}, generates {} tokens/s against {}’s {} "
+      "({}), with {} of peak memory against {}.",
+      batch, fastest->name, FormatSignificant(best->output_tokens_per_second),
+      record.methods[0].name, FormatSignificant(baseline->output_tokens_per_second),
+      FormatRatio(best->output_tokens_per_second / baseline->output_tokens_per_second),
+      FormatBytes(best->total_bytes), FormatBytes(baseline->total_bytes));
+}
+
+// Why these questions cannot rank the methods; empty where they can.
+std::string SampleCaution(const StudyRecord& record) {
+  constexpr double kCoarse = 0.02;  // a study that sees only this much cannot settle one point
+  double flipped = 0;
+  const MethodRecord* widest = nullptr;
+  for (const MethodRecord& method : record.methods) {
+    if (!method.evaluate || !method.evaluate->overall.comparison) continue;
+    flipped = std::max(flipped, FlippedShare(method.evaluate->overall));
+    const auto width = [](const MethodRecord& m) {
+      const Interval& interval = m.evaluate->overall.comparison->ci95;
+      return interval.high - interval.low;
+    };
+    if (widest == nullptr || width(method) > width(*widest)) widest = &method;
+  }
+  if (widest == nullptr) return "";
+  const Score& score = widest->evaluate->overall;
+  const double detectable = DetectableDifference(score.total, flipped);
+  if (!record.sample_questions && detectable <= kCoarse) return "";
+  const ScoreComparison& comparison = *score.comparison;
+  const bool around_zero = comparison.ci95.low < 0 && comparison.ci95.high > 0;
+  return fmt::format(
+      "A sample of {} questions{} cannot rank the methods. {}’s measured difference of {} points "
+      "has "
+      "a 95 % interval from {}, which {}. Only a true difference of about {} points or more would "
+      "show reliably; with all {} questions of MMLU it would be {} points.",
+      FormatCount(score.total),
+      record.sample_questions ? ", the sample set that comes with nibble," : "", widest->name,
+      FormatPoints(comparison.difference, score.total),
+      FormatPointsRange(comparison.ci95, score.total),
+      around_zero ? "holds a loss, no change and a gain alike" : "leaves the size of the loss open",
+      FormatSignificant(100 * detectable, 2), FormatCount(kFullMmlu),
+      FormatSignificant(100 * DetectableDifference(kFullMmlu, flipped), 2));
+}
+
+std::string ChanceCaution(const StudyRecord& record) {
+  const auto& evaluation = record.methods[0].evaluate;
+  if (!evaluation || evaluation->overall.total == 0) return "";
+  if (evaluation->overall.ci95.low > kChance) return "";
+  return fmt::format(
+      "{} is not better than chance at choosing answer letters: {} correct, 95 % interval {}, "
+      "where "
+      "guessing gives 25 %. A model that guesses has nothing to lose, so by letters quantization "
+      "looks harmless whatever it does.{}",
+      record.methods[0].name, FormatPercent(evaluation->overall.accuracy),
+      FormatPercentRange(evaluation->overall.ci95),
+      record.methods[0].evaluate_cloze ? " The scores by answer text, further down, tell more."
+                                       : "");
+}
+
+std::string MissingCaution(const MethodRecord& method, bool baseline, const StudyRecord& record) {
+  const auto any = [&](const auto& has) {
+    return std::any_of(record.methods.begin(), record.methods.end(), has);
+  };
+  std::vector<std::string> missing;
+  const auto check = [&](const char* name, const auto& has) {
+    // What no method has was not asked for.
+    if (!has(method) && any(has)) missing.push_back(name);
+  };
+  if (!baseline)
+    check("quantization", [](const MethodRecord& m) { return m.quantize.has_value(); });
+  check("accuracy", [](const MethodRecord& m) { return m.evaluate.has_value(); });
+  check("accuracy by answer text",
+        [](const MethodRecord& m) { return m.evaluate_cloze.has_value(); });
+  check("perplexity", [](const MethodRecord& m) { return m.perplexity.has_value(); });
+  check("throughput and memory", [](const MethodRecord& m) { return !m.bench.empty(); });
+  if (missing.empty() && method.error.empty()) return "";
+  std::string text = method.name;
+  text += missing.empty() ? " is incomplete" : " has no " + JoinNames(missing);
+  if (!method.error.empty()) return text + ": " + method.error;
+  return text + ": the study was interrupted, or that stage failed.";
+}
+
+Table CandidateTable(const RecommendationRecord& recommendation) {
+  Table table;
+  table.caption = "How each method stands against the limits";
+  table.columns = {{"Method", Align::kLeft}, {"Accuracy drop, points"},
+                   {"95 % interval"},        {"Within tolerance"},
+                   {"Peak memory"},          {"Fits memory"},
+                   {"Output, tokens/s"},     {"Speed"}};
+  for (const RecommendationCandidate& candidate : recommendation.candidates) {
+    if (candidate.method == recommendation.method) table.marked_row = table.rows.size();
+    const auto& drop = candidate.accuracy_drop_points;
+    table.rows.push_back(
+        {candidate.method, drop ? FormatFixed(*drop, 2) : "–",
+         candidate.ci95 ? fmt::format("{} to {}", FormatFixed(candidate.ci95->low, 2),
+                                      FormatFixed(candidate.ci95->high, 2))
+                        : "–",
+         candidate.fits_accuracy.empty() ? "–" : candidate.fits_accuracy,
+         candidate.peak_memory_bytes ? FormatBytes(*candidate.peak_memory_bytes) : "–",
+         !candidate.fits_memory   ? "–"
+         : *candidate.fits_memory ? "yes"
+                                  : "no",
+         candidate.output_tokens_per_second ? FormatSignificant(*candidate.output_tokens_per_second)
+                                            : "–",
+         candidate.speedup ? FormatRatio(*candidate.speedup) : "–"});
+  }
+  return table;
+}
+
+}  // namespace
+
+std::vector<std::string> Cautions(const StudyRecord& record) {
+  std::vector<std::string> cautions;
+  const auto add = [&](std::string text) {
+    if (!text.empty()) cautions.push_back(std::move(text));
+  };
+  if (record.synthetic) {
+    add("The weights are synthetic: random numbers of the model’s shape. Speed and memory are "
+        "real; "
+        "anything said about accuracy, perplexity or divergence is not about any trained model.");
+  }
+  add(SampleCaution(record));
+  add(ChanceCaution(record));
+  if (record.baseline_note.find("(from") != std::string::npos) {
+    add(
+        fmt::format("The baseline is {}: its weights had been quantized before this study. What is "
+                    "measured is the loss added here, not the loss against the original model.",
+                    record.baseline_note));
+  }
+  if (record.repetitions == 1) {
+    add("Throughput was measured once (one repetition): small differences in speed may be noise.");
+  }
+  for (size_t m = 0; m < record.methods.size(); ++m) {
+    add(MissingCaution(record.methods[m], m == 0, record));
+  }
+  return cautions;
+}
+
+std::string PlainSummary(const StudyRecord& record) {
+  std::vector<std::string> names;
+  for (size_t m = 1; m < record.methods.size(); ++m) names.push_back(record.methods[m].name);
+  std::string text =
+      names.empty()
+          ? fmt::format("This study measures {} as {}.", record.model_name, record.methods[0].name)
+          : fmt::format(
+                "This study compares {}, the baseline, with {} on one machine, over the same "
+                "questions, the same text and the same workload.",
+                record.methods[0].name, JoinNames(names));
+  text += AccuracySentence(record);
+  const std::vector<int64_t> batches = BatchSizes(record);
+  if (!batches.empty()) text += SpeedSentence(record, batches.front());
+  if (batches.size() > 1) text += SpeedSentence(record, batches.back());
+  return text;
+}
+
+Table GlanceTable(const StudyRecord& record) {
+  const std::vector<int64_t> batches = BatchSizes(record);
+  uint64_t largest = 0;
+  for (const MethodRecord& method : record.methods) {
+    for (const BenchRun& run : method.bench) largest = std::max(largest, run.total_bytes);
+  }
+  const ByteUnit unit = ByteUnitFor(largest);
+  Table table;
+  table.caption = "At a glance";
+  table.columns = {{"Method", Align::kLeft}};
+  const auto any = [&](const auto& has) {
+    return std::any_of(record.methods.begin(), record.methods.end(), has);
+  };
+  const bool letters = any([](const MethodRecord& m) { return m.evaluate.has_value(); });
+  const bool cloze = any([](const MethodRecord& m) { return m.evaluate_cloze.has_value(); });
+  const bool perplexity = any([](const MethodRecord& m) { return m.perplexity.has_value(); });
+  if (letters) table.columns.insert(table.columns.end(), {{"MMLU, %"}, {"Difference, points"}});
+  if (cloze) table.columns.insert(table.columns.end(), {{"By text, %"}, {"Difference, points"}});
+  if (perplexity) table.columns.insert(table.columns.end(), {{"Perplexity"}, {"KL mean"}});
+  if (!batches.empty()) {
+    table.columns.push_back({fmt::format("Tokens/s, batch {}", batches.front())});
+    if (batches.size() > 1) {
+      table.columns.push_back({fmt::format("Tokens/s, batch {}", batches.back())});
+    }
+    table.columns.push_back({fmt::format("Peak memory, batch {}, {}", batches.back(), unit.name)});
+  }
+  for (const MethodRecord& method : record.methods) {
+    if (record.recommendation && record.recommendation->method == method.name) {
+      table.marked_row = table.rows.size();
+    }
+    std::vector<std::string> row = {method.name};
+    const auto add_accuracy = [&](const std::optional<Evaluation>& evaluation) {
+      row.push_back(evaluation ? FormatPercentNumber(evaluation->overall.accuracy) : "–");
+      const bool compared = evaluation && evaluation->overall.comparison;
+      row.push_back(!compared ? "–"
+                              : fmt::format("{} ({})",
+                                            FormatPoints(evaluation->overall.comparison->difference,
+                                                         evaluation->overall.total),
+                                            FormatPointsRange(evaluation->overall.comparison->ci95,
+                                                              evaluation->overall.total)));
+    };
+    if (letters) add_accuracy(method.evaluate);
+    if (cloze) add_accuracy(method.evaluate_cloze);
+    if (perplexity) {
+      const auto& result = method.perplexity;
+      row.push_back(result ? FormatSignificant(result->perplexity, 4) : "–");
+      row.push_back(result && result->kl_divergence ? FormatSignificant(result->kl_divergence->mean)
+                                                    : "–");
+    }
+    if (!batches.empty()) {
+      const BenchRun* first = FindRun(method, batches.front());
+      const BenchRun* last = FindRun(method, batches.back());
+      row.push_back(first != nullptr ? FormatSignificant(first->output_tokens_per_second) : "–");
+      if (batches.size() > 1) {
+        row.push_back(last != nullptr ? FormatSignificant(last->output_tokens_per_second) : "–");
+      }
+      row.push_back(last != nullptr ? FormatInUnit(last->total_bytes, unit) : "–");
+    }
+    table.rows.push_back(std::move(row));
+  }
+  return table;
+}
+
+std::optional<Verdict> BuildVerdict(const StudyRecord& record) {
+  if (!record.recommendation) return std::nullopt;
+  const RecommendationRecord& recommendation = *record.recommendation;
+  Verdict verdict;
+  if (recommendation.method.empty()) {
+    verdict.kind = VerdictKind::kNone;
+    verdict.heading = "No method fits the limits";
+  } else if (recommendation.provisional) {
+    verdict.kind = VerdictKind::kProvisional;
+    verdict.heading = "Provisionally, " + recommendation.method;
+  } else {
+    verdict.kind = VerdictKind::kFirm;
+    verdict.heading = "Deploy " + recommendation.method;
+  }
+  verdict.summary = recommendation.summary;
+  verdict.reasons = recommendation.reasons;
+  verdict.uncertainty = recommendation.uncertainty;
+  verdict.would_have_to_give = recommendation.would_have_to_give;
+  verdict.candidates = CandidateTable(recommendation);
+  return verdict;
+}
+
+Content BuildContent(const StudyRecord& record) {
+  Content content;
+  content.kicker = "nibble study";
+  if (!record.created.empty()) content.kicker += " · " + record.created.substr(0, 10);
+  content.title = "Deploying " + record.model_name;
+  content.summary = PlainSummary(record);
+  content.glance = GlanceTable(record);
+  content.verdict = BuildVerdict(record);
+  content.cautions = Cautions(record);
+  content.sections.push_back(SetupSection(record));
+  const auto add = [&](std::optional<Section> section) {
+    if (section) content.sections.push_back(*std::move(section));
+  };
+  add(AccuracySection(record, Scoring::kLetters));
+  add(AccuracySection(record, Scoring::kCloze));
+  add(ThroughputSection(record));
+  add(MemorySection(record));
+  add(DivergenceSection(record));
+  add(QuantizationSection(record));
+  content.sections.push_back(OptionsSection(record));
+  return content;
+}
+
+}  // namespace nibble
