@@ -1,5 +1,6 @@
-// libFuzzer target for the CSV reader: whatever the bytes, rows or an error, within the limits; and
-// rows that were read, written again with every cell quoted, read the same.
+// libFuzzer target for the CSV reader and for what MMLU makes of its rows: whatever the bytes, a
+// value or an error that names the file, within the limits; and rows that were read, written again
+// with every cell quoted, read the same.
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -7,6 +8,7 @@
 
 #include "src/base/error.h"
 #include "src/eval/csv.h"
+#include "src/eval/mmlu_file.h"
 
 namespace nibble {
 namespace {
@@ -49,6 +51,15 @@ void CheckRows(std::string_view text) {
   CHECK(again.has_value(), "{}", again.error().message());
   CHECK(again->size() == rows->size());
   for (size_t i = 0; i < rows->size(); ++i) CHECK((*again)[i].cells == (*rows)[i].cells);
+
+  const auto file = InterpretMmluRows(*rows, "fuzz.csv");
+  if (!file) {
+    CHECK(file.error().message().starts_with("fuzz.csv:"));
+    return;
+  }
+  for (const MmluQuestion& question : file->questions) {
+    CHECK(!question.question.empty() && question.answer >= 0 && question.answer < 4);
+  }
 }
 
 }  // namespace
