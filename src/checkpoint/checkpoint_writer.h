@@ -2,6 +2,14 @@
 // everything goes to DIR.partial-<pid>, which is renamed at the end and removed on failure.
 //
 // All sizes are planned first; then tensors are written one by one, in any order.
+//
+//   CheckpointPlan plan;                       // config, files, quantization
+//   plan.AddTensor("model.norm.weight", DType::kF16, Shape{4096});
+//   plan.AddLinear("model.layers.0.mlp.up_proj", 11008, 4096);
+//   auto writer = CheckpointWriter::Create(directory, std::move(plan));
+//   writer->Add("model.norm.weight", view);
+//   writer->AddLinear("model.layers.0.mlp.up_proj", quantized);
+//   writer->Finish();
 #ifndef NIBBLE_CHECKPOINT_CHECKPOINT_WRITER_H_
 #define NIBBLE_CHECKPOINT_CHECKPOINT_WRITER_H_
 
@@ -29,17 +37,17 @@ struct CheckpointPlan {
     Shape shape;
   };
 
-  Json config;                          // config.json, without quantization_config
+  Json config;                          // config.json
   Json generation_config;               // not written where it is empty
   std::vector<Checkpoint::File> files;  // tokenizer files, README.md, quantize.json, …
   std::vector<Tensor> tensors;          // in the order in which they will lie in the files
-  std::optional<QuantizationConfig> quantization;  // written into config.json (and, for GPTQ,
-                                                   // quantize_config.json)
-  uint64_t max_shard_bytes = 5'000'000'000;
+  // Becomes config.json's quantization_config and, for GPTQ, quantize_config.json.
+  std::optional<QuantizationConfig> quantization;
+  uint64_t max_shard_bytes = 5'000'000'000;  // a shard with a larger tensor holds just that
 
   void AddTensor(std::string name, DType dtype, Shape shape);
   // The tensors of a quantized linear layer in the layout of `quantization`, which must be set.
-  // Fails where the layout cannot hold the shape (both multiples of 8, groups that divide
+  // Fails where the layout cannot hold the shape (out_features a multiple of 8, groups that divide
   // in_features).
   Status AddLinear(std::string_view linear_name, int64_t out_features, int64_t in_features);
   // Bytes of all the tensors.
@@ -58,6 +66,7 @@ class CheckpointWriter {
 
   // The tensor must be in the plan with this type and shape, and be written once.
   Status Add(std::string_view name, const TensorView& tensor);
+  // GPTQ version 1 holds any zeros, but its readers disagree about 0: write symmetric weights only.
   Status AddLinear(std::string_view linear_name, const QuantizedWeight& weight);
   // Writes the other files, syncs, renames. Every planned tensor must have been written.
   Status Finish();
@@ -67,6 +76,9 @@ class CheckpointWriter {
   explicit CheckpointWriter(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
+
+// Fails with kUsage where `directory` exists: for commands that write one at their end.
+Status CheckOutputDirectory(const std::string& directory);
 
 }  // namespace nibble
 

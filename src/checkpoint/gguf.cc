@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 
@@ -354,7 +355,11 @@ Result<std::optional<double>> GgufFile::Number(std::string_view key) const {
   double number = 0;
   if (value->type == ValueType::kF32) {
     const auto single = Load<float>(value->bytes.data());
-    number = std::isfinite(single) ? std::stod(fmt::format("{}", single)) : single;
+    number = single;
+    if (std::isfinite(single)) {
+      const std::string shortest = fmt::format("{}", single);
+      std::from_chars(shortest.data(), shortest.data() + shortest.size(), number);
+    }
   } else if (value->type == ValueType::kF64) {
     number = Load<double>(value->bytes.data());
   } else {

@@ -1,0 +1,168 @@
+#include "src/checkpoint/gguf_checkpoint.h"
+
+#include <cstring>
+#include <map>
+
+#include "src/base/file.h"
+#include "src/checkpoint/tensor_table.h"
+
+namespace nibble {
+namespace {
+
+class GgufCheckpoint final : public Checkpoint {
+ public:
+  GgufCheckpoint(std::string path, MappedFile mapped, GgufFile file, GgufModel model)
+      : path_(std::move(path)),
+        mapped_(std::move(mapped)),
+        file_(std::move(file)),
+        model_(std::move(model)) {
+    for (const GgufMappedTensor& mapped_tensor : model_.tensors) {
+      const GgufTensor& tensor = file_.tensors()[mapped_tensor.index];
+      table_.Add({.name = mapped_tensor.name,
+                  .dtype = DeliveredType(tensor.type->type),
+                  .shape = tensor.shape,
+                  .stored_type = std::string(tensor.type->name),
+                  .stored_bytes = tensor.end - tensor.begin});
+    }
+    label_ = MakeLabel();
+  }
+
+  const Json& config() const override { return model_.config; }
+  const Json& generation_config() const override { return model_.generation_config; }
+  const std::vector<TensorInfo>& tensors() const override { return table_.tensors(); }
+  const TensorInfo* Find(std::string_view name) const override { return table_.Find(name); }
+
+  Result<TensorView> Read(std::string_view name) const override {
+    const std::optional<size_t> i = table_.Index(name);
+    if (!i) return BadInput("{}: there is no tensor {}", path_, name);
+    return ReadGgufTensor(file_, model_.tensors[*i]);
+  }
+  void Release(std::string_view name) const override {
+    if (const std::optional<size_t> i = table_.Index(name)) {
+      mapped_.Release(file_.Bytes(file_.tensors()[model_.tensors[*i].index]));
+    }
+  }
+
+  std::string label() const override { return label_; }
+  const std::string& path() const override { return path_; }
+  bool synthetic() const override { return false; }
+
+  Result<std::unique_ptr<Tokenizer>> LoadTokenizer() const override {
+    NIBBLE_ASSIGN_OR_RETURN(const HfTokenizerFiles files, MakeTokenizerFiles());
+    return TokenizerFromJson(files.tokenizer_json, files.tokenizer_config, path_);
+  }
+  Result<std::optional<std::string>> ChatTemplateSource() const override {
+    return file_.String("tokenizer.chat_template");
+  }
+  Result<std::vector<File>> TokenizerFiles() const override {
+    NIBBLE_ASSIGN_OR_RETURN(const HfTokenizerFiles files, MakeTokenizerFiles());
+    const auto text = [](const Json& json) {
+      return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+    };
+    return std::vector<File>{{"tokenizer.json", text(files.tokenizer_json)},
+                             {"tokenizer_config.json", text(files.tokenizer_config)}};
+  }
+
+ private:
+  Result<HfTokenizerFiles> MakeTokenizerFiles() const {
+    NIBBLE_ASSIGN_OR_RETURN(const GgufVocabulary vocabulary, ReadGgufVocabulary(file_));
+    return TokenizerFilesFromGguf(vocabulary, path_);
+  }
+
+  // "fp16 (from Q4_1)": the quantized type that most weights of the layers have.
+  std::string MakeLabel() const {
+    std::map<std::string, int64_t> elements;
+    for (const TensorInfo& tensor : table_.tensors()) {
+      if (tensor.name.starts_with("model.layers.") && tensor.shape.rank() == 2) {
+        elements[tensor.stored_type] += tensor.shape.Elements().value_or(0);
+      }
+    }
+    std::string type;
+    for (const auto& [name, count] : elements) {
+      if (type.empty() || count > elements[type]) type = name;
+    }
+    const std::string dense = DenseLabel(table_.tensors());
+    const bool quantized = !type.empty() && type != "F32" && type != "F16" && type != "BF16";
+    return quantized ? fmt::format("{} (from {})", dense, type) : dense;
+  }
+
+  std::string path_;
+  MappedFile mapped_;
+  GgufFile file_;  // borrows mapped_
+  GgufModel model_;
+  TensorTable table_;  // in the order of model_.tensors
+  std::string label_;
+};
+
+// Expands `elements` values of a quantized type into float16.
+Status ExpandToF16(const GgmlTypeInfo& type, const std::byte* in, int64_t elements, uint16_t* out,
+                   std::string_view where) {
+  constexpr int64_t kChunkBlocks = 16;
+  constexpr int64_t kMaxBlockElements = 256;
+  float values[kChunkBlocks * kMaxBlockElements];
+  const int64_t blocks = elements / type.block_elements;
+  for (int64_t b = 0; b < blocks; b += kChunkBlocks) {
+    const int64_t count = std::min(kChunkBlocks, blocks - b);
+    Dequantize(type.type, in + b * type.block_bytes, count, values);
+    uint16_t* chunk = out + b * type.block_elements;
+    for (int64_t i = 0; i < count * type.block_elements; ++i) {
+      chunk[i] = F16FromFloat(values[i]);
+      if ((chunk[i] & 0x7c00) == 0x7c00) {
+        return BadInput("{}: element {}: {} does not fit float16", where,
+                        b * type.block_elements + i, values[i]);
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+DType DeliveredType(GgmlType type) {
+  return type == GgmlType::kF32    ? DType::kF32
+         : type == GgmlType::kBF16 ? DType::kBF16
+                                   : DType::kF16;
+}
+
+Result<TensorView> ReadGgufTensor(const GgufFile& file, const GgufMappedTensor& mapped) {
+  const GgufTensor& tensor = file.tensors()[mapped.index];
+  const std::span<const std::byte> stored = file.Bytes(tensor);
+  TensorView view{.dtype = DeliveredType(tensor.type->type), .shape = tensor.shape};
+  // The data's alignment is at least 8 bytes within the file, and files are mapped at pages.
+  if (!tensor.type->quantized() && mapped.interleaved_heads == 0) {
+    view.bytes = stored;
+    return view;
+  }
+  const auto elements = static_cast<size_t>(*tensor.shape.Elements());  // checked by Parse
+  const int64_t rows = tensor.shape[0];
+  const int64_t row_elements = static_cast<int64_t>(elements) / rows;
+  const size_t row_bytes = static_cast<size_t>(row_elements) * BytesOf(view.dtype);
+  const size_t stored_row_bytes = stored.size() / static_cast<size_t>(rows);
+  NIBBLE_ASSIGN_OR_RETURN(const auto owned, AllocateBytes(elements * BytesOf(view.dtype)));
+  const int64_t head_dim = mapped.interleaved_heads > 0 ? rows / mapped.interleaved_heads : 0;
+  const std::string where = fmt::format("{}: {}", file.source(), tensor.name);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t from = head_dim > 0 ? InterleavedRow(row, head_dim) : row;
+    const std::byte* in = stored.data() + static_cast<size_t>(from) * stored_row_bytes;
+    std::byte* out = owned.get() + static_cast<size_t>(row) * row_bytes;
+    if (tensor.type->quantized()) {
+      NIBBLE_RETURN_IF_ERROR(
+          ExpandToF16(*tensor.type, in, row_elements, reinterpret_cast<uint16_t*>(out), where));
+    } else {
+      std::memcpy(out, in, row_bytes);
+    }
+  }
+  view.bytes = {owned.get(), elements * BytesOf(view.dtype)};
+  view.owner = owned;
+  return view;
+}
+
+Result<std::unique_ptr<Checkpoint>> OpenGgufCheckpoint(const std::string& path) {
+  NIBBLE_ASSIGN_OR_RETURN(MappedFile mapped, MappedFile::Open(path));
+  NIBBLE_ASSIGN_OR_RETURN(GgufFile file, GgufFile::Parse(mapped.bytes(), path));
+  NIBBLE_ASSIGN_OR_RETURN(GgufModel model, InterpretGguf(file));
+  return std::make_unique<GgufCheckpoint>(path, std::move(mapped), std::move(file),
+                                          std::move(model));
+}
+
+}  // namespace nibble
