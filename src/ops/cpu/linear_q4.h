@@ -1,0 +1,15 @@
+// The product with 4-bit weights; see linear_task.h.
+#ifndef NIBBLE_OPS_CPU_LINEAR_Q4_H_
+#define NIBBLE_OPS_CPU_LINEAR_Q4_H_
+
+#include "src/ops/cpu/linear_task.h"
+
+namespace nibble::cpu {
+
+void QuantizeTiles(const LinearTask& task, int64_t tile_begin, int64_t tile_end);
+// panel_begin is a multiple of kGroupPanels.
+void RunQ4Panels(const LinearTask& task, int64_t panel_begin, int64_t panel_end, int thread);
+
+}  // namespace nibble::cpu
+
+#endif  // NIBBLE_OPS_CPU_LINEAR_Q4_H_
