@@ -27,6 +27,9 @@ namespace nibble {
 
 using TokenId = int32_t;
 
+// Larger vocabularies, and ids beyond, are refused.
+inline constexpr int64_t kMaxVocabularySize = int64_t{1} << 20;
+
 // Whether Encode adds BOS, EOS or whatever else the tokenizer's own post-processing adds.
 enum class SpecialTokens { kAdd, kOmit };
 // Whether text such as "<|im_start|>" becomes the special token it names, or is only characters.
