@@ -43,6 +43,23 @@ auto LoadLess(D d, const float* logits, double max) {
   return hn::Sub(hn::PromoteTo(d, hn::LoadU(Floats(), logits)), hn::Set(d, max));
 }
 
+double ExpOrNan(double exponent) { return std::exp(exponent) + exponent * 0; }
+
+// Adds exp(exponents) to `sum` and returns it. Highway's Exp makes 0 of NaN, so that a broken logit
+// would pass unseen: its product with 0, which is 0 for what is finite, is summed in `poison`.
+template <class D, class V = hn::Vec<D>>
+V AddExp(D d, V exponents, V& sum, V& poison) {
+  const V values = hn::Exp(d, exponents);
+  sum = hn::Add(sum, values);
+  poison = hn::MulAdd(exponents, hn::Zero(d), poison);
+  return values;
+}
+
+template <class D, class V = hn::Vec<D>>
+double Total(D d, V sum, V poison) {
+  return hn::GetLane(hn::SumOfLanes(d, hn::Add(sum, poison)));
+}
+
 SoftmaxSum Sum(std::span<const float> logits) {
   SoftmaxSum result;
   FindLargest(logits, result);
@@ -50,12 +67,13 @@ SoftmaxSum Sum(std::span<const float> logits) {
   const size_t lanes = hn::Lanes(d);
   const double max = result.max;
   auto sum = hn::Zero(d);
+  auto poison = hn::Zero(d);
   size_t i = 0;
   for (; i + lanes <= logits.size(); i += lanes) {
-    sum = hn::Add(sum, hn::Exp(d, LoadLess(d, logits.data() + i, max)));
+    AddExp(d, LoadLess(d, logits.data() + i, max), sum, poison);
   }
-  result.sum = hn::GetLane(hn::SumOfLanes(d, sum));
-  for (; i < logits.size(); ++i) result.sum += std::exp(logits[i] - max);
+  result.sum = Total(d, sum, poison);
+  for (; i < logits.size(); ++i) result.sum += ExpOrNan(logits[i] - max);
   return result;
 }
 
@@ -68,26 +86,27 @@ PairedSoftmaxSums PairedSums(std::span<const float> reference, std::span<const f
   const double reference_max = result.reference.max;
   const double candidate_max = result.candidate.max;
   auto reference_sum = hn::Zero(d);
+  auto reference_poison = hn::Zero(d);
   auto candidate_sum = hn::Zero(d);
+  auto candidate_poison = hn::Zero(d);
   auto weighted = hn::Zero(d);
   size_t i = 0;
   for (; i + lanes <= reference.size(); i += lanes) {
     const auto r = LoadLess(d, reference.data() + i, reference_max);
     const auto c = LoadLess(d, candidate.data() + i, candidate_max);
-    const auto weight = hn::Exp(d, r);
-    reference_sum = hn::Add(reference_sum, weight);
-    candidate_sum = hn::Add(candidate_sum, hn::Exp(d, c));
+    const auto weight = AddExp(d, r, reference_sum, reference_poison);
+    AddExp(d, c, candidate_sum, candidate_poison);
     weighted = hn::MulAdd(weight, hn::Sub(r, c), weighted);
   }
-  result.reference.sum = hn::GetLane(hn::SumOfLanes(d, reference_sum));
-  result.candidate.sum = hn::GetLane(hn::SumOfLanes(d, candidate_sum));
+  result.reference.sum = Total(d, reference_sum, reference_poison);
+  result.candidate.sum = Total(d, candidate_sum, candidate_poison);
   result.weighted_difference = hn::GetLane(hn::SumOfLanes(d, weighted));
   for (; i < reference.size(); ++i) {
     const double r = reference[i] - reference_max;
     const double c = candidate[i] - candidate_max;
-    const double weight = std::exp(r);
+    const double weight = ExpOrNan(r);
     result.reference.sum += weight;
-    result.candidate.sum += std::exp(c);
+    result.candidate.sum += ExpOrNan(c);
     result.weighted_difference += weight * (r - c);
   }
   return result;

@@ -22,7 +22,7 @@ struct PairedSoftmaxSums {
   double weighted_difference = 0;
 };
 
-// Not empty. Where a logit is NaN or +∞, so is a sum.
+// Not empty. Where a logit is not finite the sum is NaN; the maximum may then be any.
 SoftmaxSum ComputeSoftmaxSum(std::span<const float> logits);
 
 // Not empty, of equal size.
