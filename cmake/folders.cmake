@@ -67,6 +67,17 @@ if(NIBBLE_WITH_CUDA)
   target_compile_definitions(nibble_ops_cuda PUBLIC NIBBLE_WITH_CUDA)
 endif()
 
+# The commit is read when the build is configured; only one file depends on it.
+find_package(Git QUIET)
+set(nibble_commit "")
+if(GIT_FOUND)
+  execute_process(COMMAND ${GIT_EXECUTABLE} describe --always --dirty --abbrev=12
+                  WORKING_DIRECTORY ${PROJECT_SOURCE_DIR} OUTPUT_VARIABLE nibble_commit
+                  OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+endif()
+set_source_files_properties(src/study/versions.cc PROPERTIES COMPILE_DEFINITIONS
+  "NIBBLE_COMMIT=\"${nibble_commit}\";NIBBLE_BUILD_TYPE=\"${CMAKE_BUILD_TYPE}\";NIBBLE_CUDA_VERSION=\"${CMAKE_CUDA_COMPILER_VERSION}\"")
+
 file(GLOB cli_sources CONFIGURE_DEPENDS src/cli/*.cc)
 if(cli_sources)
   add_executable(nibble ${cli_sources})

@@ -37,6 +37,11 @@ void Progress::Update(int64_t done, std::string_view detail) {
   }
 }
 
+void Progress::Update(int64_t done, int64_t total, std::string_view detail) {
+  total_ = std::max<int64_t>(total, 1);
+  Update(done, detail);
+}
+
 void Progress::Draw(bool final) {
   if (style_ == ProgressStyle::kQuiet || (style_ == ProgressStyle::kLines && !final)) return;
   const double elapsed = seconds();

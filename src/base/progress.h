@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace nibble {
 
@@ -23,6 +24,8 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   void Update(int64_t done, std::string_view detail = {});
+  // The same, for a stage whose total became known or changed.
+  void Update(int64_t done, int64_t total, std::string_view detail = {});
   double seconds() const;  // since the start
 
  private:

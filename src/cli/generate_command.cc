@@ -1,0 +1,158 @@
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <memory>
+
+#include "src/base/units.h"
+#include "src/cli/command.h"
+#include "src/engine/scheduler.h"
+#include "src/study/documents.h"
+#include "src/tokenizer/chat_template.h"
+
+namespace nibble {
+namespace {
+
+struct GenerateOptions {
+  std::string model;
+  std::string prompt;
+  std::string token_ids;
+  std::string system;
+  bool chat = false;
+  int64_t max_tokens = 256;
+  bool ignore_eos = false;
+  SamplingOptions sampling;
+};
+
+// The prompt as the model's chat template arranges it.
+Result<std::string> ChatPrompt(const GenerateOptions& options, const Checkpoint& checkpoint,
+                               const Tokenizer& tokenizer) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::optional<std::string> source,
+                          checkpoint.ChatTemplateSource());
+  if (!source) return BadInput("{}: the model has no chat template", checkpoint.path());
+  NIBBLE_ASSIGN_OR_RETURN(const ChatTemplate chat_template,
+                          ChatTemplate::Parse(*source, checkpoint.path()));
+  const auto text = [&](std::optional<TokenId> token) {
+    return token ? std::string(tokenizer.TokenText(*token)) : std::string();
+  };
+  std::vector<ChatMessage> messages;
+  if (!options.system.empty()) messages.push_back({"system", options.system});
+  messages.push_back({"user", options.prompt});
+  ChatTemplate::Options template_options;
+  template_options.add_generation_prompt = true;
+  template_options.bos_token = text(tokenizer.bos());
+  template_options.eos_token = text(tokenizer.eos());
+  return chat_template.Render(messages, template_options);
+}
+
+Result<std::vector<int32_t>> PromptTokens(const GenerateOptions& options,
+                                          const LoadedModel& model, const Tokenizer* tokenizer) {
+  if (!options.token_ids.empty()) return ParseTokenIds(options.token_ids);
+  std::vector<int32_t> tokens;
+  if (options.chat) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string text,
+                            ChatPrompt(options, model.checkpoint(), *tokenizer));
+    // The template writes the special tokens itself.
+    tokens = tokenizer->Encode(text, SpecialTokens::kOmit);
+  } else {
+    tokens = tokenizer->Encode(options.prompt, SpecialTokens::kAdd);
+  }
+  if (!tokens.empty()) return tokens;
+  const std::optional<TokenId> bos = tokenizer->bos() ? tokenizer->bos() : model.weights.config.bos;
+  if (!bos) {
+    return BadInput("{}: an empty prompt starts from BOS, and the model has none",
+                    options.model);
+  }
+  return std::vector<int32_t>{*bos};
+}
+
+Status Generate(const GenerateOptions& options, const CommandContext& context) {
+  if (options.max_tokens < 1) return WrongUsage("--max-tokens {}: want at least 1", options.max_tokens);
+  if (options.sampling.temperature < 0 || options.sampling.top_p <= 0 ||
+      options.sampling.top_p > 1 || options.sampling.top_k < 0) {
+    return WrongUsage("want --temperature ≥ 0, 0 < --top-p ≤ 1 and --top-k ≥ 0");
+  }
+  if (!options.token_ids.empty() && (options.chat || !options.prompt.empty())) {
+    return WrongUsage("--token-ids goes with neither --prompt nor --chat");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(
+      const std::unique_ptr<LoadedModel> model,
+      LoadModelOn(options.model, context.common.device, RandomWeights::kAllow,
+                  context.common.progress(), context.cancel));
+  // A model without a tokenizer still continues token ids.
+  std::unique_ptr<Tokenizer> tokenizer;
+  if (Result<std::unique_ptr<Tokenizer>> loaded = model->checkpoint().LoadTokenizer()) {
+    tokenizer = *std::move(loaded);
+  } else if (options.token_ids.empty()) {
+    return tl::unexpected<Error>(std::move(loaded).error());
+  }
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
+                          PromptTokens(options, *model, tokenizer.get()));
+
+  const ModelConfig& config = model->weights.config;
+  const int64_t length = static_cast<int64_t>(prompt.size()) + options.max_tokens;
+  if (length > config.max_context) {
+    return BadInput("{} prompt tokens and {} new ones exceed the model's context of {}",
+                    prompt.size(), options.max_tokens, config.max_context);
+  }
+  const EngineOptions engine_options{
+      .kv_dtype = model->kv_dtype,
+      .kv_tokens = KvTokensFor(*model->backend, 1, length),
+      .limits = {.rows = std::min<int64_t>(static_cast<int64_t>(prompt.size()), 512),
+                 .sequences = 1,
+                 .context = length,
+                 .logit_rows = 1}};
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
+                          Engine::Create(model->weights, *model->backend, engine_options));
+
+  std::optional<StreamingDecoder> decoder;
+  if (tokenizer) decoder.emplace(*tokenizer);
+  const auto print = [](const std::string& text) {
+    std::fputs(text.c_str(), stdout);
+    std::fflush(stdout);
+  };
+  // An empty prompt's text begins with the first token; any other's continues it.
+  bool first = true;
+  Scheduler scheduler(
+      *engine,
+      [&](Scheduler::RequestId, int32_t token) {
+        print(decoder ? decoder->Push(token) : fmt::format("{}{}", first ? "" : ",", token));
+        first = false;
+      },
+      [&](Scheduler::RequestId, FinishReason) { print((decoder ? decoder->Finish() : "") + "\n"); });
+  GenerationRequest request{.prompt = std::move(prompt),
+                            .max_tokens = options.max_tokens,
+                            .sampling = options.sampling};
+  if (!options.ignore_eos) request.stop_tokens = config.eos;
+  NIBBLE_RETURN_IF_ERROR(scheduler.Add(std::move(request)));
+  while (true) {
+    NIBBLE_ASSIGN_OR_RETURN(const bool more, scheduler.Step(context.cancel));
+    if (!more) return {};
+  }
+}
+
+}  // namespace
+
+void AddGenerateCommand(Program& program) {
+  CLI::App* command = program.Add(
+      "generate", "Complete a prompt; greedy unless a temperature is given",
+      "  nibble generate ./model --prompt 'The capital of France is'\n"
+      "  nibble generate model.gguf --chat --prompt 'Why is the sky blue?' --max-tokens 200\n"
+      "  nibble generate random:tinyllama-1.1b --token-ids 1,15,7 --max-tokens 16\n");
+  auto options = std::make_shared<GenerateOptions>();
+  command->add_option("model", options->model, "the model")->required();
+  command->add_option("--prompt", options->prompt, "the text to continue; empty: from BOS");
+  command->add_option("--token-ids", options->token_ids, "the prompt as ids, nothing added");
+  command->add_flag("--chat", options->chat, "put the prompt into the model's chat template");
+  command->add_option("--system", options->system, "the system message, with --chat");
+  command->add_option("--max-tokens", options->max_tokens, "tokens at most")
+      ->capture_default_str();
+  command->add_flag("--ignore-eos", options->ignore_eos, "do not stop at end of sequence");
+  command->add_option("--temperature", options->sampling.temperature, "0: greedy")
+      ->capture_default_str();
+  command->add_option("--top-k", options->sampling.top_k, "0: all")->capture_default_str();
+  command->add_option("--top-p", options->sampling.top_p, "nucleus")->capture_default_str();
+  command->add_option("--seed", options->sampling.seed, "of the sampling")->capture_default_str();
+  program.Run(command, [options](const CommandContext& c) { return Generate(*options, c); });
+}
+
+}  // namespace nibble

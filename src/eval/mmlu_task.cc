@@ -1,0 +1,311 @@
+#include "src/eval/mmlu_task.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <optional>
+
+#include "src/base/checked.h"
+#include "src/eval/divergence.h"
+
+namespace nibble {
+namespace {
+
+using Tokens = std::vector<int32_t>;
+
+// A text whose last `scored` tokens are to be scored (letters: none, what follows is).
+struct Candidate {
+  Tokens tokens;
+  size_t scored = 0;
+  size_t scored_from() const { return tokens.size() - scored; }
+};
+
+// One question as the model sees it.
+struct Prompt {
+  const MmluQuestion* question = nullptr;
+  int shots = 0;
+  std::vector<Candidate> candidates;  // one for letters, four for cloze
+  std::array<int32_t, 4> letters{};
+};
+
+size_t CommonPrefix(const Tokens& a, const Tokens& b) {
+  return static_cast<size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first -
+                             a.begin());
+}
+
+// Builds the prompts of one subject.
+class Prompter {
+ public:
+  Prompter(const Tokenizer& tokenizer, const MmluSubjectData& subject, const MmluFormat& format,
+           int64_t context)
+      : tokenizer_(tokenizer),
+        subject_(subject),
+        format_(format),
+        context_(static_cast<size_t>(context)) {}
+
+  Result<Prompt> Make(const MmluQuestion& question) {
+    for (int shots = static_cast<int>(subject_.shots.size()); shots > 0; --shots) {
+      NIBBLE_ASSIGN_OR_RETURN(Prompt prompt, WithShots(question, shots));
+      if (std::all_of(prompt.candidates.begin(), prompt.candidates.end(),
+                      [&](const Candidate& c) { return c.tokens.size() <= context_; })) {
+        return prompt;
+      }
+    }
+    NIBBLE_ASSIGN_OR_RETURN(Prompt prompt, WithShots(question, 0));
+    for (Candidate& candidate : prompt.candidates) {
+      if (candidate.tokens.size() <= context_) continue;
+      candidate.tokens.erase(candidate.tokens.begin(),
+                             candidate.tokens.end() - static_cast<int64_t>(context_));
+      candidate.scored = std::min(candidate.scored, context_ - 1);
+    }
+    return prompt;
+  }
+
+ private:
+  Result<Prompt> WithShots(const MmluQuestion& question, int shots) {
+    Prompt prompt{.question = &question, .shots = shots};
+    const std::string text =
+        MmluPrefix(subject_, shots, format_) + MmluQuestionPart(question, format_);
+    const Tokens tokens = Encode(text);
+    const std::array<std::string, 4> continuations = MmluContinuations(question, format_);
+    if (format_.scoring == MmluScoring::kLetters) {
+      for (size_t i = 0; i < 4; ++i) {
+        NIBBLE_ASSIGN_OR_RETURN(prompt.letters[i], LetterToken(text, tokens, continuations[i], i));
+      }
+      prompt.candidates.push_back({tokens, 0});
+      return prompt;
+    }
+    for (const std::string& continuation : continuations) {
+      Candidate candidate{Encode(text + continuation), 1};
+      // What lies beyond the prompt's own tokens is scored, at least the last token: as lm-eval
+      // does where prompt and continuation merge into one.
+      if (candidate.tokens.size() > tokens.size()) {
+        candidate.scored = candidate.tokens.size() - tokens.size();
+      }
+      prompt.candidates.push_back(std::move(candidate));
+    }
+    return prompt;
+  }
+
+  // The one token that `continuation` (" A") becomes after the prompt. All prompts end alike, so
+  // the subject's first question settles it.
+  Result<int32_t> LetterToken(const std::string& text, const Tokens& tokens,
+                              const std::string& continuation, size_t letter) {
+    std::optional<int32_t>& known = letters_[letter];
+    if (known) return *known;
+    const Tokens longer = Encode(text + continuation);
+    if (longer.size() != tokens.size() + 1 || CommonPrefix(tokens, longer) != tokens.size()) {
+      return BadInput(
+          "the tokenizer has no single token for \"{}\" after \"Answer:\", so letters cannot be "
+          "scored; use --scoring cloze",
+          continuation);
+    }
+    known = longer.back();
+    return *known;
+  }
+
+  Tokens Encode(const std::string& text) const {
+    return tokenizer_.Encode(text, SpecialTokens::kAdd, ParseSpecial::kNo);
+  }
+
+  const Tokenizer& tokenizer_;
+  const MmluSubjectData& subject_;
+  MmluFormat format_;
+  size_t context_;
+  std::array<std::optional<int32_t>, 4> letters_;
+};
+
+// The tokens that all candidates of the prompts begin with, less what must be run to score each.
+size_t SharedTokens(std::span<const Prompt> prompts) {
+  const Tokens& first = prompts.front().candidates.front().tokens;
+  size_t shared = first.size();
+  for (const Prompt& prompt : prompts) {
+    for (const Candidate& candidate : prompt.candidates) {
+      shared =
+          std::min({shared, CommonPrefix(first, candidate.tokens), candidate.scored_from() - 1});
+    }
+  }
+  return shared;
+}
+
+// Runs prompts that begin alike.
+class PromptRunner {
+ public:
+  PromptRunner(Engine& engine, const MmluFormat& format, MmluAnswers& answers,
+               const MmluProgress& progress, const CancelToken& cancel)
+      : engine_(engine), format_(format), answers_(answers), progress_(progress), cancel_(cancel) {}
+
+  Status Run(int subject, std::span<const Prompt> prompts) {
+    const size_t shared = SharedTokens(prompts);
+    const Tokens& first = prompts.front().candidates.front().tokens;
+    const SequenceId prefix = engine_.Open();
+    Status status;
+    if (shared > 0) {
+      status = engine_.Extend({{{prefix, std::span(first).first(shared), WantLogits::kNone}}}, {},
+                              cancel_);
+      answers_.computed_tokens += static_cast<int64_t>(shared);
+    }
+    while (status && !prompts.empty()) {
+      const size_t count = CountThatFits(prompts, shared);
+      status = RunTogether(subject, prompts.first(count), prefix, shared);
+      prompts = prompts.subspan(count);
+    }
+    engine_.Close(prefix);
+    return status;
+  }
+
+ private:
+  // How many of the prompts the cache holds at once beside their prefix; at least one.
+  size_t CountThatFits(std::span<const Prompt> prompts, size_t shared) const {
+    int64_t left = engine_.free_kv_tokens();
+    size_t count = 0;
+    for (const Prompt& prompt : prompts) {
+      for (const Candidate& candidate : prompt.candidates) {
+        // A block more: the partly filled one that a fork copies.
+        left -= KvTokensFor(engine_.backend(), 1,
+                            static_cast<int64_t>(candidate.tokens.size() - shared)) +
+                engine_.backend().kv_block_tokens();
+      }
+      if (left < 0) break;
+      ++count;
+    }
+    return std::max<size_t>(count, 1);
+  }
+
+  Status RunTogether(int subject, std::span<const Prompt> prompts, SequenceId prefix,
+                     size_t shared) {
+    // First each question's own part up to where its candidates differ, then the candidates.
+    std::vector<SequenceId> open;
+    std::vector<Extension> stems;
+    std::vector<size_t> stem_ends;
+    for (const Prompt& prompt : prompts) {
+      const Tokens& tokens = prompt.candidates.front().tokens;
+      size_t end = tokens.size();
+      for (const Candidate& candidate : prompt.candidates) {
+        end = std::min({end, CommonPrefix(tokens, candidate.tokens), candidate.scored_from()});
+      }
+      stem_ends.push_back(end);
+      open.push_back(engine_.Fork(prefix));
+      stems.push_back(
+          {open.back(), std::span(tokens).subspan(shared, end - shared), WantLogits::kLast});
+      answers_.computed_tokens += static_cast<int64_t>(end - shared);
+    }
+    std::vector<std::array<double, 4>> scores(prompts.size());
+    Status status = engine_.Extend(
+        stems,
+        [&](size_t p, int64_t, const MatrixView& logits) {
+          const RowLogProbabilities row({logits.row<float>(0), size_t(logits.columns)});
+          for (size_t i = 0; i < 4; ++i) scores[p][i] = StemScore(row, prompts[p], stem_ends[p], i);
+        },
+        cancel_);
+    if (status && format_.scoring == MmluScoring::kCloze) {
+      status = RunCandidates(prompts, stem_ends, open, scores);
+    }
+    for (const SequenceId sequence : open) engine_.Close(sequence);
+    if (!status) return status;
+    for (size_t p = 0; p < prompts.size(); ++p) {
+      const Prompt& prompt = prompts[p];
+      answers_.questions.push_back({.subject = subject,
+                                    .index = prompt.question->index,
+                                    .logprobs = MmluScores(*prompt.question, format_, scores[p]),
+                                    .answer = prompt.question->answer,
+                                    .shots = prompt.shots});
+      for (const Candidate& candidate : prompt.candidates) {
+        answers_.prompt_tokens += static_cast<int64_t>(candidate.tokens.size());
+      }
+    }
+    progress_(static_cast<int64_t>(answers_.questions.size()));
+    return {};
+  }
+
+  // What the logits after the stem say about answer i: the letter, or the first token that follows.
+  double StemScore(const RowLogProbabilities& row, const Prompt& prompt, size_t end,
+                   size_t i) const {
+    if (format_.scoring == MmluScoring::kLetters) return row.At(prompt.letters[i]);
+    const Candidate& candidate = prompt.candidates[i];
+    return end == candidate.scored_from() ? row.At(candidate.tokens[end]) : 0.0;
+  }
+
+  // Adds the log-probabilities of the candidates' tokens beyond the stem's next one. `stems` are
+  // the open sequences of the prompts; the candidates' are added to them.
+  Status RunCandidates(std::span<const Prompt> prompts, const std::vector<size_t>& stem_ends,
+                       std::vector<SequenceId>& open, std::vector<std::array<double, 4>>& scores) {
+    struct Target {
+      size_t prompt, candidate;
+    };
+    std::vector<Extension> extensions;
+    std::vector<Target> targets;
+    for (size_t p = 0; p < prompts.size(); ++p) {
+      for (size_t i = 0; i < 4; ++i) {
+        const Tokens& tokens = prompts[p].candidates[i].tokens;
+        if (stem_ends[p] + 1 >= tokens.size()) continue;  // nothing beyond the stem's next token
+        open.push_back(engine_.Fork(open[p]));
+        extensions.push_back(
+            {open.back(), std::span(tokens).subspan(stem_ends[p], tokens.size() - 1 - stem_ends[p]),
+             WantLogits::kAll});
+        targets.push_back({p, i});
+        answers_.computed_tokens += static_cast<int64_t>(extensions.back().tokens.size());
+      }
+    }
+    if (extensions.empty()) return {};
+    return engine_.Extend(
+        extensions,
+        [&](size_t e, int64_t first, const MatrixView& logits) {
+          const auto [p, i] = targets[e];
+          const Candidate& candidate = prompts[p].candidates[i];
+          for (int64_t r = 0; r < logits.rows; ++r) {
+            const size_t next = stem_ends[p] + static_cast<size_t>(first + r) + 1;
+            if (next < candidate.scored_from()) continue;
+            const RowLogProbabilities row({logits.row<float>(r), size_t(logits.columns)});
+            scores[p][i] += row.At(candidate.tokens[next]);
+          }
+        },
+        cancel_);
+  }
+
+  Engine& engine_;
+  MmluFormat format_;
+  MmluAnswers& answers_;
+  const MmluProgress& progress_;
+  const CancelToken& cancel_;
+};
+
+}  // namespace
+
+EngineOptions MmluEngineOptions(const ModelConfig& config, const Backend& backend, DType kv_dtype,
+                                int64_t rows) {
+  // Room for one prompt as long as the context allows, and beside it for the questions that fill
+  // two steps.
+  const int64_t context = std::min<int64_t>(config.max_context, 8192);
+  const int64_t sequences = std::min<int64_t>(rows, 128);
+  return {
+      .kv_dtype = kv_dtype,
+      .kv_tokens = KvTokensFor(backend, 5, context) + KvTokensFor(backend, sequences, 1) + 2 * rows,
+      .limits = {.rows = rows,
+                 .sequences = sequences,
+                 .context = context,
+                 .logit_rows = std::min<int64_t>(rows, 128)}};
+}
+
+Result<MmluAnswers> RunMmlu(Engine& engine, const Tokenizer& tokenizer, const MmluDataset& data,
+                            const MmluFormat& format, const MmluProgress& progress,
+                            const CancelToken& cancel) {
+  const int64_t context = std::min(engine.config().max_context, engine.limits().context);
+  MmluAnswers answers;
+  for (const MmluSubjectData& subject : data.subjects()) {
+    Prompter prompter(tokenizer, subject, format, context);
+    // Prompts that lost shots do not begin like the others.
+    std::map<int, std::vector<Prompt>> by_shots;
+    for (const MmluQuestion& question : subject.questions) {
+      NIBBLE_ASSIGN_OR_RETURN(Prompt prompt, prompter.Make(question));
+      by_shots[prompt.shots].push_back(std::move(prompt));
+    }
+    for (const auto& [shots, prompts] : by_shots) {
+      PromptRunner runner(engine, format, answers, progress, cancel);
+      NIBBLE_RETURN_IF_ERROR(runner.Run(subject.subject, prompts));
+    }
+  }
+  return answers;
+}
+
+}  // namespace nibble

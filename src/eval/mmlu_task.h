@@ -1,0 +1,41 @@
+// Runs MMLU: asks a model every question of a data set and records what it answers.
+//
+// Letters: the log-probabilities of the four letter tokens after the prompt. Cloze: the
+// log-likelihood of each choice's text after the prompt, divided by its bytes. The questions of a
+// subject begin alike (the shots): what their prompts share, as tokens, is computed once.
+#ifndef NIBBLE_EVAL_MMLU_TASK_H_
+#define NIBBLE_EVAL_MMLU_TASK_H_
+
+#include <functional>
+#include <vector>
+
+#include "src/base/cancel.h"
+#include "src/engine/engine.h"
+#include "src/eval/eval_result.h"
+#include "src/tokenizer/tokenizer.h"
+
+namespace nibble {
+
+struct MmluAnswers {
+  std::vector<QuestionResult> questions;
+  int64_t prompt_tokens = 0;    // of all prompts
+  int64_t computed_tokens = 0;  // that were run: the rest was shared
+};
+
+// Called with the number of questions done.
+using MmluProgress = std::function<void(int64_t done)>;
+
+// A prompt too long for the context loses shots from the end, then its beginning; what was kept is
+// recorded. kBadInput where the tokenizer has no single token for one of the letters (cloze needs
+// none), kResources where the engine's cache is too small for one prompt.
+Result<MmluAnswers> RunMmlu(Engine& engine, const Tokenizer& tokenizer, const MmluDataset& data,
+                            const MmluFormat& format, const MmluProgress& progress,
+                            const CancelToken& cancel);
+
+// An engine that does this in steps of `rows` tokens.
+EngineOptions MmluEngineOptions(const ModelConfig& config, const Backend& backend, DType kv_dtype,
+                                int64_t rows);
+
+}  // namespace nibble
+
+#endif  // NIBBLE_EVAL_MMLU_TASK_H_

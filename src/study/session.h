@@ -1,0 +1,59 @@
+// What every command starts from: a device, and a model loaded onto it.
+#ifndef NIBBLE_STUDY_SESSION_H_
+#define NIBBLE_STUDY_SESSION_H_
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "src/base/cancel.h"
+#include "src/base/progress.h"
+#include "src/checkpoint/checkpoint.h"
+#include "src/engine/engine.h"
+#include "src/model/model_weights.h"
+
+namespace nibble {
+
+struct DeviceOptions {
+  std::string device = "auto";  // auto, cpu, ref, cuda, cuda:N
+  int threads = 0;              // 0: all usable cores
+  std::string dtype = "auto";   // auto, f32, f16, bf16
+  bool batch_invariant = false;
+};
+
+// kBadInput where the device is missing or this build cannot use it, kUsage where there is none of
+// that name.
+Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options);
+
+int ThreadsFor(const DeviceOptions& options);
+
+// The KV cache's type: as asked for; under "auto" the checkpoint's own (float32 on ref).
+Result<DType> KvTypeFor(const DeviceOptions& options, const Backend& backend,
+                        const ModelConfig& config);
+
+// Bytes that work on this backend's device may still take.
+uint64_t AvailableBytes(const Backend& backend);
+
+enum class RandomWeights { kRefuse, kAllow };
+
+// A checkpoint that was opened and found to be a model that nibble can run; nothing is loaded.
+struct OpenedModel {
+  std::unique_ptr<Checkpoint> checkpoint;
+  ModelDescription description;
+};
+// kRefuse: kBadInput for synthetic weights, which say nothing about accuracy.
+Result<OpenedModel> OpenModel(const std::string& path, RandomWeights random_weights);
+
+// Logs what of the configuration was not looked at.
+void WarnAboutUnrecognized(const OpenedModel& model);
+
+// Loads the weights, with progress on stderr.
+Result<ModelWeights> LoadWeights(const OpenedModel& model, Backend& backend, ProgressStyle progress,
+                                 const CancelToken& cancel);
+
+// Fails with kResources where the weights and an engine with these options would not fit.
+Status CheckMemory(const OpenedModel& model, const Backend& backend, const EngineOptions& options);
+
+}  // namespace nibble
+
+#endif  // NIBBLE_STUDY_SESSION_H_
