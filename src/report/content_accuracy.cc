@@ -251,7 +251,7 @@ std::optional<Figure> DifferenceFigure(const StudyRecord& record, Scoring scorin
       "no "
       "difference. {}.",
       tolerance ? fmt::format("Shaded: losses within the tolerance of {} points. ",
-                              FormatSignificant(*tolerance))
+                              FormatShort(*tolerance))
                 : "",
       Conditions(record, scoring));
   figure.drawings = {DrawDotsBothWays(plot)};

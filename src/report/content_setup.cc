@@ -79,7 +79,7 @@ std::string ShowValue(const Json& value) {
   if (value.is_string()) return Printable(value.get<std::string>());
   if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";
   if (value.is_number()) return ShowNumber(value);
-  if (value.is_null()) return "not given";
+  if (value.is_null()) return "–";
   if (!value.is_array()) {
     return Printable(value.dump(-1, ' ', false, Json::error_handler_t::replace));
   }

@@ -41,6 +41,14 @@ std::string FormatSignificant(double value, int digits) {
   return FormatFixed(rounded, std::max(0, digits - 1 - magnitude));
 }
 
+std::string FormatShort(double value) {
+  std::string text = FormatSignificant(value, 6);
+  if (text.find('.') == std::string::npos || text.find('e') != std::string::npos) return text;
+  text.erase(text.find_last_not_of('0') + 1);
+  if (text.ends_with('.')) text.pop_back();
+  return text;
+}
+
 std::string FormatPercentNumber(double share) { return FormatFixed(100 * share, 1); }
 std::string FormatPercent(double share) { return FormatPercentNumber(share) + " %"; }
 std::string FormatPercentRange(Interval shares) {

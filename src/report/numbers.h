@@ -17,6 +17,7 @@ namespace nibble {
 std::string FormatCount(int64_t count);  // 14042 → "14,042"
 std::string FormatSignificant(double value,
                               int digits = 3);        // 0.012345 → "0.0123", 45210 → "45,210"
+std::string FormatShort(double value);                        // 1.5 → "1.5", 128 → "128"
 std::string FormatFixed(double value, int decimals);  // -1.25 → "−1.3"
 
 std::string FormatPercent(double share);          // 0.4123 → "41.2 %"

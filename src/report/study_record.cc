@@ -146,7 +146,7 @@ ScoreComparison ReadComparison(const Json& json, const std::string& source, Stat
 Score ReadScore(const Json& json, const std::string& source, Status& status) {
   Fields fields(json, source, status);
   Score score;
-  score.total = fields.Count("total");
+  score.total = fields.Count("total", 1);
   score.correct = fields.Count("correct");
   score.accuracy = fields.Number("accuracy", 0, 1);
   score.ci95 = fields.Range("ci95", 0, 1);
@@ -181,6 +181,7 @@ Evaluation ReadEvaluation(const Json& json, const std::string& source, Status& s
   evaluation.scoring = fields.Text("scoring");
   evaluation.prompt_template = fields.Text("template");
   evaluation.shots = fields.CountOr("shots", 0);
+  evaluation.questions_with_dropped_shots = fields.CountOr("questions_with_dropped_shots", 0);
   if (const Json* overall = fields.Find("overall")) {
     evaluation.overall = ReadScore(*overall, fields.Where("overall"), status);
   } else if (fields.ok()) {

@@ -56,6 +56,7 @@ struct Evaluation {
   std::string scoring;
   std::string prompt_template;
   int64_t shots = 0;
+  int64_t questions_with_dropped_shots = 0;  // whose prompts had no room for all shots
   Score overall;
   NamedScores subjects;
   NamedScores subcategories;

@@ -65,7 +65,7 @@ Axis Axis::Logarithmic(double low, double high, int ticks) {
   }
   for (const double value : candidates) {
     if (value >= axis.low_ * (1 - 1e-9) && value <= axis.high_ * (1 + 1e-9)) {
-      axis.ticks_.push_back({value, FormatSignificant(value, 1)});
+      axis.ticks_.push_back({value, FormatShort(value)});
     }
   }
   return axis;
@@ -76,7 +76,7 @@ Axis Axis::LogarithmicAt(const std::vector<double>& values) {
   axis.scale_ = AxisScale::kLogarithmic;
   axis.low_ = *std::min_element(values.begin(), values.end());
   axis.high_ = *std::max_element(values.begin(), values.end());
-  for (const double value : values) axis.ticks_.push_back({value, FormatSignificant(value, 6)});
+  for (const double value : values) axis.ticks_.push_back({value, FormatShort(value)});
   return axis;
 }
 
