@@ -149,7 +149,7 @@ TEST(EvalResultTest, JsonHasTheKeysOfTheContract) {
 
 TEST(EvalResultTest, ComparesInPairs) {
   const EvalResult reference = Evaluate([](int, int i) { return i != 3; });
-  // Loses question 0 of the first ten subjects, gains question 3 of virology (53... by name below).
+  // Loses question 0 of the first ten subjects, gains question 3 of virology.
   const int virology = *FindMmluSubject("virology");
   const auto compared = Compare(reference, Evaluate([&](int subject, int i) {
                                   if (i == 0 && subject < 10) return false;

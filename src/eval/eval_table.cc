@@ -70,7 +70,7 @@ std::string Heading(const EvalResult& result) {
     text += "The weights are synthetic: these accuracies say nothing about any model.\n";
   }
   if (result.dropped_shots() > 0) {
-    text += fmt::format("{} prompts were too long for the context; {} shots were left out.\n",
+    text += fmt::format("Prompts too long for the context: {}; shots left out of them: {}.\n",
                         result.questions_with_dropped_shots(), result.dropped_shots());
   }
   if (result.reference_model()) {

@@ -43,7 +43,7 @@ TEST(EvalTableTest, AlignedColumns) {
   EXPECT_THAT(table, HasSubstr("tiny: mmlu on mmlu, 4 questions, 5 shots, template original, "
                                "scored by letters\n"));
   EXPECT_THAT(table,
-              HasSubstr("1 prompts were too long for the context; 2 shots were left out.\n"));
+              HasSubstr("Prompts too long for the context: 1; shots left out of them: 2.\n"));
   // 3 of 4: Wilson 30.1 to 95.4; 2 of 2: 34.2 to 100.0.
   EXPECT_EQ(LineWith(table, "overall"),
             "overall                                    4        75.0   30.1 to 95.4");
