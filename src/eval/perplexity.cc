@@ -1,10 +1,10 @@
 #include "src/eval/perplexity.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "src/eval/divergence.h"
+#include "src/eval/divergence_json.h"
 
 namespace nibble {
 namespace {
@@ -33,26 +33,6 @@ class ScopedSequence {
   Engine& engine_;
   SequenceId id_;
 };
-
-Json DivergenceRecord(const DivergenceSummary& s) {
-  const auto& kl = s.kl_divergence;
-  const auto& delta = s.delta_p;
-  return {{"kl_divergence",
-           {{"mean", kl.mean},
-            {"median", kl.median},
-            {"p99", kl.p99},
-            {"p999", kl.p999},
-            {"max", kl.max}}},
-          {"delta_p",
-           {{"mean", delta.mean},
-            {"p1", delta.p1},
-            {"p5", delta.p5},
-            {"p95", delta.p95},
-            {"p99", delta.p99}}},
-          {"top1_agreement", s.top1_agreement},
-          {"perplexity_reference", s.perplexity_reference},
-          {"perplexity_ratio", s.perplexity_ratio}};
-}
 
 }  // namespace
 
@@ -178,12 +158,9 @@ Result<Json> RunPerplexity(Engine& candidate, Engine* reference, std::span<const
   }
   const PerplexityAccumulator& figures =
       reference != nullptr ? divergence.candidate() : plain;
-  Json record = {{"windows", windows},
-                 {"windows_in_text", available},
-                 {"tokens", figures.tokens()},
-                 {"perplexity", figures.perplexity()},
-                 {"perplexity_se", figures.perplexity_se()}};
-  if (reference != nullptr) record.update(DivergenceRecord(divergence.Summarize()));
+  Json record = {{"windows", windows}, {"windows_in_text", available}};
+  record.update(ToJson(figures));
+  if (reference != nullptr) record.update(ToJson(divergence.Summarize()));
   return record;
 }
 
