@@ -322,6 +322,10 @@ Result<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(const std::st
   return writer;
 }
 
+void CheckpointWriter::AddFile(Checkpoint::File file) {
+  state_->plan.files.push_back(std::move(file));
+}
+
 Status CheckpointWriter::Add(std::string_view name, const TensorView& tensor) {
   const auto it = state_->places.find(name);
   if (it == state_->places.end()) {

@@ -68,6 +68,8 @@ class CheckpointWriter {
   Status Add(std::string_view name, const TensorView& tensor);
   // GPTQ version 1 holds any zeros, but its readers disagree about 0: write symmetric weights only.
   Status AddLinear(std::string_view linear_name, const QuantizedWeight& weight);
+  // A file whose content is known only once the weights are.
+  void AddFile(Checkpoint::File file);
   // Writes the other files, syncs, renames. Every planned tensor must have been written.
   Status Finish();
 
