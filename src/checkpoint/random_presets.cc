@@ -24,6 +24,14 @@ struct Preset {
 };
 
 constexpr std::array kPresets = {
+    Preset{.name = "tiny",  // for tests
+           .hidden = 64,
+           .intermediate = 96,
+           .layers = 2,
+           .heads = 4,
+           .kv_heads = 2,
+           .vocabulary = 64,
+           .context = 512},
     Preset{.name = "llama-2-7b",
            .hidden = 4096,
            .intermediate = 11008,

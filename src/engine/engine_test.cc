@@ -1,0 +1,385 @@
+#include "src/engine/engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <map>
+
+#include "src/base/file.h"
+#include "src/base/random.h"
+#include "src/checkpoint/safetensors.h"
+#include "src/engine/sampler.h"
+#include "src/engine/scheduler.h"
+#include "src/ops/cpu/cpu_backend.h"
+#include "src/ops/ref/ref_backend.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+
+const CancelToken kNever;
+
+struct TestModel {
+  std::unique_ptr<Checkpoint> checkpoint;
+  ModelDescription description;
+  std::unique_ptr<Backend> backend;
+  ModelWeights weights;
+};
+
+TestModel Load(const std::string& path, bool ref) {
+  TestModel model;
+  auto checkpoint = OpenCheckpoint(path);
+  CHECK(checkpoint, "{}", checkpoint.error().message());
+  model.checkpoint = *std::move(checkpoint);
+  auto description = DescribeModel(*model.checkpoint);
+  CHECK(description, "{}", description.error().message());
+  model.description = *std::move(description);
+  model.backend = ref ? MakeRefBackend(2) : MakeCpuBackend({.threads = 2}).value();
+  auto weights = LoadModel(
+      *model.checkpoint, model.description, *model.backend, [](int64_t, int64_t) {}, kNever);
+  CHECK(weights, "{}", weights.error().message());
+  model.weights = *std::move(weights);
+  return model;
+}
+
+std::unique_ptr<Engine> MakeEngine(TestModel& model, int64_t rows = 16, int64_t kv_tokens = 4096,
+                                   DType kv_dtype = DType::kF32) {
+  auto engine =
+      Engine::Create(model.weights, *model.backend,
+                     {.kv_dtype = kv_dtype,
+                      .kv_tokens = kv_tokens,
+                      .limits = {.rows = rows, .sequences = 8, .context = 512, .logit_rows = rows}});
+  CHECK(engine, "{}", engine.error().message());
+  return *std::move(engine);
+}
+
+std::vector<int32_t> RandomTokens(int64_t count, int64_t vocabulary, uint64_t seed) {
+  Random random(seed);
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < count; ++i) {
+    tokens.push_back(static_cast<int32_t>(random.Below(static_cast<uint64_t>(vocabulary))));
+  }
+  return tokens;
+}
+
+using Rows = std::vector<std::vector<float>>;
+
+// Appends the logits of `extension` 0 to rows.
+LogitsSink Collect(std::vector<Rows>& rows) {
+  return [&rows](size_t extension, int64_t, const MatrixView& logits) {
+    for (int64_t r = 0; r < logits.rows; ++r) {
+      rows[extension].emplace_back(logits.row<float>(r), logits.row<float>(r) + logits.columns);
+    }
+  };
+}
+
+Rows AllLogits(Engine& engine, std::span<const int32_t> tokens) {
+  std::vector<Rows> rows(1);
+  const SequenceId sequence = engine.Open();
+  const Extension all{sequence, tokens, WantLogits::kAll};
+  const Status status = engine.Extend({{all}}, Collect(rows), kNever);
+  CHECK(status, "{}", status.error().message());
+  engine.Close(sequence);
+  return rows[0];
+}
+
+TensorView ReadTensor(const MappedFile& file, std::string_view name) {
+  for (const SafetensorsEntry& entry : ParseSafetensors(file.bytes(), file.path()).value()) {
+    if (entry.name == name) {
+      return {*entry.dtype, entry.shape, file.bytes().subspan(entry.begin, entry.end - entry.begin)};
+    }
+  }
+  CHECK(false, "{} has no {}", file.path(), name);
+}
+
+// The models of the reference data, whose logits transformers computed.
+class FixtureTest : public ::testing::TestWithParam<std::tuple<const char*, bool>> {};
+
+TEST_P(FixtureTest, LogProbabilitiesMatchTransformers) {
+  const auto [name, ref] = GetParam();
+  const std::string directory = fmt::format("{}/fixtures/{}", NIBBLE_SHARED_DATA, name);
+  if (!IsDirectory(directory)) GTEST_SKIP() << directory << " is absent";
+  const auto file = MappedFile::Open(directory + "/expected.safetensors");
+  ASSERT_TRUE(file) << file.error().message();
+  const TensorView ids = ReadTensor(*file, "input_ids");
+  const TensorView logits = ReadTensor(*file, "logits");
+  const int64_t vocabulary = logits.shape[logits.shape.rank() - 1];
+  const auto id = [&](int64_t i) {
+    int64_t wide = 0;
+    std::memcpy(&wide, ids.bytes.data() + static_cast<size_t>(i) * BytesOf(ids.dtype),
+                BytesOf(ids.dtype));
+    return static_cast<int32_t>(wide);
+  };
+  const auto* values = reinterpret_cast<const float*>(logits.bytes.data());
+
+  TestModel model = Load(directory, ref);
+  const std::unique_ptr<Engine> engine = MakeEngine(model);
+  const int64_t sequences = ids.shape.rank() == 2 ? ids.shape[0] : 1;
+  const int64_t length = ids.shape[ids.shape.rank() - 1];
+  double worst = 0;
+  for (int64_t s = 0; s < sequences; ++s) {
+    std::vector<int32_t> tokens;
+    for (int64_t t = 0; t < length; ++t) tokens.push_back(id(s * length + t));
+    const Rows rows = AllLogits(*engine, tokens);
+    for (int64_t t = 0; t < length; ++t) {
+      const float* want = values + (s * length + t) * vocabulary;
+      const std::vector<float>& got = rows[static_cast<size_t>(t)];
+      double want_sum = 0, got_sum = 0;
+      for (int64_t v = 0; v < vocabulary; ++v) {
+        want_sum += std::exp(static_cast<double>(want[v]));
+        got_sum += std::exp(static_cast<double>(got[static_cast<size_t>(v)]));
+      }
+      for (int64_t v = 0; v < vocabulary; ++v) {
+        worst = std::max(worst, std::abs((want[v] - std::log(want_sum)) -
+                                         (got[static_cast<size_t>(v)] - std::log(got_sum))));
+      }
+    }
+  }
+  EXPECT_LT(worst, 1e-4);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, FixtureTest,
+    ::testing::Combine(::testing::Values("llama2-mha-f16-sharded", "llama3-gqa-rope-bf16-tied",
+                                         "mistral-gqa-bf16", "qwen2-bias-f16-tied"),
+                       ::testing::Bool()),
+    [](const auto& info) {
+      std::string name = std::get<0>(info.param);
+      std::replace(name.begin(), name.end(), '-', '_');
+      return name + (std::get<1>(info.param) ? "_ref" : "_cpu");
+    });
+
+// stories260K's beginning, as its readers know it.
+TEST(StoriesTest, ContinuesFromBosAsItAlwaysDoes) {
+  const std::string directory = std::string(NIBBLE_SHARED_DATA) + "/models/stories260K";
+  if (!IsDirectory(directory)) GTEST_SKIP() << directory << " is absent";
+  TestModel model = Load(directory, /*ref=*/false);
+  const std::unique_ptr<Engine> engine = MakeEngine(model);
+  std::vector<int32_t> tokens;
+  Scheduler scheduler(
+      *engine, [&](Scheduler::RequestId, int32_t token) { tokens.push_back(token); },
+      [](Scheduler::RequestId, FinishReason) {});
+  ASSERT_TRUE(scheduler.Add({.prompt = {1}, .max_tokens = 60}));
+  while (scheduler.Step(kNever).value()) {
+  }
+  const std::unique_ptr<Tokenizer> tokenizer = model.checkpoint->LoadTokenizer().value();
+  EXPECT_THAT(tokenizer->Decode(tokens),
+              HasSubstr("Once upon a time, there was a little girl named Lily. She loved to play "
+                        "outside in the park. One day, she saw a big, red ball."));
+}
+
+class SyntheticTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override { model_ = Load(GetParam(), /*ref=*/false); }
+  int64_t vocabulary() const { return model_.weights.config.vocabulary; }
+  TestModel model_;
+};
+
+TEST_P(SyntheticTest, PromptCutIntoStepsGivesTheSameBits) {
+  const std::vector<int32_t> tokens = RandomTokens(45, vocabulary(), 1);
+  const Rows whole = AllLogits(*MakeEngine(model_, 64), tokens);
+  for (const int64_t rows : {1, 7, 16}) {
+    EXPECT_EQ(AllLogits(*MakeEngine(model_, rows), tokens), whole) << rows << " rows a step";
+  }
+}
+
+TEST_P(SyntheticTest, BatchGivesTheSameBits) {
+  const std::unique_ptr<Engine> engine = MakeEngine(model_, 64);
+  std::vector<std::vector<int32_t>> prompts;
+  std::vector<Extension> extensions;
+  for (uint64_t i = 0; i < 5; ++i) {
+    prompts.push_back(RandomTokens(3 + static_cast<int64_t>(i) * 9, vocabulary(), i));
+  }
+  for (const std::vector<int32_t>& prompt : prompts) {
+    extensions.push_back({engine->Open(), prompt, WantLogits::kAll});
+  }
+  std::vector<Rows> together(prompts.size());
+  ASSERT_TRUE(engine->Extend(extensions, Collect(together), kNever));
+  for (const Extension& extension : extensions) engine->Close(extension.sequence);
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    EXPECT_EQ(AllLogits(*engine, prompts[i]), together[i]) << i;
+  }
+}
+
+TEST_P(SyntheticTest, ForksShareTheirPrefixAndNothingElse) {
+  const std::unique_ptr<Engine> engine = MakeEngine(model_, 64);
+  const int64_t all_free = engine->free_kv_tokens();
+  // 21 tokens: a whole block and a partly filled one.
+  const std::vector<int32_t> prefix = RandomTokens(21, vocabulary(), 3);
+  const SequenceId parent = engine->Open();
+  const Extension shared{parent, prefix, WantLogits::kNone};
+  ASSERT_TRUE(engine->Extend({{shared}}, {}, kNever));
+  const int64_t before_forks = engine->free_kv_tokens();
+  std::vector<std::vector<int32_t>> tails = {RandomTokens(4, vocabulary(), 4),
+                                             RandomTokens(30, vocabulary(), 5)};
+  std::vector<Extension> extensions;
+  for (const std::vector<int32_t>& tail : tails) {
+    extensions.push_back({engine->Fork(parent), tail, WantLogits::kAll});
+  }
+  EXPECT_EQ(engine->free_kv_tokens(), before_forks);
+  std::vector<Rows> forked(2);
+  ASSERT_TRUE(engine->Extend(extensions, Collect(forked), kNever));
+  // One block copied for the first; one copied and two new for the second.
+  EXPECT_EQ(before_forks - engine->free_kv_tokens(), 4 * model_.backend->kv_block_tokens());
+  EXPECT_EQ(engine->length(parent), 21);
+  engine->Close(parent);
+  for (size_t i = 0; i < 2; ++i) {
+    engine->Close(extensions[i].sequence);
+    std::vector<int32_t> whole = prefix;
+    whole.insert(whole.end(), tails[i].begin(), tails[i].end());
+    Rows rows = AllLogits(*engine, whole);
+    rows.erase(rows.begin(), rows.begin() + 21);
+    EXPECT_EQ(rows, forked[i]) << i;
+  }
+  EXPECT_EQ(engine->free_kv_tokens(), all_free);
+}
+
+TEST_P(SyntheticTest, RefAgrees) {
+  TestModel ref = Load(GetParam(), /*ref=*/true);
+  const std::vector<int32_t> tokens = RandomTokens(20, vocabulary(), 6);
+  const Rows want = AllLogits(*MakeEngine(ref), tokens);
+  const Rows got = AllLogits(*MakeEngine(model_), tokens);
+  double error = 0, square = 0;
+  for (size_t r = 0; r < want.size(); ++r) {
+    for (size_t v = 0; v < want[r].size(); ++v) {
+      error += std::pow(static_cast<double>(got[r][v]) - want[r][v], 2);
+      square += std::pow(static_cast<double>(want[r][v]), 2);
+    }
+  }
+  // 16-bit activations in the 4-bit products, float32 elsewhere.
+  EXPECT_LT(error / square, 1e-8);
+}
+
+TEST_P(SyntheticTest, MemoryIsPredictedExactly) {
+  const EngineOptions options{
+      .kv_dtype = DType::kF16,
+      .kv_tokens = 100,
+      .limits = {.rows = 32, .sequences = 4, .context = 64, .logit_rows = 8}};
+  const MemoryUse predicted =
+      PredictMemory(*model_.checkpoint, model_.description, *model_.backend, options).use;
+  const auto engine = Engine::Create(model_.weights, *model_.backend, options);
+  ASSERT_TRUE(engine);
+  const MemoryUse used = model_.backend->memory().current();
+  EXPECT_EQ(used[MemoryClass::kWeights], predicted[MemoryClass::kWeights]);
+  EXPECT_EQ(used[MemoryClass::kKvCache], predicted[MemoryClass::kKvCache]);
+  EXPECT_EQ(used[MemoryClass::kWorkspace], predicted[MemoryClass::kWorkspace]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, SyntheticTest,
+                         ::testing::Values("random:tiny", "random:tiny:rtn-g32-asym",
+                                           "random:tiny:rtn-g32-sym"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace_if(
+                               name.begin(), name.end(), [](char c) { return !std::isalnum(c); },
+                               '_');
+                           return name;
+                         });
+
+class EngineErrorTest : public ::testing::Test {
+ protected:
+  TestModel model_ = Load("random:tiny", /*ref=*/false);
+};
+
+TEST_F(EngineErrorTest, FullCacheIsAnErrorAndChangesNothing) {
+  const std::unique_ptr<Engine> engine = MakeEngine(model_, 64, /*kv_tokens=*/32);
+  const SequenceId sequence = engine->Open();
+  const std::vector<int32_t> tokens = RandomTokens(33, 64, 7);
+  const Extension extension{sequence, tokens, WantLogits::kNone};
+  const Status status = engine->Extend({{extension}}, {}, kNever);
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code(), ErrorCode::kResources);
+  EXPECT_EQ(engine->length(sequence), 0);
+  EXPECT_EQ(engine->free_kv_tokens(), 32);
+}
+
+TEST_F(EngineErrorTest, TokensOutsideTheVocabularyAndTheContext) {
+  const std::unique_ptr<Engine> engine = MakeEngine(model_);
+  const SequenceId sequence = engine->Open();
+  const auto extend = [&](std::vector<int32_t> tokens) {
+    const Extension extension{sequence, tokens, WantLogits::kNone};
+    return engine->Extend({{extension}}, {}, kNever);
+  };
+  for (const int32_t bad : {-1, static_cast<int32_t>(model_.weights.config.vocabulary)}) {
+    const Status status = extend({1, bad});
+    ASSERT_FALSE(status);
+    EXPECT_EQ(status.error().code(), ErrorCode::kBadInput);
+    EXPECT_THAT(status.error().message(), HasSubstr(std::to_string(bad)));
+  }
+  const Status status = extend(std::vector<int32_t>(513, 1));
+  ASSERT_FALSE(status);
+  EXPECT_THAT(status.error().message(), HasSubstr("context"));
+}
+
+TEST_F(EngineErrorTest, ARequestToStopEndsBetweenSteps) {
+  const std::unique_ptr<Engine> engine = MakeEngine(model_);
+  CancelToken cancel;
+  cancel.Request();
+  const std::vector<int32_t> tokens(40, 1);
+  const Extension extension{engine->Open(), tokens, WantLogits::kNone};
+  const Status status = engine->Extend({{extension}}, {}, cancel);
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code(), ErrorCode::kInterrupted);
+}
+
+// Requests of many lengths, more than run at once: each text is what it is alone.
+TEST_F(EngineErrorTest, SchedulerGivesEachRequestItsOwnText) {
+  const auto run = [&](const std::vector<GenerationRequest>& requests) {
+    const std::unique_ptr<Engine> engine = MakeEngine(model_, 16, /*kv_tokens=*/512);
+    std::map<Scheduler::RequestId, std::vector<int32_t>> texts;
+    int finished = 0;
+    Scheduler scheduler(
+        *engine, [&](Scheduler::RequestId id, int32_t token) { texts[id].push_back(token); },
+        [&](Scheduler::RequestId, FinishReason) { ++finished; });
+    for (const GenerationRequest& request : requests) EXPECT_TRUE(scheduler.Add(request));
+    while (scheduler.Step(kNever).value()) {
+    }
+    EXPECT_EQ(finished, static_cast<int>(requests.size()));
+    EXPECT_EQ(engine->free_kv_tokens(), 512);
+    return texts;
+  };
+  std::vector<GenerationRequest> requests;
+  for (uint64_t i = 0; i < 20; ++i) {
+    requests.push_back({.prompt = RandomTokens(1 + static_cast<int64_t>(i * 7 % 40), 64, i),
+                        .max_tokens = 1 + static_cast<int64_t>(i * 5 % 23),
+                        .sampling = {.temperature = i % 2 == 0 ? 0.0 : 1.0, .seed = i}});
+  }
+  const auto together = run(requests);
+  ASSERT_EQ(together.size(), requests.size());
+  for (size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_EQ(run({requests[i]}).at(1), together.at(static_cast<int64_t>(i) + 1)) << i;
+  }
+}
+
+TEST_F(EngineErrorTest, SchedulerStopsAtStopTokensAndRefusesWhatNeverFits) {
+  const std::unique_ptr<Engine> engine = MakeEngine(model_, 16, /*kv_tokens=*/64);
+  std::vector<int32_t> tokens;
+  FinishReason reason = FinishReason::kLength;
+  Scheduler scheduler(
+      *engine, [&](Scheduler::RequestId, int32_t token) { tokens.push_back(token); },
+      [&](Scheduler::RequestId, FinishReason why) { reason = why; });
+  ASSERT_TRUE(scheduler.Add({.prompt = {1, 2, 3}, .max_tokens = 8}));
+  while (scheduler.Step(kNever).value()) {
+  }
+  ASSERT_EQ(tokens.size(), 8u);
+  const auto first_time =
+      std::find(tokens.begin(), tokens.end(), tokens.back()) - tokens.begin();
+  const int32_t stop = tokens.back();
+  tokens.clear();
+  ASSERT_TRUE(scheduler.Add({.prompt = {1, 2, 3}, .max_tokens = 8, .stop_tokens = {stop}}));
+  while (scheduler.Step(kNever).value()) {
+  }
+  EXPECT_EQ(reason, FinishReason::kStop);
+  EXPECT_EQ(static_cast<int64_t>(tokens.size()), first_time);
+
+  EXPECT_EQ(scheduler.Add({.prompt = {1}, .max_tokens = 100}).error().code(),
+            ErrorCode::kResources);
+  EXPECT_EQ(scheduler.Add({.prompt = {1}, .max_tokens = 512}).error().code(), ErrorCode::kBadInput);
+  EXPECT_EQ(scheduler.Add({.prompt = {-5}, .max_tokens = 1}).error().code(), ErrorCode::kBadInput);
+}
+
+}  // namespace
+}  // namespace nibble
