@@ -178,9 +178,8 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
       {"seconds", std::chrono::duration<double>(Clock::now() - start).count()},
       {"peak_memory_bytes", PeakResidentBytes()},
   };
-  NIBBLE_RETURN_IF_ERROR(writer->AddFile({"quantize.json", record.dump(1) + "\n"}));
-  NIBBLE_RETURN_IF_ERROR(
-      writer->AddFile({"README.md", ModelCard(checkpoint.path(), quantization, record)}));
+  writer->AddFile({"quantize.json", record.dump(1) + "\n"});
+  writer->AddFile({"README.md", ModelCard(checkpoint.path(), quantization, record)});
   NIBBLE_RETURN_IF_ERROR(writer->Finish());
   return record;
 }
