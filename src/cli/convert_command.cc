@@ -8,20 +8,17 @@
 namespace nibble {
 namespace {
 
-struct ConvertOptions {
+struct ConvertCommandOptions {
   std::string model;
   std::string output;
 };
 
-Status Convert(const ConvertOptions& options, const CommandContext& context) {
+Status Convert(const ConvertCommandOptions& options, const CommandContext& context) {
   NIBBLE_ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options.model, RandomWeights::kAllow));
   WarnAboutUnrecognized(model);
-  {
-    Progress progress(context.common.progress(), "converting", 1);
-    NIBBLE_RETURN_IF_ERROR(ConvertToDirectory(
-        *model.checkpoint, options.output,
-        [&](int64_t done, int64_t total) { progress.Update(done, total); }, context.cancel));
-  }
+  NIBBLE_RETURN_IF_ERROR(ConvertToDirectory(
+      *model.checkpoint, options.output,
+      {.progress = context.common.progress(), .cancel = &context.cancel}));
   fmt::print("{} ({}) in {}\n", options.model, model.checkpoint->label(), options.output);
   return {};
 }
@@ -33,7 +30,7 @@ void AddConvertCommand(Program& program) {
       "convert", "From GGUF, or synthetic weights, to a directory in Hugging Face layout",
       "  nibble convert model.gguf --output ./model\n"
       "  nibble convert random:tinyllama-1.1b --output ./synthetic\n");
-  auto options = std::make_shared<ConvertOptions>();
+  auto options = std::make_shared<ConvertCommandOptions>();
   command->add_option("model", options->model, "the model")->required();
   command->add_option("--output", options->output, "a directory that does not exist yet")
       ->required();

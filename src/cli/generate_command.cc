@@ -31,16 +31,15 @@ Result<std::string> ChatPrompt(const GenerateOptions& options, const Checkpoint&
   if (!source) return BadInput("{}: the model has no chat template", checkpoint.path());
   NIBBLE_ASSIGN_OR_RETURN(const ChatTemplate chat_template,
                           ChatTemplate::Parse(*source, checkpoint.path()));
-  const auto text = [&](std::optional<TokenId> token) {
-    return token ? std::string(tokenizer.TokenText(*token)) : std::string();
+  const auto text = [&](std::optional<TokenId> token) -> std::optional<std::string> {
+    if (!token) return std::nullopt;
+    return std::string(tokenizer.TokenText(*token));
   };
   std::vector<ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
   messages.push_back({"user", options.prompt});
-  ChatTemplate::Options template_options;
-  template_options.add_generation_prompt = true;
-  template_options.bos_token = text(tokenizer.bos());
-  template_options.eos_token = text(tokenizer.eos());
+  const ChatTemplateOptions template_options{.bos_token = text(tokenizer.bos()),
+                                             .eos_token = text(tokenizer.eos())};
   return chat_template.Render(messages, template_options);
 }
 
