@@ -19,8 +19,12 @@ std::string PostAttentionNorm(int64_t layer) {
   return LayerPrefix(layer) + "post_attention_layernorm.weight";
 }
 
-bool IsQuantized(const ModelDescription& model, std::string_view linear) {
-  return model.quantization && model.quantization->Covers(linear);
+// How the weight of this name is quantized, if it is. An embedding never is: only linear layers are.
+std::optional<QuantizationConfig> QuantizationOf(const ModelDescription& model,
+                                                 std::string_view name) {
+  const bool quantized =
+      model.quantization && name != kEmbedding && model.quantization->Covers(name);
+  return quantized ? model.quantization : std::nullopt;
 }
 
 // Checks the checkpoint's tensors against the model, one at a time.
@@ -34,7 +38,7 @@ class TensorAudit {
   }
 
   Status Linear(const LinearName& linear) {
-    if (IsQuantized(model_, linear.name)) {
+    if (QuantizationOf(model_, linear.name)) {
       // ReadWeight checks shapes and contents against the quantization when it reads them.
       for (const char* part : {".qweight", ".qzeros", ".scales", ".g_idx"}) {
         used_.insert(linear.name + part);
@@ -122,7 +126,8 @@ Result<std::unique_ptr<PreparedLinear>> LoadLinear(const Checkpoint& checkpoint,
   for (const LinearName* part : parts) {
     NIBBLE_ASSIGN_OR_RETURN(Weight weight,
                             ReadWeight(checkpoint, part->name, part->out_features,
-                                       part->in_features, model.quantization));
+                                       part->in_features,
+                                       QuantizationOf(model, part->name)));
     biases.emplace_back();
     if (part->bias) {
       NIBBLE_ASSIGN_OR_RETURN(biases.back(),
@@ -240,11 +245,11 @@ WeightBytes PredictWeightBytes(const Checkpoint& checkpoint, const ModelDescript
       bias |= part->bias;
     }
     const LinearName& first = **parts.begin();
-    const bool quantized = IsQuantized(model, first.name);
+    const auto quantization = QuantizationOf(model, first.name);
     const TensorInfo* info = checkpoint.Find(first.name + ".weight");
     return backend.PreparedBytes(out, first.in_features,
                                  info ? info->dtype.value_or(DType::kF16) : DType::kF16,
-                                 quantized ? &model.quantization->spec : nullptr, bias);
+                                 quantization ? &quantization->spec : nullptr, bias);
   };
   const ModelConfig& config = model.config;
   const uint64_t norm = RoundUp<uint64_t>(static_cast<uint64_t>(config.hidden) * 4, 64);
