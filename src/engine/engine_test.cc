@@ -87,7 +87,9 @@ Rows AllLogits(Engine& engine, std::span<const int32_t> tokens) {
 }
 
 TensorView ReadTensor(const MappedFile& file, std::string_view name) {
-  for (const SafetensorsEntry& entry : ParseSafetensors(file.bytes(), file.path()).value()) {
+  const auto entries = ParseSafetensors(file.bytes(), file.path());
+  CHECK(entries, "{}", entries.error().message());
+  for (const SafetensorsEntry& entry : *entries) {
     if (entry.name == name) {
       return {*entry.dtype, entry.shape, file.bytes().subspan(entry.begin, entry.end - entry.begin)};
     }

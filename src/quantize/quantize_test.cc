@@ -107,8 +107,12 @@ TEST_P(QuantizeCheckpointTest, ReadsBackWhatItWrote) {
   EXPECT_EQ(calls, 14);
   EXPECT_EQ((*record)["modules"].size(), 14u);
 
-  const auto quantized = OpenCheckpoint(output_).value();
-  const ModelDescription again = DescribeModel(*quantized).value();
+  const auto opened = OpenCheckpoint(output_);
+  ASSERT_TRUE(opened) << opened.error().message();
+  const Checkpoint* quantized = opened->get();
+  const auto described = DescribeModel(*quantized);
+  ASSERT_TRUE(described) << described.error().message();
+  const ModelDescription& again = *described;
   ASSERT_TRUE(again.quantization);
   EXPECT_EQ(again.quantization->layout, layout);
   for (const LinearName* linear : LinearsOfLayer(model.config, 1).All()) {
