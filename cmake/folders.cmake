@@ -90,6 +90,9 @@ if(NIBBLE_TESTS)
   add_test(NAME folder_order
            COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/folder_order_test.py
                    ${PROJECT_SOURCE_DIR} "${NIBBLE_FOLDERS};cli")
+  add_test(NAME cli COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/cli_test.py
+                            $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
+  set_tests_properties(cli PROPERTIES TIMEOUT 1800)
 endif()
 if(NIBBLE_BENCHMARKS)
   file(GLOB benchmarks CONFIGURE_DEPENDS benchmarks/*.cc)

@@ -28,7 +28,7 @@ void SetUpLogging(const CommonOptions& options) {
   spdlog::set_default_logger(std::move(logger));
 }
 
-int Fail(const Error& error) {
+int ExitStatus(const Error& error) {
   fmt::print(stderr, "nibble: {}\n", error.message());
   return static_cast<int>(error.code());
 }
@@ -62,7 +62,7 @@ int Main(int argc, char** argv) {
   std::signal(SIGTERM, OnSignal);
   std::signal(SIGPIPE, SIG_IGN);
   const Status status = program.body()({program.common(), g_cancel});
-  return status ? 0 : Fail(status.error());
+  return status ? 0 : ExitStatus(status.error());
 }
 
 }  // namespace
@@ -72,8 +72,8 @@ int main(int argc, char** argv) {
   try {
     return nibble::Main(argc, argv);
   } catch (const std::bad_alloc&) {
-    return nibble::Fail(nibble::Error(nibble::ErrorCode::kResources, "out of memory"));
+    return nibble::ExitStatus(nibble::Error(nibble::ErrorCode::kResources, "out of memory"));
   } catch (const std::exception& e) {
-    return nibble::Fail(nibble::Error(nibble::ErrorCode::kInternal, e.what()));
+    return nibble::ExitStatus(nibble::Error(nibble::ErrorCode::kInternal, e.what()));
   }
 }

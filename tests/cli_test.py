@@ -1,0 +1,302 @@
+#!/usr/bin/env python3
+"""Runs the program as a user would: outputs, exit statuses, and that bad input leaves nothing behind.
+
+Usage: cli_test.py NIBBLE_BINARY SOURCE_DIR SHARED_DATA
+"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+NIBBLE, SOURCE, SHARED = (pathlib.Path(p).resolve() for p in sys.argv[1:4])
+STORIES = SHARED / "models" / "stories260K"
+SAMPLE = SOURCE / "examples" / "mmlu-sample"
+TEXT = SOURCE / "examples" / "text" / "perplexity.txt"
+
+
+def run(*args, status=0, timeout=600):
+    done = subprocess.run([NIBBLE, *map(str, args)], capture_output=True, text=True,
+                          timeout=timeout)
+    assert done.returncode == status, (
+        f"{args}: want exit {status}, got {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="nibble-cli-"))
+        self.addCleanup(shutil.rmtree, self.dir)
+
+    def refused(self, *args, status, contains):
+        """The command fails with this status, says so, and writes nothing."""
+        before = sorted(self.dir.rglob("*"))
+        error = run(*args, status=status).stderr
+        for part in [contains] if isinstance(contains, str) else contains:
+            self.assertIn(part, error)
+        self.assertEqual(sorted(self.dir.rglob("*")), before, "something was left behind")
+
+
+class Usage(Case):
+    def test_help_teaches_by_example(self):
+        commands = run("--help").stdout
+        for command in ("inspect", "generate", "quantize", "convert", "score", "perplexity",
+                        "evaluate", "bench", "study", "report"):
+            self.assertIn(command, commands)
+            self.assertIn(f"nibble {command} ", run(command, "--help").stdout)
+
+    def test_wrong_usage(self):
+        out = self.dir / "out"
+        self.refused("quantise", status=2, contains="")
+        self.refused("generate", status=2, contains="model")
+        self.refused("generate", "random:tiny", "--token-ids", "1,x", status=2, contains="1,x")
+        self.refused("quantize", "random:tiny", "--method", "magic", "--output", out, status=2,
+                     contains="magic")
+        self.refused("quantize", "random:tiny", "--grid", "sym", "--format", "awq", "--output", out,
+                     status=2, contains="gptq")
+        self.refused("quantize", "random:tiny", "--output", self.dir, status=2, contains="exists")
+        self.refused("bench", "random:tiny", "--batch-sizes", "0", status=2, contains="0")
+        self.refused("inspect", "random:tiny", "--device", "tpu", status=2, contains="tpu")
+
+    def test_devices_and_presets_that_are_not_there(self):
+        self.refused("inspect", "random:gigantic", status=3, contains="gigantic")
+        self.refused("inspect", self.dir / "absent", status=3, contains="absent")
+        self.refused("bench", "random:tiny", "--device", "cuda:7", status=3, contains="cuda:7")
+
+
+class Synthetic(Case):
+    def test_accuracy_of_random_weights_is_refused(self):
+        for args in (["score", "random:tiny", "--token-ids", "1,2"],
+                     ["perplexity", "random:tiny", "--text", TEXT],
+                     ["evaluate", "random:tiny", "--data", SAMPLE]):
+            self.refused(*args, status=3, contains="--allow-random")
+        run("score", "random:tiny", "--token-ids", "1,2,3", "--allow-random")
+
+    def test_quantize_convert_and_read_back(self):
+        made, quantized = self.dir / "made", self.dir / "quantized"
+        run("convert", "random:tiny", "--output", made)
+        self.assertTrue(json.loads((made / "config.json").read_text())["nibble_synthetic"])
+        same = [run("score", model, "--token-ids", "5,6,7,8", "--allow-random").stdout
+                for model in ("random:tiny", made)]
+        self.assertEqual(*same)
+        for grid, layout in (("asym", "awq"), ("sym", "gptq"), ("sym-full", "gptq_v2")):
+            out = quantized / grid
+            run("quantize", made, "--group-size", 32, "--grid", grid, "--format", layout,
+                "--output", out)
+            config = json.loads((out / "config.json").read_text())["quantization_config"]
+            self.assertEqual(config["bits"], 4)
+            self.assertEqual(config["group_size"], 32)
+            scores = [run("score", out, "--token-ids", "5,6,7,8", "--allow-random", "--device",
+                          device, "--dtype", "f32", "--output", self.dir / f"{grid}-{device}")
+                      for device in ("cpu", "ref")]
+            self.assertTrue(scores)
+            cpu, ref = (json.loads((self.dir / f"{grid}-{d}").read_text())["logprob"]
+                        for d in ("cpu", "ref"))
+            self.assertAlmostEqual(cpu, ref, delta=1e-3)
+
+    def test_bench_adds_up(self):
+        out = self.dir / "bench.json"
+        run("bench", "random:tiny", "--batch-sizes", "1,3", "--input-length", 20,
+            "--output-length", 9, "--repetitions", 3, "--output", out)
+        document = json.loads(out.read_text())
+        self.assertEqual(document["schema"], "nibble.bench/1")
+        inspected = self.dir / "inspect.json"
+        run("inspect", "random:tiny", "--batch-sizes", "1,3", "--input-length", 20,
+            "--output-length", 9, "--output", inspected)
+        predicted = json.loads(inspected.read_text())["predicted_memory"]["by_batch_size"]
+        for entry, prediction in zip(document["runs"], predicted, strict=True):
+            batch = entry["batch_size"]
+            self.assertEqual(len(entry["repetitions"]), 3)
+            seconds = entry["prefill_seconds"] + entry["decode_seconds"]
+            self.assertAlmostEqual(entry["output_tokens_per_second"], batch * 9 / seconds, delta=1)
+            self.assertAlmostEqual(entry["decode_tokens_per_second"],
+                                   batch * 8 / entry["decode_seconds"], delta=1)
+            memory = entry["peak_memory_bytes"]
+            for part in ("weights", "kv_cache", "workspace", "total"):
+                self.assertEqual(memory[part], prediction["bytes"][part], part)
+            self.assertEqual(memory["total"],
+                             memory["weights"] + memory["kv_cache"] + memory["workspace"])
+
+    def test_a_batch_beyond_memory_is_refused_with_the_largest_that_fits(self):
+        self.refused("bench", "random:llama-2-7b", "--batch-sizes", "100000", status=4,
+                     contains=["100000", "available"])
+
+    def test_a_context_beyond_the_models_is_refused(self):
+        self.refused("bench", "random:tiny", "--input-length", 512, status=3, contains="512")
+
+
+@unittest.skipUnless(STORIES.is_dir(), f"{STORIES} is absent")
+class Stories(Case):
+    def broken(self, change):
+        """A copy of stories260K after `change(directory)`."""
+        copy = self.dir / "model"
+        shutil.copytree(STORIES, copy)
+        for path in copy.iterdir():
+            path.chmod(0o644)
+        copy.chmod(0o755)
+        change(copy)
+        return copy
+
+    def test_generates_its_story(self):
+        text = run("generate", STORIES, "--max-tokens", 120).stdout
+        self.assertTrue(text.startswith(
+            "Once upon a time, there was a little girl named Lily. She loved to play outside in "
+            "the park. One day, she saw a big, red ball."))
+
+    def test_score_and_perplexity(self):
+        out = self.dir / "score.json"
+        run("score", STORIES, "--text", "Once upon a time", "--top", 2, "--output", out)
+        tokens = json.loads(out.read_text())["tokens"]
+        self.assertIsNone(tokens[0]["logprob"])
+        self.assertEqual(tokens[0]["id"], 1)
+        self.assertEqual(len(tokens[1]["top"]), 2)
+        self.assertLessEqual(tokens[1]["logprob"], tokens[1]["top"][0]["logprob"])
+        empty = self.dir / "empty.txt"
+        empty.write_text("")
+        self.refused("perplexity", STORIES, "--text", empty, status=3, contains="empty")
+        self.refused("perplexity", STORIES, "--text", TEXT, "--context", 1024, status=3,
+                     contains="512")
+        run("perplexity", STORIES, "--text", TEXT, "--max-windows", 2)
+
+    def test_bad_models(self):
+        def config(**members):
+            def change(directory):
+                path = directory / "config.json"
+                path.write_text(json.dumps(json.loads(path.read_text()) | members))
+            return change
+
+        def truncate(directory):
+            path = directory / "model.safetensors"
+            path.write_bytes(path.read_bytes()[:-1])
+
+        def lie(directory):
+            path = directory / "model.safetensors"
+            data = path.read_bytes()
+            path.write_bytes(struct.pack("<Q", 1 << 62) + data[8:])
+
+        def nan(directory):
+            path = directory / "model.safetensors"
+            data = bytearray(path.read_bytes())
+            data[-4:] = struct.pack("<f", float("nan"))
+            path.write_bytes(data)
+
+        for change, contains in (
+                (config(architectures=["BertModel"]), "BertModel"),
+                (config(hidden_act="gelu"), "gelu"),
+                (config(rope_scaling={"rope_type": "yarn", "factor": 2}), "yarn"),
+                (config(num_hidden_layers=6), "model.layers.5"),
+                (config(num_hidden_layers=4), "model.layers.4"),
+                (config(intermediate_size=176), "176"),
+                (truncate, "model.safetensors"),
+                (lie, "model.safetensors"),
+                (lambda d: (d / "config.json").write_text("{"), "config.json"),
+                (lambda d: (d / "config.json").unlink(), "config.json"),
+                (lambda d: (d / "tokenizer.model").write_bytes(b"\x0a\xff\xff\xff"),
+                 "tokenizer.model"),
+        ):
+            model = self.broken(change)
+            self.refused("generate", model, "--prompt", "a", "--quiet", status=3,
+                         contains=contains)
+            shutil.rmtree(model)
+        model = self.broken(nan)
+        self.refused("quantize", model, "--output", self.dir / "q", status=3, contains="finite")
+
+    def test_bad_questions(self):
+        data = self.dir / "mmlu"
+        shutil.copytree(SAMPLE, data)
+        path = data / "test" / "anatomy_test.csv"
+        path.write_text("What?,a,b,c,d,E\n")
+        self.refused("evaluate", STORIES, "--data", data, status=3,
+                     contains=["anatomy_test.csv", "E"])
+        path.unlink()
+        self.refused("evaluate", STORIES, "--data", data, status=3, contains="anatomy_test.csv")
+
+    def test_evaluate_compares(self):
+        first, second = self.dir / "a.json", self.dir / "b.json"
+        options = ["--data", SAMPLE, "--shots", 1, "--questions-per-subject", 1]
+        run("evaluate", STORIES, *options, "--output", first)
+        run("evaluate", STORIES, *options, "--output", second, "--reference", first)
+        document = json.loads(second.read_text())
+        self.assertEqual(document["schema"], "nibble.evaluate/1")
+        self.assertEqual([len(document[k]) for k in ("subjects", "subcategories", "categories")],
+                         [57, 17, 4])
+        self.assertEqual(document["overall"]["total"], 57)
+        self.assertEqual(document["overall"]["comparison"]["difference"], 0)
+        self.assertEqual(document["overall"]["comparison"]["flipped"], 0)
+        again = self.dir / "c.json"
+        run("evaluate", STORIES, *options, "--output", again)
+        self.assertEqual(again.read_text(), first.read_text())
+
+
+@unittest.skipUnless(STORIES.is_dir(), f"{STORIES} is absent")
+class Study(Case):
+    OPTIONS = ["--methods", "fp16,rtn", "--data", SAMPLE, "--shots", 1, "--questions-per-subject",
+               1, "--text", TEXT, "--max-windows", 2, "--batch-sizes", "1,2", "--input-length", 32,
+               "--output-length", 8, "--repetitions", 1]
+
+    def test_runs_resumes_and_renders_again(self):
+        out = self.dir / "study"
+        command = ["study", STORIES, *self.OPTIONS, "--output", out]
+        # Interrupted after the first stages, it leaves what was finished.
+        process = subprocess.Popen([NIBBLE, *map(str, command)], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        deadline = time.time() + 300
+        while not (out / "stages" / "fp16.evaluate.json").exists() and process.poll() is None:
+            self.assertLess(time.time(), deadline)
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(process.wait(timeout=300), 130)
+        finished = {p.name: p.stat().st_mtime_ns for p in (out / "stages").iterdir()}
+        self.assertIn("fp16.evaluate.json", finished)
+        self.assertFalse((out / "report.html").exists())
+
+        summary = run(*command).stdout
+        self.assertIn(str(out / "report.html"), summary)
+        for name, time_ns in finished.items():
+            self.assertEqual((out / "stages" / name).stat().st_mtime_ns, time_ns, name)
+        for name in ("study.json", "report.html", "report.md", "accuracy.csv", "throughput.csv",
+                     "memory.csv", "models/rtn/model.safetensors"):
+            self.assertTrue((out / name).exists(), name)
+        study = json.loads((out / "study.json").read_text())
+        self.assertEqual(list(study["methods"]), ["fp16", "rtn"])
+        self.assertNotIn("error", study["methods"]["rtn"])
+        for key in ("quantize", "evaluate", "evaluate_cloze", "perplexity", "bench"):
+            self.assertTrue(study["methods"]["rtn"][key], key)
+        self.assertIn("kl_divergence", study["methods"]["rtn"]["perplexity"])
+
+        report = (out / "report.html").read_text()
+        (out / "report.html").unlink()
+        run("report", out)
+        self.assertEqual((out / "report.html").read_text(), report)
+
+        # A rerun computes nothing; another option reruns only what depends on it.
+        stamps = {p.name: p.stat().st_mtime_ns for p in (out / "stages").iterdir()}
+        run(*command)
+        self.assertEqual(stamps, {p.name: p.stat().st_mtime_ns
+                                  for p in (out / "stages").iterdir()})
+        run(*[3 if a == 2 else a for a in command])  # --max-windows 3
+        changed = {p.name for p in (out / "stages").iterdir()
+                   if p.stat().st_mtime_ns != stamps[p.name]}
+        self.assertEqual(changed, {"fp16.perplexity.json", "rtn.perplexity.json"})
+
+    def test_refuses_before_anything_is_done(self):
+        out = self.dir / "study"
+        self.refused("study", STORIES, *self.OPTIONS, "--output", out, "--input-length", 600,
+                     status=3, contains="600")
+        self.refused("study", STORIES, *self.OPTIONS[2:], "--methods", "rtn", "--output", out,
+                     status=2, contains="baseline")
+        (self.dir / "other").mkdir()
+        (self.dir / "other" / "file").write_text("mine")
+        self.refused("study", STORIES, *self.OPTIONS, "--output", self.dir / "other", status=2,
+                     contains="not a study")
+        self.refused("report", self.dir / "other", status=3, contains="study.json")
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], "-v"])
