@@ -52,7 +52,9 @@ struct LinearName {
 };
 struct LayerLinears {
   LinearName q, k, v, output, gate, up, down;
-  std::vector<const LinearName*> All() const { return {&q, &k, &v, &output, &gate, &up, &down}; }
+  // Pointers into this object, so not of a temporary.
+  std::vector<const LinearName*> All() const& { return {&q, &k, &v, &output, &gate, &up, &down}; }
+  std::vector<const LinearName*> All() && = delete;
 };
 LayerLinears LinearsOfLayer(const ModelConfig& config, int64_t layer);
 

@@ -88,12 +88,18 @@ class QuantizeCheckpointTest : public ::testing::TestWithParam<const char*> {
   std::string output_;
 };
 
+template <typename T>
+T Get(Result<T> result) {
+  CHECK(result, "{}", result.error().message());
+  return *std::move(result);
+}
+
 // What is read back from disk is exactly what rounding gave, in every layout.
 TEST_P(QuantizeCheckpointTest, ReadsBackWhatItWrote) {
-  const auto checkpoint = OpenCheckpoint("random:tiny").value();
-  const ModelDescription model = DescribeModel(*checkpoint).value();
+  const auto checkpoint = Get(OpenCheckpoint("random:tiny"));
+  const ModelDescription model = Get(DescribeModel(*checkpoint));
   const std::string layout_name = GetParam();
-  const QuantLayout layout = ParseLayout(layout_name).value();
+  const QuantLayout layout = Get(ParseLayout(layout_name));
   const Grid grid = layout == QuantLayout::kGptqV1 ? Grid::kSymmetric : Grid::kAsymmetric;
   ThreadPool pool(2);
   const CancelToken never;
@@ -115,24 +121,22 @@ TEST_P(QuantizeCheckpointTest, ReadsBackWhatItWrote) {
   const ModelDescription& again = *described;
   ASSERT_TRUE(again.quantization);
   EXPECT_EQ(again.quantization->layout, layout);
-  for (const LinearName* linear : LinearsOfLayer(model.config, 1).All()) {
-    const Weight original = ReadWeight(*checkpoint, linear->name, linear->out_features,
-                                       linear->in_features, std::nullopt)
-                                .value();
-    const QuantizedWeight want = RoundToNearest(std::get<DenseWeight>(original),
-                                                {.group_size = 32, .grid = grid}, "", pool)
-                                     .value();
-    const Weight read = ReadWeight(*quantized, linear->name, linear->out_features,
-                                   linear->in_features, again.quantization)
-                            .value();
+  const LayerLinears linears = LinearsOfLayer(model.config, 1);
+  for (const LinearName* linear : linears.All()) {
+    const Weight original = Get(ReadWeight(*checkpoint, linear->name, linear->out_features,
+                                           linear->in_features, std::nullopt));
+    const QuantizedWeight want = Get(RoundToNearest(
+        std::get<DenseWeight>(original), {.group_size = 32, .grid = grid}, linear->name, pool));
+    const Weight read = Get(ReadWeight(*quantized, linear->name, linear->out_features,
+                                       linear->in_features, again.quantization));
     const auto& got = std::get<QuantizedWeight>(read);
     EXPECT_EQ(got.codes, want.codes) << linear->name;
     EXPECT_EQ(got.scales, want.scales) << linear->name;
     EXPECT_EQ(got.zeros, want.zeros) << linear->name;
   }
   // Everything else is untouched.
-  EXPECT_EQ(ReadVector(*quantized, "model.norm.weight", 64).value(),
-            ReadVector(*checkpoint, "model.norm.weight", 64).value());
+  EXPECT_EQ(Get(ReadVector(*quantized, "model.norm.weight", 64)),
+            Get(ReadVector(*checkpoint, "model.norm.weight", 64)));
   EXPECT_TRUE(FileExists(output_ + "/quantize.json"));
   EXPECT_TRUE(FileExists(output_ + "/README.md"));
 }
