@@ -45,6 +45,12 @@ struct Segments {
   int64_t blocks() const { return groups * blocks_per_group; }
   int64_t pairs() const { return blocks() * (kBlockColumns / 2); }  // of columns, padding included
 
+  // Of each group's segment i; all are of kMaxColumns but the last.
+  int64_t BlocksOf(int64_t i) const {
+    constexpr int64_t kMaxBlocks = kMaxColumns / kBlockColumns;
+    return i + 1 < per_group ? kMaxBlocks : blocks_per_group - i * kMaxBlocks;
+  }
+
   struct Segment {
     int64_t column, columns;  // of the weight
     int64_t block, blocks;

@@ -16,18 +16,10 @@ namespace {
 // tile's (12 KB) then share the first-level cache. The sums between wait in memory.
 constexpr int64_t kDepthStep = 512;
 
-// Panels at a time: as many as leave 12 accumulators, for few rows have too few of their own to
-// keep the multipliers busy.
-constexpr int PanelsFor(int rows) {
-  const int most = 12 / (rows * kPanelVecs);
-  return most >= 4 ? 4 : most >= 2 ? 2 : 1;
-}
-
 template <typename W, int T>
 void RunTile(const W* panels, int64_t panel_stride, int64_t count, const float* x, int64_t depth,
              float* sums, bool resume) {
   constexpr int kStep = PanelsFor(T);
-  constexpr int64_t kSumsStride = kGroupPanels * kPanelRows;
   int64_t p = 0;
   for (; p + kStep <= count; p += kStep) {
     AccumulateDense<W, T, kStep>(panels + p * panel_stride, panel_stride, x, depth,
@@ -77,7 +69,7 @@ void RunGroup(const LinearTask& task, int64_t panel_begin, int64_t panel_end, fl
         const int64_t size = tiling.size(tile);
         RunTileOf<W>(size, panels + k * kPanelRows, panel_stride, panel_end - panel_begin,
                      task.packed_f32() + begin * depth + k * size, std::min(step, depth - k),
-                     sums + (begin - row) * kGroupPanels * kPanelRows, k > 0);
+                     sums + (begin - row) * kSumsStride, k > 0);
       }
     }
     StoreGroup(task, panel_begin, panel_end, row, tiling.begin(last) - row, sums);

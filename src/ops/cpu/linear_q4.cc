@@ -20,148 +20,243 @@ namespace {
 //
 // Cannot overflow: |x| ≤ 32767, codes and zeros ≤ 15, a segment has at most 128 columns, so the sum
 // of code · x and of zero · x are each below 128 · 15 · 32767 < 2^26.
-HWY_INLINE VecI MulAddPairs(VecI w, VecI x, VecI acc) {
+HWY_INLINE void MulAddPairs(VecI w, VecI x, VecI& acc) {
   const I32 d;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_SSE4
   const hn::Repartition<int16_t, I32> d16;
   VecI unused = acc;
-  return hn::ReorderWidenMulAccumulate(d, hn::BitCast(d16, w), hn::BitCast(d16, x), acc, unused);
+  acc = hn::ReorderWidenMulAccumulate(d, hn::BitCast(d16, w), hn::BitCast(d16, x), acc, unused);
+  // Compilers like to sum the products of a block before adding them to `acc`, which takes more
+  // registers than there are. To them, this changes `acc`.
+#if HWY_TARGET <= HWY_AVX3
+  asm("" : "+v"(acc.raw));
+#else
+  asm("" : "+x"(acc.raw));
+#endif
 #else
   // Elsewhere the widening product may add other lanes together.
   const VecI w_low = hn::And(w, hn::Set(d, 0xFFFF));
   const VecI w_high = hn::ShiftRight<16>(w);
   const VecI x_low = hn::ShiftRight<16>(hn::ShiftLeft<16>(x));
   const VecI x_high = hn::ShiftRight<16>(x);
-  return hn::Add(acc, hn::Add(hn::Mul(w_low, x_low), hn::Mul(w_high, x_high)));
+  acc = hn::Add(acc, hn::Add(hn::Mul(w_low, x_low), hn::Mul(w_high, x_high)));
 #endif
 }
 
-struct Q4Panel {
+// Pair j of a block's words.
+template <int j>
+HWY_INLINE VecI CodePair(VecI words) {
+  const I32 d;
+#if HWY_TARGET != HWY_SCALAR  // which has no 16-bit lanes within 32
+  const hn::Repartition<uint16_t, I32> d16;
+  if constexpr (j == 3) return hn::BitCast(d, hn::ShiftRight<12>(hn::BitCast(d16, words)));
+#endif
+  return hn::And(hn::ShiftRight<4 * j>(words), hn::Set(d, 0x000F000F));
+}
+
+// Consecutive panels, and how far apart they are.
+struct Q4Panels {
   const int32_t* words;
   const hwy::float16_t* scales;
   const uint8_t* zeros;
+  int64_t words_stride;
+  int64_t scales_stride;  // of the zeros too
+
+  Q4Panels(const CpuLinear& weight, int64_t panel)
+      : words(reinterpret_cast<const int32_t*>(weight.panel(panel))),
+        scales(reinterpret_cast<const hwy::float16_t*>(weight.scales(panel))),
+        zeros(weight.zeros(panel)),
+        words_stride(weight.layout().segments.blocks() * kPanelRows),
+        scales_stride(weight.layout().segments.groups * kPanelRows) {}
+
+  Q4Panels From(int64_t panel) const {
+    Q4Panels panels = *this;
+    panels.words += panel * words_stride;
+    panels.scales += panel * scales_stride;
+    panels.zeros += panel * scales_stride;
+    return panels;
+  }
 };
 
-// sums[T][16] = x · panel for one tile. kZeros: whether zeros are stored; they are 8 otherwise.
-template <bool kZeros, int T>
-HWY_INLINE void RunTile(const Segments& segments, const Q4Panel& panel,
-                        const int32_t* HWY_RESTRICT x, const float* HWY_RESTRICT x_scales,
-                        const int32_t* HWY_RESTRICT x_negated_sums, float* HWY_RESTRICT sums,
-                        int64_t sums_stride) {
-  const F32 df;
-  const I32 di;
-  const VecI mask = hn::Set(di, 0x000F000F);
-  for (int t = 0; t < T; ++t) {
+// A tile of quantized activations.
+struct Q4Tile {
+  const int32_t* pairs;         // [pairs][T]
+  const float* scales;          // [segments][T]
+  const int32_t* negated_sums;  // [segments][T]
+
+  Q4Tile(const LinearTask& task, int64_t row)
+      : pairs(task.packed_pairs() + row * task.weight->layout().segments.pairs()),
+        scales(task.packed_scales() + row * task.weight->layout().segments.count()),
+        negated_sums(task.packed_negated_sums() + row * task.weight->layout().segments.count()) {}
+};
+
+// acc[T][P panels] += pair j of a block's codes · the T activations of that pair
+template <int j, int T, int P>
+HWY_INLINE void AddPair(const int32_t* HWY_RESTRICT words, int64_t words_stride,
+                        const int32_t* HWY_RESTRICT x, VecI (&acc)[T][P * kPanelVecs]) {
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    VecI pair[kPanelVecs];
+#pragma GCC unroll 16
     for (int v = 0; v < kPanelVecs; ++v) {
-      hn::StoreU(hn::Zero(df), df, sums + t * sums_stride + v * kLanes);
+      pair[v] = CodePair<j>(hn::Load(I32(), words + p * words_stride + v * kLanes));
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      const VecI xt = hn::Set(I32(), x[j * T + t]);
+#pragma GCC unroll 16
+      for (int v = 0; v < kPanelVecs; ++v) {
+        MulAddPairs(pair[v], xt, acc[t][p * kPanelVecs + v]);
+      }
     }
   }
-  const int32_t* HWY_RESTRICT words = panel.words;
-  for (int64_t g = 0; g < segments.groups; ++g) {
-    VecF scale[kPanelVecs];
-    VecI zero[kPanelVecs];
+}
+
+// acc += a block's codes · its activations
+template <int T, int P>
+HWY_INLINE void AddBlock(const int32_t* HWY_RESTRICT words, int64_t words_stride,
+                         const int32_t* HWY_RESTRICT x, VecI (&acc)[T][P * kPanelVecs]) {
+  if constexpr (T > 1) {
+    // The words are loaded again for each pair: their registers hold accumulators.
+    AddPair<0, T, P>(words, words_stride, x, acc);
+    AddPair<1, T, P>(words, words_stride, x, acc);
+    AddPair<2, T, P>(words, words_stride, x, acc);
+    AddPair<3, T, P>(words, words_stride, x, acc);
+  } else {
+    const I32 d;
+    const VecI x0 = hn::Set(d, x[0]);
+    const VecI x1 = hn::Set(d, x[1]);
+    const VecI x2 = hn::Set(d, x[2]);
+    const VecI x3 = hn::Set(d, x[3]);
 #pragma GCC unroll 16
-    for (int v = 0; v < kPanelVecs; ++v) {
-      const int64_t at = g * kPanelRows + v * kLanes;
-      scale[v] = LoadAsFloat(panel.scales + at);
-      if constexpr (kZeros) {
-        zero[v] = hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint8_t, I32>(), panel.zeros + at));
-      } else {
-        zero[v] = hn::Set(di, 8);
-      }
+    for (int v = 0; v < P * kPanelVecs; ++v) {
+      const VecI w =
+          hn::Load(d, words + (v / kPanelVecs) * words_stride + (v % kPanelVecs) * kLanes);
+      MulAddPairs(CodePair<0>(w), x0, acc[0][v]);
+      MulAddPairs(CodePair<1>(w), x1, acc[0][v]);
+      MulAddPairs(CodePair<2>(w), x2, acc[0][v]);
+      MulAddPairs(CodePair<3>(w), x3, acc[0][v]);
     }
+  }
+}
+
+// acc = -zero · sum of the segment's activations
+template <bool kZeros, int T, int P>
+HWY_INLINE void StartSegment(const Q4Panels& panels, int64_t group,
+                             const int32_t* HWY_RESTRICT negated_sums,
+                             VecI (&acc)[T][P * kPanelVecs]) {
+  const I32 d;
+#pragma GCC unroll 16
+  for (int v = 0; v < P * kPanelVecs; ++v) {
+    VecI zero = hn::Zero(d);
+    if constexpr (kZeros) {
+      const uint8_t* zeros = panels.zeros + (v / kPanelVecs) * panels.scales_stride;
+      zero = hn::PromoteTo(d, hn::LoadU(hn::Rebind<uint8_t, I32>(),
+                                        zeros + group * kPanelRows + (v % kPanelVecs) * kLanes));
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      acc[t][v] =
+          kZeros ? hn::Mul(zero, hn::Set(d, negated_sums[t])) : hn::Set(d, 8 * negated_sums[t]);
+    }
+  }
+}
+
+// sums += acc · the weight's scale · the activations' scale
+template <int T, int P>
+HWY_INLINE void EndSegment(const Q4Panels& panels, int64_t group, const float* HWY_RESTRICT scales,
+                           const VecI (&acc)[T][P * kPanelVecs], float* HWY_RESTRICT sums) {
+  const F32 d;
+#pragma GCC unroll 16
+  for (int v = 0; v < P * kPanelVecs; ++v) {
+    const VecF scale = LoadAsFloat(panels.scales + (v / kPanelVecs) * panels.scales_stride +
+                                   group * kPanelRows + (v % kPanelVecs) * kLanes);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      float* sum = sums + t * kSumsStride + v * kLanes;
+      hn::StoreU(hn::MulAdd(hn::ConvertTo(d, acc[t][v]), hn::Mul(scale, hn::Set(d, scales[t])),
+                            hn::LoadU(d, sum)),
+                 d, sum);
+    }
+  }
+}
+
+// sums[T][P panels] = x · panels for one tile. kZeros: whether zeros are stored; they are 8 if not.
+template <bool kZeros, int T, int P>
+HWY_INLINE void RunPanels(const Segments& segments, const Q4Panels& panels, Q4Tile x,
+                          float* HWY_RESTRICT sums) {
+  for (int t = 0; t < T; ++t) {
+    for (int v = 0; v < P * kPanelVecs; ++v) {
+      hn::StoreU(hn::Zero(F32()), F32(), sums + t * kSumsStride + v * kLanes);
+    }
+  }
+  const int32_t* HWY_RESTRICT words = panels.words;
+  for (int64_t g = 0; g < segments.groups; ++g) {
     for (int64_t i = 0; i < segments.per_group; ++i) {
-      const int64_t blocks = segments.At(g, i).blocks;
-      VecI acc[T][kPanelVecs];
-#pragma GCC unroll 16
-      for (int t = 0; t < T; ++t) {
-        const VecI negated_sum = hn::Set(di, x_negated_sums[t]);
-#pragma GCC unroll 16
-        for (int v = 0; v < kPanelVecs; ++v) acc[t][v] = hn::Mul(zero[v], negated_sum);
-      }
-      for (int64_t b = 0; b < blocks; ++b) {
-        VecI w[kPanelVecs];
-#pragma GCC unroll 16
-        for (int v = 0; v < kPanelVecs; ++v) w[v] = hn::Load(di, words + v * kLanes);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-          VecI pair[kPanelVecs];
-#pragma GCC unroll 16
-          for (int v = 0; v < kPanelVecs; ++v) {
-            pair[v] = hn::And(w[v], mask);
-            w[v] = hn::ShiftRight<4>(w[v]);
-          }
-#pragma GCC unroll 16
-          for (int t = 0; t < T; ++t) {
-            const VecI xt = hn::Set(di, x[j * T + t]);
-#pragma GCC unroll 16
-            for (int v = 0; v < kPanelVecs; ++v) acc[t][v] = MulAddPairs(pair[v], xt, acc[t][v]);
-          }
-        }
+      VecI acc[T][P * kPanelVecs];
+      StartSegment<kZeros, T, P>(panels, g, x.negated_sums, acc);
+      for (int64_t blocks = segments.BlocksOf(i); blocks > 0; --blocks) {
+        AddBlock<T, P>(words, panels.words_stride, x.pairs, acc);
         words += kPanelRows;
-        x += 4 * T;
+        x.pairs += 4 * T;
       }
-#pragma GCC unroll 16
-      for (int t = 0; t < T; ++t) {
-        const VecF x_scale = hn::Set(df, x_scales[t]);
-#pragma GCC unroll 16
-        for (int v = 0; v < kPanelVecs; ++v) {
-          float* sum = sums + t * sums_stride + v * kLanes;
-          hn::StoreU(hn::MulAdd(hn::ConvertTo(df, acc[t][v]), hn::Mul(scale[v], x_scale),
-                                hn::LoadU(df, sum)),
-                     df, sum);
-        }
-      }
-      x_scales += T;
-      x_negated_sums += T;
+      EndSegment<T, P>(panels, g, x.scales, acc, sums);
+      x.scales += T;
+      x.negated_sums += T;
+    }
+  }
+}
+
+template <bool kZeros, int T>
+void RunTile(const Segments& segments, const Q4Panels& panels, int64_t count, const Q4Tile& x,
+             float* sums) {
+  constexpr int kStep = PanelsFor(T);
+  int64_t p = 0;
+  for (; p + kStep <= count; p += kStep) {
+    RunPanels<kZeros, T, kStep>(segments, panels.From(p), x, sums + p * kPanelRows);
+  }
+  if constexpr (kStep > 1) {
+    for (; p < count; ++p) {
+      RunPanels<kZeros, T, 1>(segments, panels.From(p), x, sums + p * kPanelRows);
     }
   }
 }
 
 template <bool kZeros>
-void RunTileOf(int64_t rows, const Segments& segments, const Q4Panel& panel, const int32_t* x,
-               const float* x_scales, const int32_t* x_negated_sums, float* sums) {
-  constexpr int64_t kStride = kGroupPanels * kPanelRows;
+void RunTileOf(int64_t rows, const Segments& segments, const Q4Panels& panels, int64_t count,
+               const Q4Tile& x, float* sums) {
   switch (rows) {
     case 1:
-      return RunTile<kZeros, 1>(segments, panel, x, x_scales, x_negated_sums, sums, kStride);
+      return RunTile<kZeros, 1>(segments, panels, count, x, sums);
     case 2:
-      return RunTile<kZeros, 2>(segments, panel, x, x_scales, x_negated_sums, sums, kStride);
+      return RunTile<kZeros, 2>(segments, panels, count, x, sums);
     case 3:
-      return RunTile<kZeros, 3>(segments, panel, x, x_scales, x_negated_sums, sums, kStride);
+      return RunTile<kZeros, 3>(segments, panels, count, x, sums);
     case 4:
-      return RunTile<kZeros, 4>(segments, panel, x, x_scales, x_negated_sums, sums, kStride);
+      return RunTile<kZeros, 4>(segments, panels, count, x, sums);
     case 5:
-      return RunTile<kZeros, 5>(segments, panel, x, x_scales, x_negated_sums, sums, kStride);
+      return RunTile<kZeros, 5>(segments, panels, count, x, sums);
     default:
-      return RunTile<kZeros, 6>(segments, panel, x, x_scales, x_negated_sums, sums, kStride);
+      return RunTile<kZeros, 6>(segments, panels, count, x, sums);
   }
 }
 
 void RunQ4(const LinearTask& task, int64_t panel_begin, int64_t panel_end, int thread) {
   float* sums = task.scratch.sums + thread * LinearScratch::kSumsPerThread;
-  const CpuLinear& weight = *task.weight;
-  const Segments& segments = weight.layout().segments;
+  const LinearLayout& layout = task.weight->layout();
   const Tiling& tiling = task.tiling;
   for (int64_t group = panel_begin; group < panel_end; group += kGroupPanels) {
     const int64_t end = std::min(group + kGroupPanels, panel_end);
+    const Q4Panels panels(*task.weight, group);
     for (int64_t tile = 0; tile < tiling.tiles(); ++tile) {
       const int64_t row = tiling.begin(tile);
-      const int32_t* x = task.packed_pairs() + row * segments.pairs();
-      const float* scales = task.packed_scales() + row * segments.count();
-      const int32_t* negated_sums = task.packed_negated_sums() + row * segments.count();
-      for (int64_t p = group; p < end; ++p) {
-        const Q4Panel panel{reinterpret_cast<const int32_t*>(weight.panel(p)),
-                            reinterpret_cast<const hwy::float16_t*>(weight.scales(p)),
-                            weight.zeros(p)};
-        float* to = sums + (p - group) * kPanelRows;
-        if (weight.layout().has_zeros) {
-          RunTileOf<true>(tiling.size(tile), segments, panel, x, scales, negated_sums, to);
-        } else {
-          RunTileOf<false>(tiling.size(tile), segments, panel, x, scales, negated_sums, to);
-        }
+      const int64_t rows = tiling.size(tile);
+      if (layout.has_zeros) {
+        RunTileOf<true>(rows, layout.segments, panels, end - group, Q4Tile(task, row), sums);
+      } else {
+        RunTileOf<false>(rows, layout.segments, panels, end - group, Q4Tile(task, row), sums);
       }
-      StoreGroup(task, group, end, row, tiling.size(tile), sums);
+      StoreGroup(task, group, end, row, rows, sums);
     }
   }
 }

@@ -18,6 +18,8 @@ namespace nibble::cpu {
 inline constexpr int64_t kMaxTile = 6;
 // Panels that a thread takes at a time, an even number for gate and up.
 inline constexpr int64_t kGroupPanels = 4;
+// Between the rows of a thread's sums.
+inline constexpr int64_t kSumsStride = kGroupPanels * kPanelRows;
 // Rows whose sums a thread holds at a time, a multiple of kMaxTile.
 inline constexpr int64_t kSumRows = 96;
 // Rows packed at a time: bounds the scratch memory, and lets the packed tiles stay in the
@@ -38,13 +40,13 @@ struct Tiling {
 // bytes for each segment of at least 8 columns.
 struct LinearScratch {
   std::byte* packed = nullptr;
-  float* sums = nullptr;  // [threads][kSumRows][kGroupPanels · 16]
+  float* sums = nullptr;  // [threads][kSumRows][kSumsStride]
 
   static uint64_t PackedBytes(int64_t rows, int64_t columns) {
     return RoundUp<uint64_t>(static_cast<uint64_t>(rows) * static_cast<uint64_t>(5 * columns + 64),
                              64);
   }
-  static constexpr int64_t kSumsPerThread = kSumRows * kGroupPanels * kPanelRows;
+  static constexpr int64_t kSumsPerThread = kSumRows * kSumsStride;
 };
 
 struct LinearTask {

@@ -25,6 +25,13 @@ using VecI = hn::Vec<I32>;
 inline constexpr int kLanes = static_cast<int>(hn::MaxLanes(F32()));
 inline constexpr int kPanelVecs = 16 / kLanes;
 
+// Panels at a time for a tile of `rows`: as many as leave 12 accumulators, for few rows have too
+// few of their own to keep the multipliers busy.
+constexpr int PanelsFor(int rows) {
+  const int most = 12 / (rows * kPanelVecs);
+  return most >= 4 ? 4 : most >= 2 ? 2 : 1;
+}
+
 // A vector of weights or cached values as float32.
 HWY_INLINE VecF LoadAsFloat(const float* p) { return hn::LoadU(F32(), p); }
 HWY_INLINE VecF LoadAsFloat(const hwy::float16_t* p) {
@@ -64,17 +71,24 @@ HWY_INLINE void AccumulateDense(const W* HWY_RESTRICT panels, int64_t panel_stri
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
-    VecF w[kVecs];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      VecF w[kPanelVecs];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) {
-      w[v] = LoadAsFloat(panels + (v / kPanelVecs) * panel_stride + (v % kPanelVecs) * kLanes +
-                         k * kPanelRows);
-    }
+      for (int v = 0; v < kPanelVecs; ++v) {
+        w[v] = LoadAsFloat(panels + p * panel_stride + k * kPanelRows + v * kLanes);
+      }
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) {
-      const VecF xt = hn::Set(d, x[k * T + t]);
+      for (int t = 0; t < T; ++t) {
+        const VecF xt = hn::Set(d, x[k * T + t]);
 #pragma GCC unroll 16
-      for (int v = 0; v < kVecs; ++v) acc[t][v] = hn::MulAdd(w[v], xt, acc[t][v]);
+        for (int v = 0; v < kPanelVecs; ++v) {
+          acc[t][p * kPanelVecs + v] = hn::MulAdd(w[v], xt, acc[t][p * kPanelVecs + v]);
+        }
+      }
+      // With 12 accumulators there is no room for two panels' weights at a time; without this the
+      // compiler loads them all first, and spills.
+      if constexpr (P > 1 && T * P * kPanelVecs > 8) HWY_FENCE;
     }
   }
 #pragma GCC unroll 16
@@ -124,7 +138,7 @@ HWY_INLINE void StoreGroup(const LinearTask& task, int64_t panel_begin, int64_t 
   const int64_t step = task.epilogue == Epilogue::kSiluMul ? 2 : 1;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t p = panel_begin; p < panel_end; p += step) {
-      StorePanel(task, p, sums + (r * kGroupPanels + p - panel_begin) * kPanelRows,
+      StorePanel(task, p, sums + r * kSumsStride + (p - panel_begin) * kPanelRows,
                  task.out.row<float>(row + r), task.out.columns);
     }
   }
