@@ -215,11 +215,13 @@ class Stories(Case):
         self.refused("evaluate", STORIES, "--data", data, status=3,
                      contains=["anatomy_test.csv", "E"])
         path.unlink()
-        self.refused("evaluate", STORIES, "--data", data, status=3, contains="anatomy_test.csv")
+        self.refused("evaluate", STORIES, "--data", data, status=3,
+                     contains="anatomy_test.csv")
 
     def test_evaluate_compares(self):
         first, second = self.dir / "a.json", self.dir / "b.json"
-        options = ["--data", SAMPLE, "--shots", 1, "--questions-per-subject", 1]
+        options = ["--data", SAMPLE, "--shots", 1, "--questions-per-subject", 1, "--scoring",
+                   "cloze"]
         run("evaluate", STORIES, *options, "--output", first)
         run("evaluate", STORIES, *options, "--output", second, "--reference", first)
         document = json.loads(second.read_text())
@@ -247,13 +249,13 @@ class Study(Case):
         process = subprocess.Popen([NIBBLE, *map(str, command)], stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL)
         deadline = time.time() + 300
-        while not (out / "stages" / "fp16.evaluate.json").exists() and process.poll() is None:
+        while not (out / "stages" / "fp16.evaluate_cloze.json").exists() and process.poll() is None:
             self.assertLess(time.time(), deadline)
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         self.assertEqual(process.wait(timeout=300), 130)
         finished = {p.name: p.stat().st_mtime_ns for p in (out / "stages").iterdir()}
-        self.assertIn("fp16.evaluate.json", finished)
+        self.assertIn("fp16.evaluate_cloze.json", finished)
         self.assertFalse((out / "report.html").exists())
 
         summary = run(*command).stdout
@@ -266,7 +268,7 @@ class Study(Case):
         study = json.loads((out / "study.json").read_text())
         self.assertEqual(list(study["methods"]), ["fp16", "rtn"])
         self.assertNotIn("error", study["methods"]["rtn"])
-        for key in ("quantize", "evaluate", "evaluate_cloze", "perplexity", "bench"):
+        for key in ("quantize", "evaluate_cloze", "perplexity", "bench"):
             self.assertTrue(study["methods"]["rtn"][key], key)
         self.assertIn("kl_divergence", study["methods"]["rtn"]["perplexity"])
 

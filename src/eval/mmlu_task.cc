@@ -33,6 +33,39 @@ size_t CommonPrefix(const Tokens& a, const Tokens& b) {
                              a.begin());
 }
 
+Tokens Encode(const Tokenizer& tokenizer, const std::string& text) {
+  return tokenizer.Encode(text, SpecialTokens::kAdd, ParseSpecial::kNo);
+}
+
+// What " A" to " D" become after a prompt: the same tokens (mostly none), then one of their own each,
+// at the same place.
+struct Letters {
+  Tokens before;
+  std::array<int32_t, 4> ids{};
+};
+
+Result<Letters> FindLetters(const Tokenizer& tokenizer, const std::string& text,
+                            const std::array<std::string, 4>& continuations) {
+  const Tokens prompt = Encode(tokenizer, text);
+  Letters letters;
+  for (size_t i = 0; i < 4; ++i) {
+    const Tokens whole = Encode(tokenizer, text + continuations[i]);
+    const bool extends =
+        whole.size() > prompt.size() && CommonPrefix(prompt, whole) == prompt.size();
+    Tokens added(whole.begin() + static_cast<int64_t>(extends ? prompt.size() : 0), whole.end());
+    letters.ids[i] = added.back();
+    added.pop_back();
+    if (i == 0) letters.before = added;
+    if (!extends || added != letters.before) {
+      return BadInput(
+          "the tokenizer has no single token of its own for \"{}\" after \"Answer:\", so letters "
+          "cannot be scored; use --scoring cloze",
+          continuations[i]);
+    }
+  }
+  return letters;
+}
+
 // Builds the prompts of one subject.
 class Prompter {
  public:
@@ -69,10 +102,13 @@ class Prompter {
     const Tokens tokens = Encode(text);
     const std::array<std::string, 4> continuations = MmluContinuations(question, format_);
     if (format_.scoring == MmluScoring::kLetters) {
-      for (size_t i = 0; i < 4; ++i) {
-        NIBBLE_ASSIGN_OR_RETURN(prompt.letters[i], LetterToken(text, tokens, continuations[i], i));
+      if (!letters_) {  // all prompts end alike, so the first question settles it
+        NIBBLE_ASSIGN_OR_RETURN(letters_, FindLetters(tokenizer_, text, continuations));
       }
       prompt.candidates.push_back({tokens, 0});
+      Tokens& asked = prompt.candidates.front().tokens;
+      asked.insert(asked.end(), letters_->before.begin(), letters_->before.end());
+      prompt.letters = letters_->ids;
       return prompt;
     }
     for (const std::string& continuation : continuations) {
@@ -87,32 +123,13 @@ class Prompter {
     return prompt;
   }
 
-  // The one token that `continuation` (" A") becomes after the prompt. All prompts end alike, so
-  // the subject's first question settles it.
-  Result<int32_t> LetterToken(const std::string& text, const Tokens& tokens,
-                              const std::string& continuation, size_t letter) {
-    std::optional<int32_t>& known = letters_[letter];
-    if (known) return *known;
-    const Tokens longer = Encode(text + continuation);
-    if (longer.size() != tokens.size() + 1 || CommonPrefix(tokens, longer) != tokens.size()) {
-      return BadInput(
-          "the tokenizer has no single token for \"{}\" after \"Answer:\", so letters cannot be "
-          "scored; use --scoring cloze",
-          continuation);
-    }
-    known = longer.back();
-    return *known;
-  }
-
-  Tokens Encode(const std::string& text) const {
-    return tokenizer_.Encode(text, SpecialTokens::kAdd, ParseSpecial::kNo);
-  }
+  Tokens Encode(const std::string& text) const { return nibble::Encode(tokenizer_, text); }
 
   const Tokenizer& tokenizer_;
   const MmluSubjectData& subject_;
   MmluFormat format_;
   size_t context_;
-  std::array<std::optional<int32_t>, 4> letters_;
+  std::optional<Letters> letters_;
 };
 
 // The tokens that all candidates of the prompts begin with, less what must be run to score each.
@@ -285,6 +302,12 @@ EngineOptions MmluEngineOptions(const ModelConfig& config, const Backend& backen
                  .sequences = sequences,
                  .context = context,
                  .logit_rows = std::min<int64_t>(rows, 128)}};
+}
+
+Status CheckLetters(const Tokenizer& tokenizer) {
+  const auto letters = FindLetters(tokenizer, "Answer:", MmluContinuations({}, {}));
+  if (!letters) return tl::unexpected<Error>(letters.error());
+  return {};
 }
 
 Result<MmluAnswers> RunMmlu(Engine& engine, const Tokenizer& tokenizer, const MmluDataset& data,

@@ -26,11 +26,14 @@ struct MmluAnswers {
 using MmluProgress = std::function<void(int64_t done)>;
 
 // A prompt too long for the context loses shots from the end, then its beginning; what was kept is
-// recorded. kBadInput where the tokenizer has no single token for one of the letters (cloze needs
-// none), kResources where the engine's cache is too small for one prompt.
+// recorded. kBadInput where the tokenizer has no token of its own for each letter (cloze needs none),
+// kResources where the engine's cache is too small for one prompt.
 Result<MmluAnswers> RunMmlu(Engine& engine, const Tokenizer& tokenizer, const MmluDataset& data,
                             const MmluFormat& format, const MmluProgress& progress,
                             const CancelToken& cancel);
+
+// kBadInput where letters cannot be scored with this tokenizer.
+Status CheckLetters(const Tokenizer& tokenizer);
 
 // An engine that does this in steps of `rows` tokens.
 EngineOptions MmluEngineOptions(const ModelConfig& config, const Backend& backend, DType kv_dtype,

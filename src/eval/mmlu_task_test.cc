@@ -72,8 +72,8 @@ TEST_F(TaskTest, MmluAgreesWithScoringEachPromptAlone) {
       MmluDataset::Load(std::string(NIBBLE_SOURCE_DIR) + "/examples/mmlu-sample",
                         {.shots = 1, .questions_per_subject = 2})
           .value();
-  for (const MmluScoring scoring : {MmluScoring::kLetters, MmluScoring::kCloze}) {
-    const MmluFormat format{MmluTemplate::kOriginal, scoring};
+  {
+    const MmluFormat format{MmluTemplate::kOriginal, MmluScoring::kCloze};
     const auto engine = MakeEngine(MmluEngineOptions(weights_.config, *backend_, DType::kF32, 64));
     const int64_t free_tokens = engine->free_kv_tokens();
     int64_t last = 0;
@@ -107,6 +107,14 @@ TEST_F(TaskTest, MmluAgreesWithScoringEachPromptAlone) {
   }
 }
 
+// Its vocabulary spells " A" with two tokens and " B" with one.
+TEST_F(TaskTest, LettersWithoutATokenOfTheirOwnAreRefused) {
+  const Status status = CheckLetters(*tokenizer_);
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code(), ErrorCode::kBadInput);
+  EXPECT_THAT(status.error().message(), HasSubstr("cloze"));
+}
+
 TEST_F(TaskTest, LongPromptsLoseShots) {
   const MmluDataset data = MmluDataset::Load(
                                std::string(NIBBLE_SOURCE_DIR) + "/examples/mmlu-sample",
@@ -114,7 +122,8 @@ TEST_F(TaskTest, LongPromptsLoseShots) {
                                .value();
   const auto engine = MakeEngine(MmluEngineOptions(weights_.config, *backend_, DType::kF32, 64));
   const auto answers =
-      RunMmlu(*engine, *tokenizer_, data, {}, [](int64_t) {}, kNever).value();
+      RunMmlu(*engine, *tokenizer_, data, {.scoring = MmluScoring::kCloze}, [](int64_t) {}, kNever)
+          .value();
   // Five shots are some 700 tokens of this small vocabulary; the context is 512.
   int dropped = 0;
   for (const QuestionResult& question : answers.questions) dropped += question.shots < 5;

@@ -89,7 +89,8 @@ Result<std::unique_ptr<Study>> Study::Create(const StudyOptions& options,
   NIBBLE_ASSIGN_OR_RETURN(MmluDataset data, MmluDataset::Load(options.data, options.questions));
   NIBBLE_ASSIGN_OR_RETURN(const uint64_t text_bytes, FileSize(options.perplexity.text_path));
   if (text_bytes == 0) return BadInput("{}: the text is empty", options.perplexity.text_path);
-  NIBBLE_RETURN_IF_ERROR(original.checkpoint->LoadTokenizer());
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
+                          original.checkpoint->LoadTokenizer());
   for (size_t i = 1; i < options.methods.size(); ++i) {
     NIBBLE_ASSIGN_OR_RETURN(const MethodSpec method, ParseMethod(options.methods[i]));
     NIBBLE_RETURN_IF_ERROR(PlanQuantization(original.description, method.quant));
@@ -103,10 +104,17 @@ Result<std::unique_ptr<Study>> Study::Create(const StudyOptions& options,
   NIBBLE_ASSIGN_OR_RETURN(std::string fingerprint, FingerprintOfFiles(options.model));
   NIBBLE_ASSIGN_OR_RETURN(StageStore stages, StageStore::Open(options.output));
 
+  std::vector<MmluScoring> scorings = options.scorings;
+  if (const Status letters = CheckLetters(*tokenizer); !letters) {
+    std::erase(scorings, MmluScoring::kLetters);
+    if (scorings.empty()) return tl::unexpected<Error>(letters.error());
+    spdlog::warn("{}: only the answers' texts are scored", letters.error().message());
+  }
   std::unique_ptr<Study> study(new Study(options, std::move(stages), cancel));
   study->model_fingerprint_ = std::move(fingerprint);
   study->original_ = std::move(original);
   study->data_ = std::move(data);
+  study->options_.scorings = std::move(scorings);
   PerplexityOptions& windows = study->options_.perplexity.options;
   windows.context = std::min(windows.context, study->original_.description.config.max_context);
   return study;
