@@ -12,8 +12,44 @@
 namespace nibble {
 namespace {
 
+struct CodePointRange {
+  utf8proc_int32_t first;
+  utf8proc_int32_t last;
+};
+// The reference, `tokenizers`, normalizes by the tables of Unicode 10. These marks came later, and
+// it treats them as characters that neither move nor compose.
+constexpr CodePointRange kInertMarks[] = {
+    {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
+    {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x1715, 0x1715},
+    {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},   {0x10D24, 0x10D27},
+    {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF}, {0x10F46, 0x10F50}, {0x10F82, 0x10F85},
+    {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x1145E, 0x1145E}, {0x11839, 0x1183A},
+    {0x1193D, 0x1193E}, {0x11943, 0x11943}, {0x119E0, 0x119E0}, {0x11A34, 0x11A34},
+    {0x11A47, 0x11A47}, {0x11A99, 0x11A99}, {0x11D42, 0x11D42}, {0x11D44, 0x11D45},
+    {0x11D97, 0x11D97}, {0x11F41, 0x11F42}, {0x16FF0, 0x16FF1}, {0x1E08F, 0x1E08F},
+    {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF}};
+
+bool IsInertMark(utf8proc_int32_t code_point) {
+  const auto* range =
+      std::lower_bound(std::begin(kInertMarks), std::end(kInertMarks), code_point,
+                       [](const CodePointRange& r, utf8proc_int32_t c) { return r.last < c; });
+  return range != std::end(kInertMarks) && range->first <= code_point;
+}
+
 int CombiningClass(utf8proc_int32_t code_point) {
-  return utf8proc_get_property(code_point)->combining_class;
+  const int combining_class = utf8proc_get_property(code_point)->combining_class;
+  return combining_class == 0 || IsInertMark(code_point) ? 0 : combining_class;
+}
+
+// Composes [begin, end), which is decomposed and in order, and appends it.
+void AppendComposed(std::vector<utf8proc_int32_t>::iterator begin,
+                    std::vector<utf8proc_int32_t>::iterator end, std::string& text) {
+  const utf8proc_ssize_t count = utf8proc_normalize_utf32(
+      &*begin, end - begin, static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
+  CHECK(count >= 0, "utf8proc: {}", utf8proc_errmsg(count));
+  for (const auto composed_end = begin + count; begin != composed_end; ++begin) {
+    AppendUtf8(static_cast<char32_t>(*begin), text);
+  }
 }
 
 // Characters below U+0300 are in form C already, and nothing before them composes with them.
@@ -69,14 +105,12 @@ std::string ToNfc(std::string_view text) {
     run = end;
   }
 
-  const utf8proc_ssize_t count = utf8proc_normalize_utf32(
-      code_points.data(), static_cast<utf8proc_ssize_t>(code_points.size()),
-      static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
-  CHECK(count >= 0, "utf8proc: {}", utf8proc_errmsg(count));
   std::string composed;
   composed.reserve(text.size());
-  for (utf8proc_ssize_t i = 0; i < count; ++i) {
-    AppendUtf8(static_cast<char32_t>(code_points[static_cast<size_t>(i)]), composed);
+  for (auto begin = code_points.begin(); begin != code_points.end();) {
+    const auto end = std::find_if(begin + 1, code_points.end(), IsInertMark);
+    AppendComposed(begin, end, composed);
+    begin = end;
   }
   return composed;
 }

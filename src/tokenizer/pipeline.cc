@@ -67,6 +67,14 @@ std::optional<TokenId> Vocabulary::Find(std::string_view text) const {
   return found->second;
 }
 
+std::optional<TokenId> ReadTokenId(const Json& json) {
+  // A number that was read is unsigned; one that was made here need not be.
+  if (!json.is_number_integer()) return std::nullopt;
+  if (!json.is_number_unsigned() && json.get<int64_t>() < 0) return std::nullopt;
+  if (json.get<uint64_t>() >= uint64_t{kMaxVocabularySize}) return std::nullopt;
+  return json.get<TokenId>();
+}
+
 Result<AddedToken> ReadAddedToken(const Json& json, TokenId id, std::string_view source) {
   NIBBLE_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, source));
   AddedToken token;

@@ -98,6 +98,9 @@ Status ApplyConfig(const TokenizerConfig& config, std::string_view source,
 // Builds what finds the added tokens. Last.
 void FinishAddedTokens(TokenizerPipeline& pipeline);
 
+// An id from 0 to kMaxVocabularySize - 1; nothing where `json` is something else.
+std::optional<TokenId> ReadTokenId(const Json& json);
+
 // A member of "added_tokens" or "added_tokens_decoder".
 Result<AddedToken> ReadAddedToken(const Json& json, TokenId id, std::string_view source);
 

@@ -24,10 +24,11 @@ Status ReadVocabulary(const JsonObject& model, StringMap<TokenId>& vocabulary,
   }
   vocabulary.reserve(members.size());
   for (const auto& [text, value] : members) {
-    if (!value.is_number_unsigned() || value.get<uint64_t>() >= uint64_t{kMaxVocabularySize}) {
+    const std::optional<TokenId> read = ReadTokenId(value);
+    if (!read) {
       return BadInput("{}: \"{}\": want an id below {}", object.source(), text, kMaxVocabularySize);
     }
-    const auto id = value.get<TokenId>();
+    const TokenId id = *read;
     if (const Vocabulary::Entry* other = std::as_const(entries).Get(id)) {
       return BadInput("{}: \"{}\" and \"{}\" have the same id {}", object.source(), other->text,
                       text, id);
@@ -63,7 +64,7 @@ Status ReadMerges(const JsonObject& model,
       merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
       continue;
     }
-    return BadInput("{}: merges[{}]: want two tokens, got {}", model.source(), i, merge.dump());
+    return BadInput("{}: merges[{}]: want two tokens", model.source(), i);
   }
   return {};
 }

@@ -121,7 +121,8 @@ Status ReadByteLevel(const JsonObject& object, PreTokenizerParts& parts) {
   if (prefix) parts.steps.emplace_back(PrefixSpaceStep{});
   if (use_regex) {
     NIBBLE_ASSIGN_OR_RETURN(Regex regex, Regex::Compile(kGpt2Pattern, object.source()));
-    parts.steps.emplace_back(SplitStep{std::move(regex), SplitBehavior::kIsolated, SplitAt::kMatches});
+    parts.steps.emplace_back(
+        SplitStep{std::move(regex), SplitBehavior::kIsolated, SplitAt::kMatches});
   }
   parts.byte_level = true;
   return {};
@@ -152,10 +153,9 @@ Status ReadTemplate(const JsonObject& object, PostProcessorParts& parts) {
       return BadInput("{}: want a list \"ids\"", token.source());
     }
     for (const Json& id : *ids) {
-      if (!id.is_number_unsigned() || id.get<uint64_t>() >= uint64_t{kMaxVocabularySize}) {
-        return BadInput("{}: want token ids", token.source());
-      }
-      (text_seen ? here.suffix : here.prefix).push_back(id.get<TokenId>());
+      const std::optional<TokenId> value = ReadTokenId(id);
+      if (!value) return BadInput("{}: want a list of token ids", token.source());
+      (text_seen ? here.suffix : here.prefix).push_back(*value);
     }
   }
   if (!text_seen) return BadInput("{}: \"single\" has no place for the text", object.source());
