@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "src/eval/mmlu_subjects.h"
+#include "src/report/accuracy_groups.h"
 #include "src/report/content_parts.h"
 #include "src/report/numbers.h"
 #include "src/report/svg_bars.h"
@@ -15,163 +15,25 @@ namespace {
 constexpr double kChance = 0.25;
 constexpr double kSignificant = 0.05;
 
-struct Group {
-  std::string name;
-  std::string shown;
-  std::string part;  // the category it belongs to
-};
-
-// Names that any method has, in the benchmark's order; unknown ones last, as they come.
-std::vector<Group> GroupsOf(const StudyRecord& record, Scoring scoring,
-                            NamedScores Evaluation::*level, std::vector<Group> known) {
-  const auto have = [&](const std::string& name) {
-    return std::any_of(record.methods.begin(), record.methods.end(), [&](const MethodRecord& m) {
-      const auto& evaluation = EvaluationOf(m, scoring);
-      return evaluation && FindScore((*evaluation).*level, name) != nullptr;
-    });
-  };
-  std::vector<Group> groups;
-  for (Group& group : known) {
-    if (have(group.name)) groups.push_back(std::move(group));
-  }
-  for (const MethodRecord& method : record.methods) {
-    const auto& evaluation = EvaluationOf(method, scoring);
-    if (!evaluation) continue;
-    for (const auto& [name, score] : (*evaluation).*level) {
-      if (std::none_of(groups.begin(), groups.end(),
-                       [&, &name = name](const Group& g) { return g.name == name; })) {
-        groups.push_back({name, name, "further groups"});
-      }
-    }
-  }
-  return groups;
-}
-
-std::vector<Group> Categories() {
-  std::vector<Group> groups;
-  for (const std::string_view name : kMmluCategories) {
-    groups.push_back({std::string(name), std::string(name), ""});
-  }
-  return groups;
-}
-
-std::vector<Group> Subcategories() {
-  std::vector<Group> groups;
-  for (size_t category = 0; category < kMmluCategories.size(); ++category) {
-    for (const MmluSubcategory& sub : kMmluSubcategories) {
-      if (sub.category != static_cast<int>(category)) continue;
-      groups.push_back(
-          {std::string(sub.name), std::string(sub.name), std::string(kMmluCategories[category])});
-    }
-  }
-  return groups;
-}
-
-std::vector<Group> Subjects() {
-  std::vector<Group> groups;
-  for (size_t category = 0; category < kMmluCategories.size(); ++category) {
-    for (size_t i = 0; i < kMmluSubjects.size(); ++i) {
-      if (MmluCategoryOf(static_cast<int>(i)) != static_cast<int>(category)) continue;
-      std::string shown(kMmluSubjects[i].name);
-      std::replace(shown.begin(), shown.end(), '_', ' ');
-      groups.push_back(
-          {std::string(kMmluSubjects[i].name), shown, std::string(kMmluCategories[category])});
-    }
-  }
-  return groups;
-}
-
-std::string Capitalized(std::string text) {
-  if (!text.empty() && text[0] >= 'a' && text[0] <= 'z') text[0] = static_cast<char>(text[0] - 32);
-  return text;
-}
-
-// A group's score by method, null where a method was not evaluated; the group "" is all questions.
-std::vector<const Score*> ScoresOf(const StudyRecord& record, Scoring scoring,
-                                   NamedScores Evaluation::*level, const std::string& name) {
-  std::vector<const Score*> scores;
-  for (const MethodRecord& method : record.methods) {
-    const auto& evaluation = EvaluationOf(method, scoring);
-    scores.push_back(!evaluation    ? nullptr
-                     : name.empty() ? &evaluation->overall
-                                    : FindScore((*evaluation).*level, name));
-  }
-  return scores;
-}
-
-int64_t QuestionsOf(const std::vector<const Score*>& scores) {
-  int64_t questions = 0;
-  for (const Score* score : scores) questions = std::max(questions, score ? score->total : 0);
-  return questions;
-}
-
-std::string NumberAndRange(const Score& score) {
-  return fmt::format("{} ({} to {})", FormatPercentNumber(score.accuracy),
-                     FormatPercentNumber(score.ci95.low), FormatPercentNumber(score.ci95.high));
-}
-
-std::string DifferenceAndRange(const ScoreComparison& comparison, int64_t questions) {
-  return fmt::format("{} ({})", FormatPoints(comparison.difference, questions),
-                     FormatPointsRange(comparison.ci95, questions));
-}
-
 std::string Tooltip(const StudyRecord& record, size_t method, const std::string& group,
                     const Score& score) {
   return fmt::format("{}, {}: {} %, {} of {}", record.methods[method].name, group,
                      NumberAndRange(score), FormatCount(score.correct), FormatCount(score.total));
 }
 
-// One row a group: accuracy by method, then the difference of each from the baseline.
-Table ScoreTable(const StudyRecord& record, Scoring scoring, NamedScores Evaluation::*level,
-                 const std::vector<Group>& groups, const std::string& what) {
-  const bool by_subject = level == &Evaluation::subjects;
-  const std::vector<const Score*> overall = ScoresOf(record, scoring, level, "");
-  Table table;
-  table.caption =
-      fmt::format("Accuracy {} in percent and difference from {} in points, with 95 % intervals{}",
-                  what, record.methods[0].name,
-                  by_subject ? "; p is McNemar's, after Holm's correction for all subjects" : "");
-  table.columns = {{Capitalized(what.substr(3)), Align::kLeft}, {"Questions"}};
-  for (size_t m = 0; m < record.methods.size(); ++m) {
-    if (overall[m] != nullptr) table.columns.push_back({record.methods[m].name + ", %"});
-  }
-  for (size_t m = 1; m < record.methods.size(); ++m) {
-    if (overall[m] == nullptr || !overall[m]->comparison) continue;
-    table.columns.push_back({record.methods[m].name + " − " + record.methods[0].name});
-    if (by_subject) table.columns.push_back({"p"});
-  }
-  const auto add_row = [&](const std::string& shown, const std::vector<const Score*>& scores) {
-    const int64_t questions = QuestionsOf(scores);
-    std::vector<std::string> row = {shown, FormatCount(questions)};
-    for (size_t m = 0; m < scores.size(); ++m) {
-      if (overall[m] == nullptr) continue;
-      row.push_back(scores[m] != nullptr ? NumberAndRange(*scores[m]) : "–");
-    }
-    for (size_t m = 1; m < scores.size(); ++m) {
-      if (overall[m] == nullptr || !overall[m]->comparison) continue;
-      const bool compared = scores[m] != nullptr && scores[m]->comparison;
-      row.push_back(compared ? DifferenceAndRange(*scores[m]->comparison, questions) : "–");
-      if (!by_subject) continue;
-      const bool tested = compared && scores[m]->comparison->holm_p;
-      row.push_back(tested ? FormatPValue(*scores[m]->comparison->holm_p) : "–");
-    }
-    table.rows.push_back(std::move(row));
-  };
-  if (!by_subject) add_row("All subjects", overall);
-  for (const Group& group : groups) {
-    add_row(Capitalized(group.shown), ScoresOf(record, scoring, level, group.name));
-  }
-  return table;
-}
-
 std::string Conditions(const StudyRecord& record, Scoring scoring) {
   for (const MethodRecord& method : record.methods) {
     const auto& evaluation = EvaluationOf(method, scoring);
     if (!evaluation) continue;
-    return fmt::format("{} questions{}, {}-shot{}, scored {}",
+    std::string dropped;
+    if (evaluation->questions_with_dropped_shots > 0) {
+      dropped = fmt::format(" (fewer shots in {} questions, whose prompts were too long)",
+                            FormatCount(evaluation->questions_with_dropped_shots));
+    }
+    return fmt::format("{} questions{}, {}-shot{}{}, scored {}",
                        FormatCount(evaluation->overall.total),
                        record.question_source.empty() ? "" : " (" + record.question_source + ")",
-                       evaluation->shots,
+                       evaluation->shots, dropped,
                        evaluation->prompt_template.empty()
                            ? ""
                            : ", prompt template “" + evaluation->prompt_template + "”",
@@ -220,10 +82,9 @@ std::optional<Figure> DifferenceFigure(const StudyRecord& record, Scoring scorin
     }
     if (!row.dots.empty()) plot.rows.push_back(std::move(row));
   };
-  add_row("All subjects", ScoresOf(record, scoring, &Evaluation::categories, ""));
-  for (const Group& group : GroupsOf(record, scoring, &Evaluation::categories, Categories())) {
-    add_row(Capitalized(group.shown),
-            ScoresOf(record, scoring, &Evaluation::categories, group.name));
+  add_row("All subjects", ScoresOf(record, scoring, AccuracyLevel::kOverall, ""));
+  for (const AccuracyGroup& group : GroupsOf(record, scoring, AccuracyLevel::kCategory)) {
+    add_row(group.shown, ScoresOf(record, scoring, AccuracyLevel::kCategory, group.name));
   }
   if (plot.rows.empty()) return std::nullopt;
 
@@ -233,8 +94,8 @@ std::optional<Figure> DifferenceFigure(const StudyRecord& record, Scoring scorin
   plot.axis = Axis::Linear(low, high, 6);
   if (tolerance) plot.band = Interval{-*tolerance, plot.axis.high()};
   plot.description =
-      "Dots with 95 % intervals, one a method, for all subjects and by category. The "
-      "numbers are in the table below the figure.";
+      "Dots with 95 % intervals, one a method, for all subjects and by category; the numbers are "
+      "in the table below the figure.";
 
   Figure figure;
   figure.title = plot.title;
@@ -242,18 +103,16 @@ std::optional<Figure> DifferenceFigure(const StudyRecord& record, Scoring scorin
     const auto& evaluation = EvaluationOf(m, scoring);
     return evaluation && evaluation->overall.comparison;
   });
-  figure.caption = fmt::format(
+  figure.caption =
       "How many points of accuracy each method loses (left of zero) or gains, with the 95 % "
-      "interval "
-      "of the difference. Both answered the same questions, so the difference is measured in pairs "
-      "and "
-      "its interval is narrower than the accuracies’ own. {}An interval that includes zero shows "
-      "no "
-      "difference. {}.",
-      tolerance ? fmt::format("Shaded: losses within the tolerance of {} points. ",
-                              FormatShort(*tolerance))
-                : "",
-      Conditions(record, scoring));
+      "interval of the difference. Both answered the same questions, so the difference is measured "
+      "in pairs, and its interval is narrower than those of the accuracies themselves. An interval "
+      "that includes zero shows no difference. ";
+  if (tolerance) {
+    figure.caption +=
+        fmt::format("Shaded: within the tolerance of {}. ", FormatTolerance(*tolerance));
+  }
+  figure.caption += Conditions(record, scoring) + ".";
   figure.drawings = {DrawDotsBothWays(plot)};
 
   Table& table = figure.data;
@@ -265,7 +124,7 @@ std::optional<Figure> DifferenceFigure(const StudyRecord& record, Scoring scorin
                    {"Only the method right"},
                    {"Answers flipped"},
                    {"McNemar p"}};
-  const std::vector<const Score*> overall = ScoresOf(record, scoring, &Evaluation::categories, "");
+  const std::vector<const Score*> overall = ScoresOf(record, scoring, AccuracyLevel::kOverall, "");
   for (size_t m = 1; m < overall.size(); ++m) {
     if (overall[m] == nullptr || !overall[m]->comparison) continue;
     const ScoreComparison& comparison = *overall[m]->comparison;
@@ -281,15 +140,14 @@ std::optional<Figure> DifferenceFigure(const StudyRecord& record, Scoring scorin
 }
 
 Figure CategoryFigure(const StudyRecord& record, Scoring scoring) {
-  const std::vector<Group> groups =
-      GroupsOf(record, scoring, &Evaluation::categories, Categories());
+  const std::vector<AccuracyGroup> groups = GroupsOf(record, scoring, AccuracyLevel::kCategory);
   BarChart chart;
   chart.id = IdPrefix(scoring) + "-categories";
   chart.title = "Accuracy by category";
   chart.axis_title = "correct answers, %";
   chart.description =
-      "Bars with 95 % intervals, one a method, for all subjects and for each "
-      "category. The numbers are in the table below the figure.";
+      "Bars with 95 % intervals, one a method, for all subjects and by category; the numbers are "
+      "in the table below the figure.";
   chart.line = 100 * kChance;
   chart.line_label = "chance";
   double highest = 100 * kChance;
@@ -304,15 +162,15 @@ Figure CategoryFigure(const StudyRecord& record, Scoring scoring) {
                             {100 * score.accuracy},
                             Interval{100 * score.ci95.low, 100 * score.ci95.high},
                             FormatPercentNumber(score.accuracy),
+                            FormatFixed(100 * score.accuracy, 0),
                             Tooltip(record, m, shown, score)});
       highest = std::max(highest, 100 * score.ci95.high);
     }
     chart.groups.push_back(std::move(group));
   };
-  add_group("All subjects", ScoresOf(record, scoring, &Evaluation::categories, ""));
-  for (const Group& group : groups) {
-    add_group(Capitalized(group.shown),
-              ScoresOf(record, scoring, &Evaluation::categories, group.name));
+  add_group("All subjects", ScoresOf(record, scoring, AccuracyLevel::kOverall, ""));
+  for (const AccuracyGroup& group : groups) {
+    add_group(group.shown, ScoresOf(record, scoring, AccuracyLevel::kCategory, group.name));
   }
   chart.axis = Axis::Linear(0, highest, 5);
 
@@ -329,14 +187,14 @@ Figure CategoryFigure(const StudyRecord& record, Scoring scoring) {
   chart.id += "-narrow";
   drawing.narrow = DrawRows(chart, kNarrowFigure);
   figure.drawings = {std::move(drawing)};
-  figure.data = ScoreTable(record, scoring, &Evaluation::categories, groups, "by category");
+  figure.data = ScoreTable(record, scoring, AccuracyLevel::kCategory);
   return figure;
 }
 
-DotRow AccuracyRow(const StudyRecord& record, const Group& group,
+DotRow AccuracyRow(const StudyRecord& record, const AccuracyGroup& group,
                    const std::vector<const Score*>& scores) {
   DotRow row;
-  row.label = Capitalized(group.shown);
+  row.label = group.shown;
   bool marked = false;
   for (size_t m = 0; m < scores.size(); ++m) {
     if (scores[m] == nullptr) continue;
@@ -352,6 +210,20 @@ DotRow AccuracyRow(const StudyRecord& record, const Group& group,
   return row;
 }
 
+// What the asterisks of AccuracyRow say.
+std::string MarkedText(const std::vector<DotRow>& rows, const char* one, const char* several) {
+  const auto marked = std::count_if(rows.begin(), rows.end(),
+                                    [](const DotRow& row) { return row.label.ends_with(" *"); });
+  if (marked == 0) {
+    return fmt::format("Looking at all {} at once (Holm’s correction, 5 %), no {} shows a change.",
+                       several, one);
+  }
+  return fmt::format(
+      "An asterisk marks the {} where some method differs from the baseline, also when looking at "
+      "all {} at once (Holm’s correction, 5 %).",
+      marked == 1 ? one : fmt::format("{} {}", marked, several), several);
+}
+
 Axis AccuracyAxis(const std::vector<DotRow>& rows, int intervals) {
   double low = 100 * kChance, high = 100 * kChance;
   for (const DotRow& row : rows) {
@@ -364,22 +236,21 @@ Axis AccuracyAxis(const std::vector<DotRow>& rows, int intervals) {
 }
 
 std::optional<Figure> SubcategoryFigure(const StudyRecord& record, Scoring scoring) {
-  const std::vector<Group> groups =
-      GroupsOf(record, scoring, &Evaluation::subcategories, Subcategories());
+  const std::vector<AccuracyGroup> groups = GroupsOf(record, scoring, AccuracyLevel::kSubcategory);
   if (groups.empty()) return std::nullopt;
   DotPlot plot;
   plot.id = IdPrefix(scoring) + "-subcategories";
   plot.title = fmt::format("Accuracy by {} subcategories", groups.size());
   plot.axis_title = "correct answers, %";
   plot.description =
-      "Dots with 95 % intervals, one a method, for each subcategory. The numbers are "
-      "in the table below the figure.";
+      "Dots with 95 % intervals, one a method, for each subcategory; the numbers are in the table "
+      "below the figure.";
   plot.line = 100 * kChance;
   std::string part;
-  for (const Group& group : groups) {
+  for (const AccuracyGroup& group : groups) {
     DotRow row = AccuracyRow(record, group,
-                             ScoresOf(record, scoring, &Evaluation::subcategories, group.name));
-    if (group.part != part) row.heading = Capitalized(group.part);
+                             ScoresOf(record, scoring, AccuracyLevel::kSubcategory, group.name));
+    if (group.part != part) row.heading = group.part;
     part = group.part;
     plot.rows.push_back(std::move(row));
   }
@@ -388,62 +259,52 @@ std::optional<Figure> SubcategoryFigure(const StudyRecord& record, Scoring scori
   figure.title = plot.title;
   figure.legend = EvaluatedLegend(record, scoring);
   figure.caption = fmt::format(
-      "The share of questions answered correctly in each of the {} subcategories, under the "
-      "category "
-      "it belongs to, with 95 % Wilson intervals; the dashed line is chance, n the number of "
-      "questions. Wide intervals mean few questions. {}.",
-      groups.size(), Conditions(record, scoring));
+      "The share of questions answered correctly in each of the {} subcategories, with 95 % Wilson "
+      "intervals; the dashed line is chance, n the number of questions. {} {}.",
+      groups.size(), MarkedText(plot.rows, "subcategory", "subcategories"),
+      Conditions(record, scoring));
   figure.drawings = {DrawDotsBothWays(plot)};
-  figure.data = ScoreTable(record, scoring, &Evaluation::subcategories, groups, "by subcategory");
+  figure.data = ScoreTable(record, scoring, AccuracyLevel::kSubcategory);
   return figure;
 }
 
 // One panel a category, all on the same axis.
 std::optional<Figure> SubjectFigure(const StudyRecord& record, Scoring scoring) {
-  const std::vector<Group> groups = GroupsOf(record, scoring, &Evaluation::subjects, Subjects());
+  const std::vector<AccuracyGroup> groups = GroupsOf(record, scoring, AccuracyLevel::kSubject);
   if (groups.empty()) return std::nullopt;
   std::vector<DotPlot> panels;
   std::vector<DotRow> all_rows;
   std::string part;
-  for (const Group& group : groups) {
+  for (const AccuracyGroup& group : groups) {
     if (panels.empty() || group.part != part) {
       DotPlot plot;
       plot.id = fmt::format("{}-subjects-{}", IdPrefix(scoring), panels.size());
       plot.title = "Accuracy by subject: " + group.part;
-      plot.axis_title = Capitalized(group.part) + ": correct answers, %";
+      plot.axis_title = group.part + ": correct answers, %";
       plot.description =
-          "Dots with 95 % intervals, one a method, for each subject. The numbers are "
-          "in the table below the figure.";
+          "Dots with 95 % intervals, one a method, for each subject; the numbers are in the table "
+          "below the figure.";
       plot.line = 100 * kChance;
       panels.push_back(std::move(plot));
       part = group.part;
     }
     panels.back().rows.push_back(
-        AccuracyRow(record, group, ScoresOf(record, scoring, &Evaluation::subjects, group.name)));
+        AccuracyRow(record, group, ScoresOf(record, scoring, AccuracyLevel::kSubject, group.name)));
     all_rows.push_back(panels.back().rows.back());
   }
-  const auto marked = std::count_if(all_rows.begin(), all_rows.end(),
-                                    [](const DotRow& row) { return row.label.ends_with(" *"); });
   Figure figure;
   figure.title = fmt::format("Accuracy by {} subjects", groups.size());
   figure.legend = EvaluatedLegend(record, scoring);
   figure.caption = fmt::format(
       "The share of questions answered correctly in each subject, with 95 % Wilson intervals; the "
       "dashed line is chance, n the number of questions. {} {}.",
-      marked == 0
-          ? "No subject’s difference from the baseline is significant once the test is corrected "
-            "for "
-            "looking at all of them (Holm, 5 %)."
-          : fmt::format("An asterisk marks the {} where some method differs from the baseline "
-                        "significantly after Holm’s correction for all of them (5 %).",
-                        marked == 1 ? "subject" : fmt::format("{} subjects", marked)),
-      Conditions(record, scoring));
+      MarkedText(all_rows, "subject", "subjects"), Conditions(record, scoring));
   const Axis axis = AccuracyAxis(all_rows, 5);
   for (DotPlot& plot : panels) {
     plot.axis = axis;
     figure.drawings.push_back({DrawDots(plot, kPanelFigure, RowLabels::kAbove), ""});
   }
-  figure.data = ScoreTable(record, scoring, &Evaluation::subjects, groups, "by subject");
+  figure.data = ScoreTable(record, scoring, AccuracyLevel::kSubject);
   return figure;
 }
 
@@ -470,21 +331,22 @@ std::optional<Section> AccuracySection(const StudyRecord& record, Scoring scorin
   Section section;
   section.title =
       scoring == Scoring::kLetters ? "Accuracy" : "Accuracy by answer text (cloze scoring)";
+  const std::string conditions = Conditions(record, scoring);
   section.paragraphs.push_back(
       scoring == Scoring::kLetters
           ? fmt::format("MMLU, {}: the answer is the letter, A to D, that the model finds most "
                         "likely after the question. All averages pool questions, not subjects.",
-                        Conditions(record, scoring))
-          : fmt::format(
-                "The same questions, {}: the prompt holds no choices, and the answer is the "
-                "choice whose text the model finds most likely per byte. Small models that "
-                "only guess at letters show their knowledge here. These numbers do not "
-                "compare with published MMLU results, which are by letter.",
-                Conditions(record, scoring)));
+                        conditions)
+          : fmt::format("The same questions, {}: the prompt holds no choices, and the answer is "
+                        "the choice whose text the model finds most likely per byte. Small models "
+                        "that only guess at letters show their knowledge here. These numbers do "
+                        "not compare with published MMLU results, which are by letter.",
+                        conditions));
   if (auto figure = DifferenceFigure(record, scoring)) section.blocks.push_back(*std::move(figure));
   section.blocks.push_back(CategoryFigure(record, scoring));
-  if (auto figure = SubcategoryFigure(record, scoring))
+  if (auto figure = SubcategoryFigure(record, scoring)) {
     section.blocks.push_back(*std::move(figure));
+  }
   if (auto figure = SubjectFigure(record, scoring)) section.blocks.push_back(*std::move(figure));
   return section;
 }

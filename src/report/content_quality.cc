@@ -108,7 +108,7 @@ Table DivergenceTable(const StudyRecord& record) {
   return table;
 }
 
-// The middle of the modules' errors, in logarithm robust against a few bad ones.
+// The middle one of those that are finite; NaN where none is.
 double Median(std::vector<double> values) {
   std::erase_if(values, [](double value) { return !std::isfinite(value); });
   if (values.empty()) return NAN;
@@ -148,12 +148,30 @@ std::string WorstModule(const QuantizeResult& result) {
 
 }  // namespace
 
+namespace {
+
+// "4,094 tokens scored of wiki.test.raw (raw), in 2 of 166 windows of 2,048"
+std::string TextConditions(const PerplexityResult& result) {
+  std::string text = FormatCount(result.tokens) + " tokens scored";
+  if (!result.text.empty()) text += " of " + result.text;
+  if (!result.join.empty()) text += " (" + result.join + ")";
+  if (result.windows > 0 && result.context > 0) {
+    text += fmt::format(
+        ", in {}{} windows of {} tokens", FormatCount(result.windows),
+        result.windows < result.windows_in_text ? " of " + FormatCount(result.windows_in_text) : "",
+        FormatCount(result.context));
+  }
+  return text;
+}
+
+}  // namespace
+
 std::optional<Section> DivergenceSection(const StudyRecord& record) {
   const auto has = [](const MethodRecord& m) { return m.perplexity.has_value(); };
   if (LegendFor(record, has).empty()) return std::nullopt;
-  int64_t tokens = 0;
+  std::string conditions;
   for (const MethodRecord& method : record.methods) {
-    if (has(method)) tokens = std::max(tokens, method.perplexity->tokens);
+    if (has(method) && conditions.empty()) conditions = TextConditions(*method.perplexity);
   }
   Section section;
   section.title = "Perplexity and divergence";
@@ -170,9 +188,8 @@ std::optional<Section> DivergenceSection(const StudyRecord& record) {
   figure.caption = fmt::format(
       "Left: perplexity with 95 % intervals. Every method read the same text, so differences are "
       "more certain than these intervals suggest. Right: mean KL divergence from {}; the line runs "
-      "from the median to the 99th percentile over tokens. {} tokens scored{}.",
-      record.methods[0].name, FormatCount(tokens),
-      record.text_source.empty() ? "" : " of " + record.text_source);
+      "from the median to the 99th percentile over tokens. {}.",
+      record.methods[0].name, conditions);
   for (Drawing drawing : {PerplexityDrawing(record), DivergenceDrawing(record)}) {
     if (!drawing.wide.empty()) figure.drawings.push_back(std::move(drawing));
   }
@@ -205,10 +222,13 @@ std::optional<Section> QuantizationSection(const StudyRecord& record) {
                    {"Median error"},
                    {"of rounding’s"},
                    {"Largest error", Align::kLeft}};
+  std::string error_measure;
   for (const MethodRecord& method : record.methods) {
     if (!method.quantize) continue;
     const QuantizeResult& result = *method.quantize;
-    table.rows.push_back({method.name, result.format, result.grid, FormatCount(result.group_size),
+    error_measure = result.error_measure;
+    table.rows.push_back({method.name, result.format, result.grid,
+                          result.group_size < 0 ? "row" : FormatCount(result.group_size),
                           result.bits_per_weight ? FormatFixed(*result.bits_per_weight, 2) : "–",
                           FormatSeconds(result.seconds),
                           FormatInUnit(result.peak_memory_bytes, unit),
@@ -226,10 +246,11 @@ std::optional<Section> QuantizationSection(const StudyRecord& record) {
     }
   }
   if (table.rows.empty()) return std::nullopt;
-  section.paragraphs.insert(
-      section.paragraphs.begin(),
-      "Quantizing is done once. Errors are of a module’s output, squared and relative to the "
-      "output’s own square, on the calibration data.");
+  std::string introduction = "Quantizing is done once.";
+  if (!error_measure.empty()) {
+    introduction += fmt::format(" A module’s error is the {}.", error_measure);
+  }
+  section.paragraphs.insert(section.paragraphs.begin(), introduction);
   section.blocks.push_back(std::move(table));
   return section;
 }

@@ -72,7 +72,7 @@ std::string LabelFor(std::string key) {
 std::string ShowNumber(const Json& value) {
   if (value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX) return value.dump();
   if (value.is_number_integer()) return FormatCount(value.get<int64_t>());
-  return FormatSignificant(value.get<double>(), 4);
+  return FormatShort(value.get<double>());
 }
 
 std::string ShowValue(const Json& value) {
@@ -111,13 +111,13 @@ Rows DescribeObject(const Json& object) {
     }
     const Unit* unit = nullptr;
     for (const Unit& candidate : kUnits) {
-      if (unit == nullptr && value.is_number() && key.ends_with(candidate.ending)) {
+      if (unit == nullptr && key.ends_with(candidate.ending)) {
         unit = &candidate;
       }
     }
-    if (unit != nullptr) {
+    if (unit != nullptr && (value.is_number() || value.is_null())) {
       rows.push_back({LabelFor(key.substr(0, key.size() - unit->ending.size())),
-                      unit->format(value.get<double>())});
+                      value.is_null() ? "–" : unit->format(value.get<double>())});
     } else {
       rows.push_back({LabelFor(key), ShowValue(value)});
     }

@@ -114,6 +114,7 @@ BarChart SingleBatchChart(const StudyRecord& record) {
                             {run.output_tokens_per_second},
                             std::nullopt,
                             label,
+                            label,
                             fmt::format("{}: {} tokens/s", record.methods[m].name, label)});
       group.label = fmt::format("batch size {}", run.batch_size);
     }
@@ -204,6 +205,7 @@ BarChart MemoryChart(const StudyRecord& record, const ByteUnit& unit) {
       }
       high = std::max(high, total);
       bar.label = FormatInUnit(run->total_bytes, unit);
+      bar.short_label = FormatSignificant(static_cast<double>(run->total_bytes) / unit.bytes, 2);
       bar.tooltip = fmt::format("{}, batch {}: {} ({} weights, {} KV cache, {} workspace)",
                                 record.methods[m].name, batch, FormatBytes(run->total_bytes),
                                 FormatBytes(run->weights_bytes), FormatBytes(run->kv_cache_bytes),

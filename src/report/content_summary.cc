@@ -21,51 +21,67 @@ std::string JoinNames(const std::vector<std::string>& names) {
   return joined;
 }
 
-std::string AccuracySentence(const StudyRecord& record) {
+std::string AccuracySentences(const StudyRecord& record) {
   const MethodRecord& baseline = record.methods[0];
   if (!baseline.evaluate) return "";
   const Score& overall = baseline.evaluate->overall;
-  std::string text = fmt::format(" {} answers {} of {} MMLU questions correctly", baseline.name,
-                                 FormatPercent(overall.accuracy), FormatCount(overall.total));
-  std::vector<std::string> differences;
+  std::vector<std::string> changes, proven;
   for (const MethodRecord& method : record.methods) {
     if (!method.evaluate || !method.evaluate->overall.comparison) continue;
     const ScoreComparison& comparison = *method.evaluate->overall.comparison;
-    const int64_t n = method.evaluate->overall.total;
-    differences.push_back(fmt::format("{} by {} points (95 % interval {})", method.name,
-                                      FormatPoints(comparison.difference, n),
-                                      FormatPointsRange(comparison.ci95, n)));
+    changes.push_back(fmt::format(
+        "{} with {}", FormatPoints(comparison.difference, method.evaluate->overall.total),
+        method.name));
+    if (comparison.ci95.low > 0 || comparison.ci95.high < 0) proven.push_back(method.name);
   }
-  if (!differences.empty()) text += "; from this differ " + JoinNames(differences);
-  return text + ".";
+  std::string text =
+      fmt::format(" Of {} MMLU questions {} answers {} correctly.", FormatCount(overall.total),
+                  baseline.name, FormatPercent(overall.accuracy));
+  if (changes.empty()) return text;
+  text += fmt::format(" The difference in points is {}", JoinNames(changes));
+  if (proven.empty()) return text + ", none of which is distinguishable from chance.";
+  if (proven.size() == changes.size()) return text + ", more than chance explains.";
+  return text + fmt::format("; only that of {} is more than chance explains.", JoinNames(proven));
 }
 
-std::string SpeedSentence(const StudyRecord& record, int64_t batch) {
+// "2.83 times as many tokens per second at batch size 1, in 28.6 % of the memory"
+std::string Gain(const StudyRecord& record, const MethodRecord& method, int64_t batch) {
   const BenchRun* baseline = FindRun(record.methods[0], batch);
-  const MethodRecord* fastest = nullptr;
-  const BenchRun* best = nullptr;
-  for (size_t m = 1; m < record.methods.size(); ++m) {
-    const BenchRun* run = FindRun(record.methods[m], batch);
-    if (run == nullptr) continue;
-    if (best == nullptr || run->output_tokens_per_second > best->output_tokens_per_second) {
-      fastest = &record.methods[m];
-      best = run;
-    }
-  }
-  if (baseline == nullptr || best == nullptr || !(baseline->output_tokens_per_second > 0) ||
+  const BenchRun* run = FindRun(method, batch);
+  if (baseline == nullptr || run == nullptr || !(baseline->output_tokens_per_second > 0) ||
       baseline->total_bytes == 0) {
     return "";
   }
   return fmt::format(
-      " At batch size {} the fastest quantized model, {}, generates {} tokens/s against {}’s {} "
-      "({}), with {} of peak memory against {}.",
-      batch, fastest->name, FormatSignificant(best->output_tokens_per_second),
-      record.methods[0].name, FormatSignificant(baseline->output_tokens_per_second),
-      FormatRatio(best->output_tokens_per_second / baseline->output_tokens_per_second),
-      FormatBytes(best->total_bytes), FormatBytes(baseline->total_bytes));
+      "{} times the tokens per second in {} of the memory at batch size {}",
+      FormatSignificant(run->output_tokens_per_second / baseline->output_tokens_per_second),
+      FormatPercent(static_cast<double>(run->total_bytes) /
+                    static_cast<double>(baseline->total_bytes)),
+      batch);
 }
 
-// Why these questions cannot rank the methods; empty where they can.
+// Of the method that gains most at the smallest batch size.
+std::string SpeedSentence(const StudyRecord& record) {
+  const std::vector<int64_t> batches = BatchSizes(record);
+  if (batches.empty()) return "";
+  const MethodRecord* fastest = nullptr;
+  double most = 0;
+  for (size_t m = 1; m < record.methods.size(); ++m) {
+    const BenchRun* run = FindRun(record.methods[m], batches.front());
+    if (run == nullptr || run->output_tokens_per_second <= most) continue;
+    most = run->output_tokens_per_second;
+    fastest = &record.methods[m];
+  }
+  if (fastest == nullptr) return "";
+  std::vector<std::string> gains = {Gain(record, *fastest, batches.front())};
+  if (batches.size() > 1) gains.push_back(Gain(record, *fastest, batches.back()));
+  std::erase(gains, "");
+  if (gains.empty()) return "";
+  return fmt::format(" {} gives {}.", fastest->name, JoinNames(gains));
+}
+
+// Why these questions cannot rank the methods, or what they cannot show; empty where all of MMLU
+// was asked and nothing is in doubt.
 std::string SampleCaution(const StudyRecord& record) {
   constexpr double kCoarse = 0.02;  // a study that sees only this much cannot settle one point
   double flipped = 0;
@@ -81,22 +97,29 @@ std::string SampleCaution(const StudyRecord& record) {
   }
   if (widest == nullptr) return "";
   const Score& score = widest->evaluate->overall;
-  const double detectable = DetectableDifference(score.total, flipped);
-  if (!record.sample_questions && detectable <= kCoarse) return "";
+  const std::string detectable =
+      FormatSignificant(100 * DetectableDifference(score.total, flipped), 2);
+  const std::string with_all =
+      fmt::format("with all {} questions of MMLU it would be {} points", FormatCount(kFullMmlu),
+                  FormatSignificant(100 * DetectableDifference(kFullMmlu, flipped), 2));
+  if (DetectableDifference(score.total, flipped) <= kCoarse) {
+    if (!record.sample_questions) return "";
+    return fmt::format(
+        "Only {} questions were asked, and true differences below about {} points may not show; "
+        "{}.",
+        FormatCount(score.total), detectable, with_all);
+  }
   const ScoreComparison& comparison = *score.comparison;
   const bool around_zero = comparison.ci95.low < 0 && comparison.ci95.high > 0;
   return fmt::format(
-      "A sample of {} questions{} cannot rank the methods. {}’s measured difference of {} points "
-      "has "
-      "a 95 % interval from {}, which {}. Only a true difference of about {} points or more would "
-      "show reliably; with all {} questions of MMLU it would be {} points.",
-      FormatCount(score.total),
-      record.sample_questions ? ", the sample set that comes with nibble," : "", widest->name,
-      FormatPoints(comparison.difference, score.total),
+      "A sample of {} questions cannot rank the methods. The measured difference of {} is {} "
+      "points "
+      "with a 95 % interval from {}, which {}. Only a true difference of about {} points or more "
+      "would show reliably; {}.",
+      FormatCount(score.total), widest->name, FormatPoints(comparison.difference, score.total),
       FormatPointsRange(comparison.ci95, score.total),
-      around_zero ? "holds a loss, no change and a gain alike" : "leaves the size of the loss open",
-      FormatSignificant(100 * detectable, 2), FormatCount(kFullMmlu),
-      FormatSignificant(100 * DetectableDifference(kFullMmlu, flipped), 2));
+      around_zero ? "holds a loss, no change and a gain alike" : "leaves its size open", detectable,
+      with_all);
 }
 
 std::string ChanceCaution(const StudyRecord& record) {
@@ -197,17 +220,14 @@ std::string PlainSummary(const StudyRecord& record) {
   std::vector<std::string> names;
   for (size_t m = 1; m < record.methods.size(); ++m) names.push_back(record.methods[m].name);
   std::string text =
-      names.empty()
-          ? fmt::format("This study measures {} as {}.", record.model_name, record.methods[0].name)
-          : fmt::format(
-                "This study compares {}, the baseline, with {} on one machine, over the same "
-                "questions, the same text and the same workload.",
-                record.methods[0].name, JoinNames(names));
-  text += AccuracySentence(record);
-  const std::vector<int64_t> batches = BatchSizes(record);
-  if (!batches.empty()) text += SpeedSentence(record, batches.front());
-  if (batches.size() > 1) text += SpeedSentence(record, batches.back());
-  return text;
+      fmt::format("This study measures {} as {}", record.model_name, record.methods[0].name);
+  if (!names.empty()) {
+    text += fmt::format(
+        ", the baseline, and as {}, on one machine, over the same questions, the "
+        "same text and the same workload",
+        JoinNames(names));
+  }
+  return text + "." + AccuracySentences(record) + SpeedSentence(record);
 }
 
 Table GlanceTable(const StudyRecord& record) {

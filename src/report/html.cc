@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "src/report/markup.h"
 #include "src/report/svg_canvas.h"
 
@@ -53,9 +55,14 @@ class HtmlWriter {
   int tables_ = 0;
 };
 
+// A table of properties, whose values are text.
+bool IsFactTable(const Table& table) {
+  return std::all_of(table.columns.begin(), table.columns.end(),
+                     [](const Column& column) { return column.align == Align::kLeft; });
+}
+
 void HtmlWriter::WriteTable(const Table& table, std::string_view caption_prefix) {
-  bool facts = true;  // a table of properties, whose values are text
-  for (const Column& column : table.columns) facts &= column.align == Align::kLeft;
+  const bool facts = IsFactTable(table);
   // Wide tables scroll inside their box, which therefore takes the keyboard's focus.
   out_ += fmt::format("<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{}\">\n",
                       EscapeXml(table.caption));
@@ -155,13 +162,19 @@ void HtmlWriter::WriteSection(const Section& section) {
   out_ += "<section>\n";
   Element("h2", section.title);
   for (const std::string& paragraph : section.paragraphs) Element("p", paragraph);
+  bool in_facts = false;  // tables of facts stand beside each other
   for (const auto& block : section.blocks) {
-    if (const auto* table = std::get_if<Table>(&block)) {
+    const auto* table = std::get_if<Table>(&block);
+    const bool facts = table != nullptr && IsFactTable(*table);
+    if (facts != in_facts) out_ += facts ? "<div class=\"fact-tables\">\n" : "</div>\n";
+    in_facts = facts;
+    if (table != nullptr) {
       WriteTable(*table, fmt::format("<b>Table {}.</b> ", ++tables_));
     } else {
       WriteFigure(std::get<Figure>(block));
     }
   }
+  if (in_facts) out_ += "</div>\n";
   out_ += "</section>\n";
 }
 

@@ -59,20 +59,25 @@ li { margin: 0 0 6px; }
 
 .scroll { overflow-x: auto; margin: 0 0 20px; }
 .scroll:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-table { border-collapse: collapse; font-size: 13.5px; line-height: 1.4; min-width: 100%; }
+table { --sheet: var(--paper); border-collapse: collapse; font-size: 13.5px; line-height: 1.4; min-width: 100%; }
 caption { text-align: left; color: var(--quiet); padding: 0 0 8px; font-size: 13.5px; }
 caption b { color: var(--ink); }
 th, td { padding: 5px 0 5px 18px; text-align: left; vertical-align: baseline;
   border-bottom: 1px solid var(--rule); }
 th:first-child, td:first-child { padding-left: 0; }
 thead th { font-weight: 600; vertical-align: bottom; border-bottom: 1px solid var(--axis); }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; white-space: nowrap; }
+thead th.n { min-width: 5em; }
+thead th:first-child, tbody th { position: sticky; left: 0; background: var(--sheet); }
 .n { text-align: right; }
 td.n { white-space: nowrap; }
 tbody tr.marked th, tbody tr.marked td { font-weight: 650; background: var(--wash); }
-.verdict tr.marked th, .verdict tr.marked td { background: none; }
+.verdict table { --sheet: var(--wash); }
 table.facts thead { display: none; }
-table.facts th { width: 34%; color: var(--quiet); font-weight: 400; padding-right: 12px; }
+table.facts tbody th { white-space: normal; position: static; }
+.fact-tables { display: grid; gap: 8px 32px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 250px), 1fr)); align-items: start; }
+table.facts th { width: 42%; color: var(--quiet); font-weight: 400; padding-right: 12px; }
 table.facts td { overflow-wrap: anywhere; padding-left: 0; }
 table.facts tbody tr:first-child th, table.facts tbody tr:first-child td {
   border-top: 1px solid var(--axis); }

@@ -118,7 +118,12 @@ inline Json MockPerplexity(const MockMethod& method, bool compared) {
   Json json = {{"schema", "nibble.perplexity/1"},
                {"perplexity", 5.472 * ratio},
                {"perplexity_se", 0.031},
-               {"tokens", 331'000}};
+               {"tokens", 331'614},
+               {"text", "wiki.test.raw"},
+               {"join", "raw"},
+               {"context", 2048},
+               {"windows", 162},
+               {"windows_in_text", 162}};
   if (compared) {
     json["kl_divergence"] = {{"mean", method.kl},
                              {"median", method.kl * 0.31},
@@ -182,6 +187,7 @@ inline Json MockQuantize(const MockMethod& method) {
           {"grid", method.name.substr(method.name.rfind('-') + 1)},
           {"format", method.name.starts_with("gptq") ? "gptq" : "awq"},
           {"bits_per_weight", method.bits},
+          {"error_measure", "squared error of the weights, relative to their squares"},
           {"seconds", method.name.starts_with("rtn") ? 34.2 : 1312.0},
           {"peak_memory_bytes", 9'300'000'000},
           {"checkpoint_bytes", 3'890'000'000},

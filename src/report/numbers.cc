@@ -73,6 +73,10 @@ std::string FormatPointsRange(Interval differences, int64_t questions) {
                      FormatPoints(differences.high, questions));
 }
 
+std::string FormatTolerance(double points) {
+  return FormatShort(points) + (points == 1 ? " point" : " points");
+}
+
 ByteUnit ByteUnitFor(uint64_t largest) {
   const auto bytes = static_cast<double>(largest);
   if (bytes >= 0.5 * 0x1p40) return {0x1p40, "TiB"};

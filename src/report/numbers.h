@@ -17,7 +17,7 @@ namespace nibble {
 std::string FormatCount(int64_t count);  // 14042 → "14,042"
 std::string FormatSignificant(double value,
                               int digits = 3);        // 0.012345 → "0.0123", 45210 → "45,210"
-std::string FormatShort(double value);                        // 1.5 → "1.5", 128 → "128"
+std::string FormatShort(double value);                // 1.5 → "1.5", 128 → "128"
 std::string FormatFixed(double value, int decimals);  // -1.25 → "−1.3"
 
 std::string FormatPercent(double share);          // 0.4123 → "41.2 %"
@@ -29,6 +29,8 @@ std::string FormatPValue(double p);               // "< 0.001", "0.032", "0.41"
 // `questions` is how many answers stand behind the difference.
 std::string FormatPoints(double difference, int64_t questions);          // −0.0123 → "−1.2"
 std::string FormatPointsRange(Interval differences, int64_t questions);  // "−3.1 to +0.7"
+
+std::string FormatTolerance(double points);  // "1 point", "0.5 points"
 
 // The unit that shows `largest` in at most three digits before the point.
 struct ByteUnit {

@@ -13,10 +13,8 @@
 namespace nibble {
 namespace {
 
-using ::testing::AllOf;
 using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
-using ::testing::Not;
 
 class ReportTest : public ::testing::Test {
  protected:
@@ -53,6 +51,20 @@ class ReportTest : public ::testing::Test {
   std::string directory_;
   std::string summary_;
 };
+
+// A whole report in a failure's message would hide the message.
+void ExpectContains(const std::string& text, const std::string& part) {
+  EXPECT_TRUE(text.find(part) != std::string::npos) << "absent: " << part;
+}
+void ExpectLacks(const std::string& text, const std::string& part) {
+  EXPECT_TRUE(text.find(part) == std::string::npos) << "present: " << part;
+}
+
+std::string LowerCase(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return text;
+}
 
 // Rows of fields, by RFC 4180.
 std::vector<std::vector<std::string>> ParseCsv(const std::string& text) {
@@ -109,27 +121,25 @@ TEST_F(ReportTest, ShowsEveryGroupAndFigure) {
   Write(MockStudy({.cloze = true}));
   ExpectWellFormed();
   const std::string html = Read("report.html");
-  for (const MmluSubject& subject : kMmluSubjects) {
-    std::string shown(subject.name);
+  const std::string lower = LowerCase(html);
+  const auto expect_row = [&](std::string_view name) {
+    std::string shown(name);
     std::replace(shown.begin(), shown.end(), '_', ' ');
-    shown[0] = static_cast<char>(std::toupper(shown[0]));
-    EXPECT_THAT(html, HasSubstr("<th scope=\"row\">" + shown + "</th>"));
-  }
-  for (const MmluSubcategory& subcategory : kMmluSubcategories) {
-    EXPECT_THAT(html, HasSubstr(std::string(subcategory.name.substr(1)) + "</th>"));
-  }
-  for (const std::string_view category : kMmluCategories) {
-    EXPECT_THAT(html, HasSubstr(std::string(category.substr(1)) + "</th>"));
-  }
+    ExpectContains(lower, "<th scope=\"row\">" + LowerCase(shown) + "</th>");
+  };
+  for (const MmluSubject& subject : kMmluSubjects) expect_row(subject.name);
+  for (const MmluSubcategory& subcategory : kMmluSubcategories) expect_row(subcategory.name);
+  for (const std::string_view category : kMmluCategories) expect_row(category);
+  ExpectContains(html, "High school US history");
   for (const char* figure :
        {"Figure 1.</b> Difference in accuracy from fp16", "Accuracy by category",
         "Accuracy by 17 subcategories", "Accuracy by 57 subjects", "Throughput by batch size",
         "Peak memory by batch size", "Perplexity and KL divergence"}) {
-    EXPECT_THAT(html, HasSubstr(figure));
+    ExpectContains(html, figure);
   }
   for (const char* fact : {"Intel(R) Xeon(R) Gold 6430", "512 GiB", "781 GB/s", "164 TFLOP/s",
                            "prompt template “original”", "5-shot"}) {
-    EXPECT_THAT(html, HasSubstr(fact));
+    ExpectContains(html, fact);
   }
 }
 
@@ -137,7 +147,7 @@ TEST_F(ReportTest, FetchesNothing) {
   Write(MockStudy());
   const std::string html = Read("report.html");
   for (const char* reference : {" src=", " href=", "@import", "<link", "url(http", "fetch("}) {
-    EXPECT_THAT(html, Not(HasSubstr(reference)));
+    ExpectLacks(html, reference);
   }
 }
 
@@ -155,11 +165,12 @@ TEST_F(ReportTest, HostileNamesAreText) {
       {"method", attack}, {"summary", attack}, {"reasons", Json::array({attack})}};
   Write(study);
   ExpectWellFormed();
-  EXPECT_THAT(Read("report.html"), Not(HasSubstr("<script>alert")));
+  ExpectLacks(Read("report.html"), "<script>alert");
   const std::string markdown = Read("report.md");
-  EXPECT_THAT(markdown, AllOf(Not(HasSubstr("<script>")), Not(HasSubstr("\n# x"))));
+  ExpectLacks(markdown, "<script>");
+  ExpectLacks(markdown, "\n# x");
   ExpectTablesWellFormed(markdown);
-  EXPECT_THAT(summary_, Not(HasSubstr("\n# x")));
+  ExpectLacks(summary_, "\n# x");
   const auto rows = ParseCsv(Read("accuracy.csv"));
   EXPECT_EQ(rows.back()[0], "<script>alert(1)</script>|`*\"'& # x");
 }
@@ -172,16 +183,16 @@ TEST_F(ReportTest, MissingDocumentsAreNamed) {
   Write(study);
   ExpectWellFormed();
   const std::string html = Read("report.html");
-  EXPECT_THAT(html, HasSubstr("awq-g128-asym has no perplexity and throughput and memory"));
-  EXPECT_THAT(html, HasSubstr("the Hessian is not positive definite"));
+  ExpectContains(html, "awq-g128-asym has no perplexity and throughput and memory");
+  ExpectContains(html, "the Hessian is not positive definite");
 }
 
 TEST_F(ReportTest, NothingMeasuredIsStillAReport) {
   Write({{"schema", "nibble.study/1"}, {"methods", {{"fp16", Json::object()}}}});
   ExpectWellFormed();
-  EXPECT_THAT(Read("report.html"), Not(HasSubstr("<figure>")));
+  ExpectLacks(Read("report.html"), "<figure>");
   EXPECT_EQ(ParseCsv(Read("accuracy.csv")).size(), 1);
-  EXPECT_THAT(summary_, HasSubstr("fp16"));
+  ExpectContains(summary_, "fp16");
 }
 
 TEST_F(ReportTest, OneMethodAndOneBatchSize) {
@@ -190,20 +201,19 @@ TEST_F(ReportTest, OneMethodAndOneBatchSize) {
   study["methods"] = {{"fp16", baseline}};
   Write(study);
   ExpectWellFormed();
-  EXPECT_THAT(Read("report.html"), HasSubstr("Throughput at batch size 4"));
-  EXPECT_THAT(Read("report.html"), Not(HasSubstr("Difference in accuracy")));
+  ExpectContains(Read("report.html"), "Throughput at batch size 4");
+  ExpectLacks(Read("report.html"), "Difference in accuracy");
 }
 
 TEST_F(ReportTest, SaysThatASampleCannotRank) {
   Json study = MockStudy({.questions_per_subject = 3});
   Write(study);
   const std::string html = Read("report.html");
-  EXPECT_THAT(html, HasSubstr("A sample of 171 questions, the sample set that comes with nibble, "
-                              "cannot rank the methods."));
-  EXPECT_THAT(html, HasSubstr("holds a loss, no change and a gain alike"));
-  EXPECT_THAT(html, HasSubstr("one repetition"));
+  ExpectContains(html, "A sample of 171 questions cannot rank the methods.");
+  ExpectContains(html, "holds a loss, no change and a gain alike");
+  ExpectContains(html, "one repetition");
   Write(MockStudy());
-  EXPECT_THAT(Read("report.html"), Not(HasSubstr("cannot rank")));
+  ExpectLacks(Read("report.html"), "cannot rank");
 }
 
 TEST_F(ReportTest, SaysWhatTheModelIsNot) {
@@ -212,9 +222,9 @@ TEST_F(ReportTest, SaysWhatTheModelIsNot) {
   study["model"]["baseline"] = "fp16 (from Q4_1)";
   Write(study);
   const std::string html = Read("report.html");
-  EXPECT_THAT(html, HasSubstr("The weights are synthetic"));
-  EXPECT_THAT(html, HasSubstr("The baseline is fp16 (from Q4_1)"));
-  EXPECT_THAT(html, HasSubstr("not better than chance"));
+  ExpectContains(html, "The weights are synthetic");
+  ExpectContains(html, "The baseline is fp16 (from Q4_1)");
+  ExpectContains(html, "not better than chance");
 }
 
 TEST_F(ReportTest, CsvHoldsTheNumbersUnrounded) {
@@ -249,8 +259,8 @@ TEST_F(ReportTest, MarkdownHasTheSameTables) {
   Write(MockStudy());
   const std::string markdown = Read("report.md");
   ExpectTablesWellFormed(markdown);
-  EXPECT_THAT(markdown, HasSubstr("| High school government and politics |"));
-  EXPECT_THAT(markdown, HasSubstr("## Throughput"));
+  ExpectContains(markdown, "| High school government and politics |");
+  ExpectContains(markdown, "## Throughput");
 }
 
 TEST_F(ReportTest, SummaryTableIsAligned) {
@@ -258,8 +268,8 @@ TEST_F(ReportTest, SummaryTableIsAligned) {
   study["recommendation"] = {{"method", "gptq-g128-sym"},
                              {"summary", "gptq-g128-sym is the fastest."}};
   Write(study);
-  EXPECT_THAT(summary_, HasSubstr("Recommendation: gptq-g128-sym is the fastest."));
-  EXPECT_THAT(summary_, HasSubstr("rtn-g128-asym"));
+  ExpectContains(summary_, "Recommendation: gptq-g128-sym is the fastest.");
+  ExpectContains(summary_, "rtn-g128-asym");
   std::istringstream lines(summary_);
   for (std::string line; std::getline(lines, line);) EXPECT_FALSE(line.ends_with(' '));
 }

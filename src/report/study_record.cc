@@ -45,8 +45,8 @@ class Fields {
   int64_t Count(const char* key, int64_t min = 0) {
     return ok() ? Take(object_->Integer(key, min, kMaxCount)) : 0;
   }
-  int64_t CountOr(const char* key, int64_t fallback) {
-    return ok() ? Take(object_->IntegerOr(key, 0, kMaxCount, fallback)) : 0;
+  int64_t CountOr(const char* key, int64_t fallback, int64_t min = 0) {
+    return ok() ? Take(object_->IntegerOr(key, min, kMaxCount, fallback)) : 0;
   }
   uint64_t Bytes(const char* key) {
     return ok() ? static_cast<uint64_t>(Take(object_->Integer(key, 0, kMaxBytes))) : 0;
@@ -199,6 +199,11 @@ PerplexityResult ReadPerplexity(const Json& json, const std::string& source, Sta
   result.perplexity = fields.Unbounded("perplexity");
   result.standard_error = fields.Unbounded("perplexity_se");
   result.tokens = fields.Count("tokens");
+  result.text = fields.Text("text");
+  result.join = fields.Text("join");
+  result.context = fields.CountOr("context", 0);
+  result.windows = fields.CountOr("windows", 0);
+  result.windows_in_text = fields.CountOr("windows_in_text", 0);
   result.top1_agreement = fields.Optional("top1_agreement", 0, 1);
   result.perplexity_ratio = fields.Optional("perplexity_ratio", 0, kMaxQuantity);
   if (const Json* kl = fields.Find("kl_divergence")) {
@@ -265,7 +270,8 @@ QuantizeResult ReadQuantize(const Json& json, const std::string& source, Status&
   result.method = fields.Text("method");
   result.grid = fields.Text("grid");
   result.format = fields.Text("format");
-  result.group_size = fields.CountOr("group_size", 0);
+  result.group_size = fields.CountOr("group_size", 0, -1);
+  result.error_measure = fields.Text("error_measure");
   result.bits_per_weight = fields.Optional("bits_per_weight", 0, 1024);
   result.seconds = fields.Quantity("seconds");
   result.peak_memory_bytes = fields.Bytes("peak_memory_bytes");
@@ -350,9 +356,6 @@ void ReadOptions(const Json& options, const std::string& source, Status& status,
                  StudyRecord& record) {
   Fields fields(options, source, status);
   record.repetitions = fields.CountOr("repetitions", 0);
-  if (const Json* text = fields.Find("text"); text != nullptr && text->is_string()) {
-    record.text_source = Printable(text->get<std::string>());
-  }
   if (const Json* data = fields.Find("data"); data != nullptr && data->is_object()) {
     Fields of(*data, fields.Where("data"), status);
     record.question_source = of.Text("name");

@@ -74,7 +74,12 @@ struct TokenProbabilityChange {
 struct PerplexityResult {
   double perplexity = 0;
   double standard_error = 0;
-  int64_t tokens = 0;
+  int64_t tokens = 0;   // scored
+  std::string text;     // the file's name
+  std::string join;     // how its lines became one text
+  int64_t context = 0;  // tokens of a window
+  int64_t windows = 0;  // scored
+  int64_t windows_in_text = 0;
   std::optional<Divergence> kl_divergence;
   std::optional<TokenProbabilityChange> delta_p;
   std::optional<double> top1_agreement;
@@ -102,7 +107,7 @@ struct BenchRun {
 
 struct QuantizedModule {
   std::string name;
-  double error = 0;  // relative squared error of the layer's output
+  double error = 0;  // by QuantizeResult::error_measure
   std::optional<double> error_rtn;
 };
 
@@ -110,8 +115,9 @@ struct QuantizeResult {
   std::string method;
   std::string grid;
   std::string format;
-  int64_t group_size = 0;
+  int64_t group_size = 0;  // -1: one group a row
   std::optional<double> bits_per_weight;
+  std::string error_measure;  // what the modules' errors are
   double seconds = 0;
   uint64_t peak_memory_bytes = 0;
   uint64_t checkpoint_bytes = 0;
@@ -161,7 +167,6 @@ struct StudyRecord {
   bool synthetic = false;     // random weights
   bool sample_questions = false;
   std::string question_source;  // name of the question set
-  std::string text_source;      // name of the perplexity text
   int64_t repetitions = 0;      // of the throughput measurement; 0 where unknown
 
   std::vector<MethodRecord> methods;  // the baseline first

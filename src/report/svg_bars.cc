@@ -58,7 +58,9 @@ double Reach(const Bar& bar) {
 
 std::string DrawColumns(const BarChart& chart, double width) {
   constexpr double kTop = 30, kPlotHeight = 250, kLeft = 44, kMarkSpace = 14, kHalfWhisker = 3;
-  const double group_width = (width - kLeft) / static_cast<double>(chart.groups.size());
+  const double right =
+      chart.line ? width - EstimateTextWidth(chart.line_label, kSmallFont) - 8 : width;
+  const double group_width = (right - kLeft) / static_cast<double>(chart.groups.size());
   size_t most_bars = 1, most_lines = 1;
   for (const BarGroup& group : chart.groups) {
     most_bars = std::max(most_bars, group.bars.size());
@@ -67,10 +69,11 @@ std::string DrawColumns(const BarChart& chart, double width) {
   }
   const double pitch = std::min(46.0, 0.86 * group_width / static_cast<double>(most_bars));
   const double bar_width = pitch * 0.8;
-  bool labels_fit = true;
+  bool labels_fit = true, short_labels_fit = true;
   for (const BarGroup& group : chart.groups) {
     for (const Bar& bar : group.bars) {
-      labels_fit &= EstimateTextWidth(bar.label, kSmallFont) <= pitch * 1.08;
+      labels_fit &= EstimateTextWidth(bar.label, kSmallFont) <= pitch;
+      short_labels_fit &= EstimateTextWidth(bar.short_label, kSmallFont) <= pitch;
     }
   }
 
@@ -81,7 +84,7 @@ std::string DrawColumns(const BarChart& chart, double width) {
   canvas.Text({0, 12}, Anchor::kStart, chart.axis_title, "t muted");
   for (const Tick& tick : chart.axis.ticks()) {
     const double y = y_of(chart.axis.Position(tick.value));
-    canvas.Line({kLeft, y}, {width, y}, tick.value == 0 ? "axis" : "grid");
+    canvas.Line({kLeft, y}, {right, y}, tick.value == 0 ? "axis" : "grid");
     canvas.Text({kLeft - 6, y + 4}, Anchor::kEnd, tick.label, "t muted");
   }
 
@@ -100,9 +103,9 @@ std::string DrawColumns(const BarChart& chart, double width) {
         canvas.Line({x - kHalfWhisker, low}, {x + kHalfWhisker, low}, "whisker");
         canvas.Line({x - kHalfWhisker, high}, {x + kHalfWhisker, high}, "whisker");
       }
-      if (labels_fit) {
-        canvas.Text({x, y_of(chart.axis.Position(Reach(bar))) - 5}, Anchor::kMiddle, bar.label,
-                    "t small");
+      if (labels_fit || short_labels_fit) {
+        canvas.Text({x, y_of(chart.axis.Position(Reach(bar))) - 5}, Anchor::kMiddle,
+                    labels_fit ? bar.label : bar.short_label, "t small");
       }
       canvas.Mark({x, bottom + 9}, 3.4, bar.series);
       x += pitch;
@@ -116,8 +119,8 @@ std::string DrawColumns(const BarChart& chart, double width) {
   }
   if (chart.line) {
     const double y = y_of(chart.axis.Position(*chart.line));
-    canvas.Line({kLeft, y}, {width, y}, "level");
-    canvas.Text({width, y - 4}, Anchor::kEnd, chart.line_label, "t small halo");
+    canvas.Line({kLeft, y}, {right, y}, "level");
+    canvas.Text({right + 6, y + 4}, Anchor::kStart, chart.line_label, "t small");
   }
   return std::move(canvas).Finish();
 }

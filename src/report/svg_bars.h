@@ -15,7 +15,8 @@ struct Bar {
   int series = 0;
   std::vector<double> segments;  // not negative; drawn solid, striped and pale, in this order
   std::optional<Interval> interval;
-  std::string label;  // the number beside the bar
+  std::string label;        // the number beside the bar
+  std::string short_label;  // in fewer digits, where bars are too narrow for the other
   std::string tooltip;
 };
 
@@ -34,7 +35,7 @@ struct BarChart {
   std::string line_label;
 };
 
-// Upright, for a wide page: numbers are left out where the bars are too narrow for them.
+// Upright, for a wide page: numbers are shortened, or left out, where bars are too narrow for them.
 std::string DrawColumns(const BarChart& chart, double width);
 
 // Lying, for a narrow page: every bar has its number.

@@ -99,7 +99,7 @@ double EstimateTextWidth(std::string_view text, double font_px) {
     if ((static_cast<uint8_t>(c) & 0xC0) == 0x80) continue;
     const bool thin = std::string_view(" .,:;'|!ijlft()[]").find(c) != std::string_view::npos;
     const bool wide = (c >= 'A' && c <= 'Z') || c == 'm' || c == 'w' || c == '%';
-    ems += thin ? 0.36 : wide ? 0.78 : 0.6;
+    ems += thin ? 0.36 : wide ? 0.8 : 0.62;
   }
   return ems * font_px;
 }

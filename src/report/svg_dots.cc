@@ -36,7 +36,7 @@ Layout Arrange(const DotPlot& plot, double width, RowLabels labels) {
   double names = 0, numbers = 0;
   for (const DotRow& row : plot.rows) {
     names = std::max(
-        names, EstimateTextWidth(row.label, kFont) + EstimateTextWidth(row.note, kSmallFont) + 14);
+        names, EstimateTextWidth(row.label, kFont) + EstimateTextWidth(row.note, kSmallFont) + 30);
     for (const Dot& dot : row.dots) {
       numbers = std::max(numbers, EstimateTextWidth(LabelOf(dot, labels), kSmallFont));
     }
@@ -62,7 +62,9 @@ void DrawRow(SvgCanvas& canvas, const DotRow& row, const Layout& layout, double 
   if (layout.labels == RowLabels::kAbove) {
     canvas.Text({0, y + 14}, Anchor::kStart, FitText(row.label, kFont, layout.width - note_width),
                 "t halo");
-    canvas.Text({layout.width, y + 14}, Anchor::kEnd, row.note, "t small muted halo");
+    if (!row.note.empty()) {
+      canvas.Text({layout.width, y + 14}, Anchor::kEnd, row.note, "t small muted halo");
+    }
   } else {
     const double baseline = y + height / 2 + 4;
     canvas.Text({0, baseline}, Anchor::kStart,

@@ -130,8 +130,8 @@ std::string Recommender::BatchText() const {
 std::string Recommender::SpeedText(const Candidate& candidate) const {
   std::string text = fmt::format("{} output tokens/s", FormatSignificant(*candidate.speed));
   if (!candidate.is_baseline && baseline_.speed) {
-    text += fmt::format(", {} {}’s", FormatRatio(*candidate.speed / *baseline_.speed),
-                        baseline_.name);
+    text +=
+        fmt::format(", {} {}’s", FormatRatio(*candidate.speed / *baseline_.speed), baseline_.name);
   }
   return text + ", " + BatchText();
 }
@@ -181,8 +181,8 @@ std::vector<std::string> Recommender::Reasons(const Choice& choice) const {
   std::vector<std::string> reasons;
   if (!limits_.max_accuracy_drop_points) {
     reasons.push_back(fmt::format(
-        "No tolerance was given, so {} point of accuracy is assumed; --max-accuracy-drop sets it.",
-        FormatShort(tolerance_)));
+        "No tolerance was given, so {} of accuracy is assumed; --max-accuracy-drop sets it.",
+        FormatTolerance(tolerance_)));
   }
   if (assessment_.evidence == AccuracyEvidence::kCloze) {
     reasons.push_back(fmt::format(
