@@ -1,12 +1,15 @@
-// Which instruction sets the kernels are compiled for; include before Highway's headers.
+// Which instruction sets the kernels are compiled for; include before Highway's
+// headers.
 //
-// A kernel file is compiled once per target. AVX2 and AVX-512 are what servers have, SSE4 what the
-// oldest still have; SSSE3 is left out for the compiler's time, and Arm's scalable vectors because
-// the kernels count on vectors of a length known to the compiler (NEON serves there).
+// A kernel file is compiled once per target. AVX2 and AVX-512 are what servers
+// have, SSE4 what the oldest still have; SSSE3 is left out for the compiler's
+// time, and Arm's scalable vectors because the kernels count on vectors of a
+// length known to the compiler (NEON serves there).
 #ifndef NIBBLE_OPS_CPU_TARGETS_H_
 #define NIBBLE_OPS_CPU_TARGETS_H_
 
 #undef HWY_DISABLED_TARGETS
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#define HWY_DISABLED_TARGETS                                                   \
+  (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
 
-#endif  // NIBBLE_OPS_CPU_TARGETS_H_
+#endif // NIBBLE_OPS_CPU_TARGETS_H_
