@@ -4,6 +4,7 @@
 #include <cstring>
 #include <functional>
 
+#include "src/base/checked.h"
 #include "src/base/thread_pool.h"
 #include "src/ops/cpu/attention.h"
 #include "src/ops/cpu/cpu_kv_cache.h"
@@ -18,23 +19,16 @@ namespace nibble {
 namespace cpu {
 namespace {
 
-const CpuPlan &Cpu(const BatchPlan &plan) {
-  return static_cast<const CpuPlan &>(plan);
-}
-const CpuLinear &Cpu(const PreparedLinear &linear) {
-  return static_cast<const CpuLinear &>(linear);
-}
-const CpuKvCache &Cpu(const KvCache &cache) {
-  return static_cast<const CpuKvCache &>(cache);
-}
+const CpuPlan& Cpu(const BatchPlan& plan) { return static_cast<const CpuPlan&>(plan); }
+const CpuLinear& Cpu(const PreparedLinear& linear) { return static_cast<const CpuLinear&>(linear); }
+const CpuKvCache& Cpu(const KvCache& cache) { return static_cast<const CpuKvCache&>(cache); }
 
 void CheckActivations(MatrixView matrix) {
-  CHECK(matrix.dtype == DType::kF32, "activations of type {}",
-        Name(matrix.dtype));
+  CHECK(matrix.dtype == DType::kF32, "activations of type {}", Name(matrix.dtype));
 }
 
 class CpuBackend final : public Backend {
-public:
+ public:
   explicit CpuBackend(int threads) : pool_(threads) {}
 
   std::string name() const override { return "cpu"; }
@@ -44,111 +38,96 @@ public:
   }
   DType activation_type() const override { return DType::kF32; }
   int64_t kv_block_tokens() const override { return kBlockTokens; }
-  MemoryTracker &memory() override { return memory_; }
+  MemoryTracker& memory() override { return memory_; }
 
   Result<Matrix> Allocate(MemoryClass memory_class, DType dtype, int64_t rows,
                           int64_t columns) override {
     NIBBLE_ASSIGN_OR_RETURN(
         Buffer buffer,
-        AllocateHost(memory_, memory_class,
-                     static_cast<size_t>(rows * columns) * BytesOf(dtype)));
+        AllocateHost(memory_, memory_class, static_cast<size_t>(rows * columns) * BytesOf(dtype)));
     return Matrix(std::move(buffer), dtype, rows, columns);
   }
 
   Result<Matrix> Upload(std::span<const float> values) override {
-    NIBBLE_ASSIGN_OR_RETURN(Matrix matrix,
-                            Allocate(MemoryClass::kWeights, DType::kF32, 1,
-                                     static_cast<int64_t>(values.size())));
+    NIBBLE_ASSIGN_OR_RETURN(Matrix matrix, Allocate(MemoryClass::kWeights, DType::kF32, 1,
+                                                    static_cast<int64_t>(values.size())));
     std::copy(values.begin(), values.end(), matrix.view().row<float>(0));
     return matrix;
   }
 
-  Result<std::unique_ptr<PreparedLinear>>
-  Prepare(std::span<const LinearSource> sources,
-          Interleave interleave) override {
+  Result<std::unique_ptr<PreparedLinear>> Prepare(std::span<const LinearSource> sources,
+                                                  Interleave interleave) override {
     return PackLinear(sources, interleave, memory_, pool_);
   }
 
   uint64_t PreparedBytes(int64_t out_features, int64_t in_features, DType dtype,
-                         const QuantSpec *quant, bool bias) const override {
-    return LinearLayout::Of(out_features, in_features, dtype, quant, bias,
-                            Interleave::kNone)
+                         const QuantSpec* quant, bool bias) const override {
+    return LinearLayout::Of(out_features, in_features, dtype, quant, bias, Interleave::kNone)
         .total_bytes;
   }
 
-  Result<std::unique_ptr<KvCache>> CreateKvCache(const KvLayout &layout,
-                                                 int64_t blocks) override {
-    CHECK(layout.block_tokens == kBlockTokens, "blocks of {} tokens",
-          layout.block_tokens);
+  Result<std::unique_ptr<KvCache>> CreateKvCache(const KvLayout& layout, int64_t blocks) override {
+    CHECK(layout.block_tokens == kBlockTokens, "blocks of {} tokens", layout.block_tokens);
     CHECK(IsFloat(layout.dtype), "a cache of type {}", Name(layout.dtype));
-    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
-                            AllocateHost(memory_, MemoryClass::kKvCache,
-                                         CpuKvCache::Bytes(layout, blocks)));
+    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer, AllocateHost(memory_, MemoryClass::kKvCache,
+                                                        CpuKvCache::Bytes(layout, blocks)));
     return std::make_unique<CpuKvCache>(layout, blocks, std::move(buffer));
   }
 
-  void CopyKvBlock(KvCache &cache, int64_t from, int64_t to) override {
-    const CpuKvCache &kv = Cpu(cache);
-    const size_t bytes =
-        2 * static_cast<size_t>(kv.layout().kv_heads) * kv.half_bytes();
+  void CopyKvBlock(KvCache& cache, int64_t from, int64_t to) override {
+    const CpuKvCache& kv = Cpu(cache);
+    const size_t bytes = 2 * static_cast<size_t>(kv.layout().kv_heads) * kv.half_bytes();
     for (int64_t layer = 0; layer < kv.layout().layers; ++layer) {
       std::memcpy(kv.keys(layer, to, 0), kv.keys(layer, from, 0), bytes);
     }
   }
 
-  Result<std::unique_ptr<BatchPlan>>
-  CreatePlan(const StepLimits &limits, const ModelExtents &model) override {
+  Result<std::unique_ptr<BatchPlan>> CreatePlan(const StepLimits& limits,
+                                                const ModelExtents& model) override {
     const PlanLayout layout = PlanLayout::Of(limits, model, pool_.threads());
-    NIBBLE_ASSIGN_OR_RETURN(
-        Buffer buffer,
-        AllocateHost(memory_, MemoryClass::kWorkspace, layout.total_bytes));
+    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
+                            AllocateHost(memory_, MemoryClass::kWorkspace, layout.total_bytes));
     return std::make_unique<CpuPlan>(layout, std::move(buffer));
   }
 
-  uint64_t PlanBytes(const StepLimits &limits,
-                     const ModelExtents &model) const override {
+  uint64_t PlanBytes(const StepLimits& limits, const ModelExtents& model) const override {
     return PlanLayout::Of(limits, model, pool_.threads()).total_bytes;
   }
 
-  void SetBatch(BatchPlan &plan, const Batch &batch) override {
-    static_cast<CpuPlan &>(plan).SetBatch(batch);
+  void SetBatch(BatchPlan& plan, const Batch& batch) override {
+    static_cast<CpuPlan&>(plan).SetBatch(batch);
   }
 
-  void Embed(const BatchPlan &plan, const PreparedLinear &table,
-             MatrixView out) override {
+  void Embed(const BatchPlan& plan, const PreparedLinear& table, MatrixView out) override {
     CheckActivations(out);
-    const CpuLinear &weight = Cpu(table);
-    CHECK(out.columns == weight.in_features() &&
-          weight.layout().interleave == Interleave::kNone);
+    const CpuLinear& weight = Cpu(table);
+    CHECK(out.columns == weight.in_features() && weight.layout().interleave == Interleave::kNone);
     const std::span<const int32_t> tokens = Cpu(plan).batch().tokens;
     ForRows(out.rows, out.columns, [&](int64_t r) {
       EmbedRow(weight, tokens[static_cast<size_t>(r)], out.row<float>(r));
     });
   }
 
-  void RmsNorm(MatrixView x, MatrixView gain, float epsilon,
-               MatrixView out) override {
+  void RmsNorm(MatrixView x, MatrixView gain, float epsilon, MatrixView out) override {
     CheckActivations(x);
     CheckActivations(out);
-    CHECK(gain.dtype == DType::kF32 && gain.columns == x.columns &&
-          out.columns == x.columns);
+    CHECK(gain.dtype == DType::kF32 && gain.columns == x.columns && out.columns == x.columns);
     ForRows(x.rows, x.columns, [&](int64_t r) {
-      NormalizeRow(x.row<float>(r), gain.row<float>(0), x.columns, epsilon,
-                   out.row<float>(r));
+      NormalizeRow(x.row<float>(r), gain.row<float>(0), x.columns, epsilon, out.row<float>(r));
     });
   }
 
-  void Linear(BatchPlan &plan, const PreparedLinear &linear, MatrixView x,
-              Epilogue epilogue, MatrixView out) override {
+  void Linear(BatchPlan& plan, const PreparedLinear& linear, MatrixView x, Epilogue epilogue,
+              MatrixView out) override {
     CheckActivations(x);
     CheckActivations(out);
-    const CpuLinear &weight = Cpu(linear);
+    const CpuLinear& weight = Cpu(linear);
     const bool gate_up = weight.layout().interleave == Interleave::kGateUp;
     CHECK(gate_up == (epilogue == Epilogue::kSiluMul));
     CHECK(x.columns == weight.in_features() && x.rows == out.rows &&
               out.columns == weight.out_features() / (gate_up ? 2 : 1),
-          "[{}, {}] · [{}, {}]ᵀ into [{}, {}]", x.rows, x.columns,
-          weight.out_features(), weight.in_features(), out.rows, out.columns);
+          "[{}, {}] · [{}, {}]ᵀ into [{}, {}]", x.rows, x.columns, weight.out_features(),
+          weight.in_features(), out.rows, out.columns);
     for (int64_t row = 0; row < x.rows; row += kPackedRows) {
       const int64_t rows = std::min(kPackedRows, x.rows - row);
       RunLinear({.weight = &weight,
@@ -160,45 +139,40 @@ public:
     }
   }
 
-  void RopeAndStoreKv(const BatchPlan &plan, const RopeSpec &rope,
-                      const AttentionSpec &attention, int64_t layer,
-                      MatrixView qkv, KvCache &cache) override {
+  void RopeAndStoreKv(const BatchPlan& plan, const RopeSpec& rope, const AttentionSpec& attention,
+                      int64_t layer, MatrixView qkv, KvCache& cache) override {
     CheckActivations(qkv);
-    const CpuPlan &p = Cpu(plan);
-    const CpuKvCache &kv = Cpu(cache);
-    const Batch &batch = p.batch();
+    const CpuPlan& p = Cpu(plan);
+    const CpuKvCache& kv = Cpu(cache);
+    const Batch& batch = p.batch();
     const int64_t d = attention.head_dim;
     const int64_t half = d / 2;
-    CHECK(half == p.layout().half_dim &&
-          static_cast<int64_t>(rope.frequencies.size()) == half &&
-          d == kv.layout().head_dim &&
-          attention.kv_heads == kv.layout().kv_heads);
+    CHECK(half == p.layout().half_dim && static_cast<int64_t>(rope.frequencies.size()) == half &&
+          d == kv.layout().head_dim && attention.kv_heads == kv.layout().kv_heads);
     CHECK(qkv.rows == batch.rows() &&
           qkv.columns == (attention.heads + 2 * attention.kv_heads) * d);
     const bool needs_rope = p.NeedsRope(rope.frequencies);
     ForRows(qkv.rows, qkv.columns, [&](int64_t r) {
       const auto i = static_cast<size_t>(r);
       const int32_t position = batch.positions[i];
-      if (needs_rope)
-        RopeAngles(position, rope.frequencies, p.rope_cos(r), p.rope_sin(r));
-      float *row = qkv.row<float>(r);
-      for (int64_t head = 0; head < attention.heads + attention.kv_heads;
-           ++head) {
+      if (needs_rope) RopeAngles(position, rope.frequencies, p.rope_cos(r), p.rope_sin(r));
+      float* row = qkv.row<float>(r);
+      for (int64_t head = 0; head < attention.heads + attention.kv_heads; ++head) {
         TurnHead(p.rope_cos(r), p.rope_sin(r), half, row + head * d);
       }
-      const auto at = static_cast<size_t>(
-          p.row_sequence()[i] * batch.max_blocks + position / kBlockTokens);
-      const float *keys = row + attention.heads * d;
-      StoreToken(kv, layer, batch.block_tables[at], position % kBlockTokens,
-                 keys, keys + attention.kv_heads * d);
+      const auto at =
+          static_cast<size_t>(p.row_sequence()[i] * batch.max_blocks + position / kBlockTokens);
+      const float* keys = row + attention.heads * d;
+      StoreToken(kv, layer, batch.block_tables[at], position % kBlockTokens, keys,
+                 keys + attention.kv_heads * d);
     });
   }
 
-  void Attend(BatchPlan &plan, const AttentionSpec &attention, int64_t layer,
-              MatrixView q, const KvCache &cache, MatrixView out) override {
+  void Attend(BatchPlan& plan, const AttentionSpec& attention, int64_t layer, MatrixView q,
+              const KvCache& cache, MatrixView out) override {
     CheckActivations(q);
     CheckActivations(out);
-    const CpuPlan &p = Cpu(plan);
+    const CpuPlan& p = Cpu(plan);
     AttendTask task{
         .spec = attention,
         .layer = layer,
@@ -206,70 +180,73 @@ public:
         .out = out,
         .cache = &Cpu(cache),
         .batch = &p.batch(),
-        .scratch = AttentionScratch::Of(attention.heads / attention.kv_heads,
-                                        attention.head_dim)};
+        .scratch = AttentionScratch::Of(attention.heads / attention.kv_heads, attention.head_dim)};
     CHECK(task.scratch.bytes() <= p.layout().attention_scratch.bytes());
-    task.tile_begin =
-        CountTiles(p.batch(), task.scratch.rows(task.group()), p.tile_begin());
+    task.tile_begin = CountTiles(p.batch(), task.scratch.rows(task.group()), p.tile_begin());
     const auto body = [&](int64_t begin, int64_t end, int thread) {
       AttendItems(task, begin, end, p.attention_scratch(thread));
     };
-    pool_.ParallelFor(task.items(), 1, std::ref(body));
+    const std::span<const int32_t> contexts = p.batch().context_lengths;
+    const int64_t context = *std::max_element(contexts.begin(), contexts.end());
+    const int64_t rows = std::min(q.rows, task.scratch.rows(task.group()));
+    pool_.ParallelFor(task.items(), Grain(2 * rows * task.group() * context * attention.head_dim),
+                      std::ref(body));
   }
 
-  void GatherLogitRows(const BatchPlan &plan, MatrixView x,
-                       MatrixView out) override {
+  void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) override {
     CheckActivations(x);
     CheckActivations(out);
     const std::span<const int32_t> rows = Cpu(plan).batch().logit_rows;
     for (int64_t i = 0; i < out.rows; ++i) {
-      std::copy_n(x.row<float>(rows[static_cast<size_t>(i)]), x.columns,
-                  out.row<float>(i));
+      std::copy_n(x.row<float>(rows[static_cast<size_t>(i)]), x.columns, out.row<float>(i));
     }
   }
 
   Result<MatrixView> ToHost(MatrixView matrix) override { return matrix; }
 
-private:
-  // body(row) for every row, by several threads where the work is worth waking
-  // them.
-  template <typename RowBody>
-  void ForRows(int64_t rows, int64_t columns, const RowBody &row_body) {
-    constexpr int64_t kElementsPerShare = 8192;
-    const auto body = [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r)
-        row_body(r);
-    };
-    pool_.ParallelFor(rows, std::max<int64_t>(1, kElementsPerShare / columns),
-                      std::ref(body));
+ private:
+  // How many items a thread should take at a time, given the multiplications (or the like) of one:
+  // to share less than this takes longer than doing it.
+  static int64_t Grain(int64_t operations) {
+    constexpr int64_t kWorthSharing = 1 << 17;
+    return CeilDiv(kWorthSharing, std::max<int64_t>(operations, 1));
   }
 
-  void RunLinear(const LinearTask &task) {
-    const LinearLayout &layout = task.weight->layout();
+  template <typename RowBody>
+  void ForRows(int64_t rows, int64_t columns, const RowBody& row_body) {
+    constexpr int64_t kOperations = 8;  // of an element, in the time of multiplications
+    const auto body = [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = begin; r < end; ++r) row_body(r);
+    };
+    pool_.ParallelFor(rows, Grain(kOperations * columns), std::ref(body));
+  }
+
+  void RunLinear(const LinearTask& task) {
+    const LinearLayout& layout = task.weight->layout();
     const bool quantized = layout.packing == Packing::kQ4;
     const auto pack = [&](int64_t begin, int64_t end, int) {
-      quantized ? QuantizeTiles(task, begin, end)
-                : PackDenseTiles(task, begin, end);
+      quantized ? QuantizeTiles(task, begin, end) : PackDenseTiles(task, begin, end);
     };
-    pool_.ParallelFor(task.tiling.tiles(), 2, std::ref(pack));
+    constexpr int64_t kPackOperations = 8;  // of an element, in the time of multiplications
+    pool_.ParallelFor(task.tiling.tiles(), Grain(kPackOperations * kMaxTile * layout.in_features),
+                      std::ref(pack));
     const auto run = [&](int64_t begin, int64_t end, int thread) {
-      quantized ? RunQ4Panels(task, begin, end, thread)
-                : RunDensePanels(task, begin, end, thread);
+      quantized ? RunQ4Panels(task, begin, end, thread) : RunDensePanels(task, begin, end, thread);
     };
-    pool_.ParallelFor(layout.panels, kGroupPanels, std::ref(run));
+    const int64_t panel = task.tiling.rows * kPanelRows * layout.in_features;
+    pool_.ParallelFor(layout.panels, RoundUp(Grain(panel), kGroupPanels), std::ref(run));
   }
 
   ThreadPool pool_;
   MemoryTracker memory_;
 };
 
-} // namespace
-} // namespace cpu
+}  // namespace
+}  // namespace cpu
 
-Result<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions &options) {
-  if (options.threads < 1)
-    return WrongUsage("{} threads: want at least 1", options.threads);
+Result<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options) {
+  if (options.threads < 1) return WrongUsage("{} threads: want at least 1", options.threads);
   return std::make_unique<cpu::CpuBackend>(options.threads);
 }
 
-} // namespace nibble
+}  // namespace nibble

@@ -7,8 +7,7 @@
 
 namespace nibble::cpu {
 
-PlanLayout PlanLayout::Of(const StepLimits &limits, const ModelExtents &model,
-                          int threads) {
+PlanLayout PlanLayout::Of(const StepLimits& limits, const ModelExtents& model, int threads) {
   PlanLayout layout{.limits = limits,
                     .max_blocks = CeilDiv(limits.context, kBlockTokens),
                     .half_dim = model.head_dim / 2};
@@ -22,45 +21,41 @@ PlanLayout PlanLayout::Of(const StepLimits &limits, const ModelExtents &model,
   layout.positions = add(limits.rows, sizeof(int32_t));
   layout.row_begin = add(limits.sequences + 1, sizeof(int32_t));
   layout.context_lengths = add(limits.sequences, sizeof(int32_t));
-  layout.block_tables =
-      add(limits.sequences * layout.max_blocks, sizeof(int32_t));
+  layout.block_tables = add(limits.sequences * layout.max_blocks, sizeof(int32_t));
   layout.logit_rows = add(limits.logit_rows, sizeof(int32_t));
   layout.row_sequence = add(limits.rows, sizeof(int32_t));
   layout.tile_begin = add(limits.sequences + 1, sizeof(int32_t));
   layout.rope_frequencies = add(layout.half_dim, sizeof(float));
   layout.rope_table = add(limits.rows * 2 * layout.half_dim, sizeof(float));
-  const int64_t columns = std::max(
-      {model.hidden, model.intermediate, model.heads * model.head_dim});
-  layout.packed = add(static_cast<int64_t>(LinearScratch::PackedBytes(
-                          std::min(limits.rows, kPackedRows), columns)),
-                      1);
+  const int64_t columns =
+      std::max({model.hidden, model.intermediate, model.heads * model.head_dim});
+  layout.packed = add(
+      static_cast<int64_t>(LinearScratch::PackedBytes(std::min(limits.rows, kPackedRows), columns)),
+      1);
   layout.sums = add(threads * LinearScratch::kSumsPerThread, sizeof(float));
-  layout.attention_scratch =
-      AttentionScratch::Of(model.heads / model.kv_heads, model.head_dim);
+  layout.attention_scratch = AttentionScratch::Of(model.heads / model.kv_heads, model.head_dim);
   layout.attention = add(threads, layout.attention_scratch.bytes());
   layout.total_bytes = end;
   return layout;
 }
 
-CpuPlan::CpuPlan(const PlanLayout &layout, Buffer memory)
+CpuPlan::CpuPlan(const PlanLayout& layout, Buffer memory)
     : layout_(layout), memory_(std::move(memory)) {}
 
-void CpuPlan::SetBatch(const Batch &batch) {
-  const StepLimits &limits = layout_.limits;
+void CpuPlan::SetBatch(const Batch& batch) {
+  const StepLimits& limits = layout_.limits;
   CHECK(batch.rows() <= limits.rows && batch.sequences() <= limits.sequences &&
             static_cast<int64_t>(batch.logit_rows.size()) <= limits.logit_rows,
         "a step of {} rows, {} sequences and {} logit rows; the plan is for "
         "{}, {} and {}",
-        batch.rows(), batch.sequences(), batch.logit_rows.size(), limits.rows,
-        limits.sequences, limits.logit_rows);
-  CHECK(batch.max_blocks <= layout_.max_blocks,
-        "{} blocks a sequence; the plan is for {}", batch.max_blocks,
-        layout_.max_blocks);
+        batch.rows(), batch.sequences(), batch.logit_rows.size(), limits.rows, limits.sequences,
+        limits.logit_rows);
+  CHECK(batch.max_blocks <= layout_.max_blocks, "{} blocks a sequence; the plan is for {}",
+        batch.max_blocks, layout_.max_blocks);
   CHECK(batch.row_begin.size() == batch.context_lengths.size() + 1 &&
         batch.positions.size() == batch.tokens.size());
   batch_.max_blocks = batch.max_blocks;
-  const auto copy = [this](std::span<const int32_t> from,
-                           size_t to) -> std::span<const int32_t> {
+  const auto copy = [this](std::span<const int32_t> from, size_t to) -> std::span<const int32_t> {
     std::copy(from.begin(), from.end(), at<int32_t>(to));
     return {at<int32_t>(to), from.size()};
   };
@@ -70,22 +65,21 @@ void CpuPlan::SetBatch(const Batch &batch) {
   batch_.context_lengths = copy(batch.context_lengths, layout_.context_lengths);
   batch_.block_tables = copy(batch.block_tables, layout_.block_tables);
   batch_.logit_rows = copy(batch.logit_rows, layout_.logit_rows);
-  int32_t *row_sequence = at<int32_t>(layout_.row_sequence);
+  int32_t* row_sequence = at<int32_t>(layout_.row_sequence);
   for (size_t s = 0; s + 1 < batch.row_begin.size(); ++s) {
-    std::fill(row_sequence + batch.row_begin[s],
-              row_sequence + batch.row_begin[s + 1], static_cast<int32_t>(s));
+    std::fill(row_sequence + batch.row_begin[s], row_sequence + batch.row_begin[s + 1],
+              static_cast<int32_t>(s));
   }
   row_sequence_ = {row_sequence, batch.tokens.size()};
   has_rope_ = false;
 }
 
 bool CpuPlan::NeedsRope(std::span<const float> frequencies) const {
-  float *known = at<float>(layout_.rope_frequencies);
-  if (has_rope_ && std::equal(frequencies.begin(), frequencies.end(), known))
-    return false;
+  float* known = at<float>(layout_.rope_frequencies);
+  if (has_rope_ && std::equal(frequencies.begin(), frequencies.end(), known)) return false;
   std::copy(frequencies.begin(), frequencies.end(), known);
   has_rope_ = true;
   return true;
 }
 
-} // namespace nibble::cpu
+}  // namespace nibble::cpu

@@ -6,23 +6,16 @@
 namespace nibble::cpu {
 namespace {
 
-std::unique_ptr<BatchPlan> MakePlan(Backend &backend, int64_t rows) {
+std::unique_ptr<BatchPlan> MakePlan(Backend& backend, int64_t rows) {
   return Must(backend.CreatePlan(
       {.rows = rows, .sequences = 1, .context = rows, .logit_rows = rows},
-      {.hidden = 8,
-       .intermediate = 8,
-       .heads = 1,
-       .kv_heads = 1,
-       .head_dim = 8,
-       .vocabulary = 8}));
+      {.hidden = 8, .intermediate = 8, .heads = 1, .kv_heads = 1, .head_dim = 8, .vocabulary = 8}));
 }
 
-void SetTokens(Backend &backend, BatchPlan &plan,
-               const std::vector<int32_t> &tokens,
-               const std::vector<int32_t> &logit_rows) {
+void SetTokens(Backend& backend, BatchPlan& plan, const std::vector<int32_t>& tokens,
+               const std::vector<int32_t>& logit_rows) {
   const auto rows = static_cast<int32_t>(tokens.size());
-  const std::vector<int32_t> positions(tokens.size(), 0), row_begin{0, rows},
-      lengths{rows};
+  const std::vector<int32_t> positions(tokens.size(), 0), row_begin{0, rows}, lengths{rows};
   backend.SetBatch(plan, {.tokens = tokens,
                           .positions = positions,
                           .row_begin = row_begin,
@@ -36,8 +29,7 @@ TEST(ElementwiseTest, NormalizationAgreesWithRef) {
   auto cpu = MakeCpu(2);
   for (const int64_t n : {1, 8, 31, 111, 172, 576, 4096}) {
     GuardedMatrix x = GuardedMatrix::Normal(70, n, random);
-    for (int64_t c = 0; c < n; ++c)
-      x.row(3)[c] = 0;
+    for (int64_t c = 0; c < n; ++c) x.row(3)[c] = 0;
     GuardedMatrix gains = GuardedMatrix::Normal(1, n, random);
     const std::span<const float> gain(gains.row(0), static_cast<size_t>(n));
     GuardedMatrix want(70, n), got(70, n), one(1, n);
@@ -49,17 +41,14 @@ TEST(ElementwiseTest, NormalizationAgreesWithRef) {
       for (int64_t c = 0; c < n; ++c) {
         // The sum of squares: n / 32 roundings in a row; then five more.
         const double bound = (static_cast<double>(n) / 32 + 8) * 0x1p-24;
-        ASSERT_NEAR(got.row(r)[c], want.row(r)[c],
-                    bound * std::abs(want.row(r)[c]))
-            << n;
+        ASSERT_NEAR(got.row(r)[c], want.row(r)[c], bound * std::abs(want.row(r)[c])) << n;
       }
       cpu->RmsNorm(x.view().Rows(r, 1), uploaded.view(), 1e-5f, one.view());
       ASSERT_TRUE(SameBits(one.row(0), got.row(r), n));
     }
     // In place.
     cpu->RmsNorm(x.view(), uploaded.view(), 1e-5f, x.view());
-    for (int64_t r = 0; r < 70; ++r)
-      ASSERT_TRUE(SameBits(x.row(r), got.row(r), n));
+    for (int64_t r = 0; r < 70; ++r) ASSERT_TRUE(SameBits(x.row(r), got.row(r), n));
     x.row(0)[n - 1] = kNaN;
     cpu->RmsNorm(x.view(), uploaded.view(), 1e-5f, got.view());
     EXPECT_TRUE(std::isnan(got.row(0)[0]));
@@ -74,18 +63,15 @@ TEST(ElementwiseTest, EmbeddingIsTheWeightsRow) {
     tables.push_back(RandomDense(dtype, 111, 72, random));
   }
   for (const Grid grid : {Grid::kAsymmetric, Grid::kSymmetric}) {
-    tables.push_back(
-        RandomQuantized({.group_size = 36, .grid = grid}, 111, 72, random));
-    tables.push_back(RandomQuantized({.group_size = kPerChannel, .grid = grid},
-                                     111, 172, random));
+    tables.push_back(RandomQuantized({.group_size = 36, .grid = grid}, 111, 72, random));
+    tables.push_back(RandomQuantized({.group_size = kPerChannel, .grid = grid}, 111, 172, random));
   }
   auto cpu = MakeCpu(2);
   auto plan = MakePlan(*cpu, 300);
   std::vector<int32_t> tokens;
-  for (int i = 0; i < 300; ++i)
-    tokens.push_back(static_cast<int32_t>(random.Below(111)));
+  for (int i = 0; i < 300; ++i) tokens.push_back(static_cast<int32_t>(random.Below(111)));
   SetTokens(*cpu, *plan, tokens, {});
-  for (const Weight &table : tables) {
+  for (const Weight& table : tables) {
     const LinearSource source{.weight = &table};
     auto linear = Must(cpu->Prepare({&source, 1}, Interleave::kNone));
     GuardedMatrix out(300, ColumnsOf(table));
@@ -94,10 +80,7 @@ TEST(ElementwiseTest, EmbeddingIsTheWeightsRow) {
     for (int64_t r = 0; r < 300; ++r) {
       for (int64_t c = 0; c < ColumnsOf(table); ++c) {
         const float want = std::visit(
-            [&](const auto &w) {
-              return w.At(tokens[static_cast<size_t>(r)], c);
-            },
-            table);
+            [&](const auto& w) { return w.At(tokens[static_cast<size_t>(r)], c); }, table);
         ASSERT_EQ(out.row(r)[c], want) << r << ", " << c;
       }
     }
@@ -113,11 +96,10 @@ TEST(ElementwiseTest, GathersTheRowsWhoseLogitsAreWanted) {
   GuardedMatrix out(3, 13);
   cpu->GatherLogitRows(*plan, x.view(), out.view());
   EXPECT_TRUE(out.Intact());
-  for (const int64_t i : {0, 1, 2})
-    EXPECT_TRUE(SameBits(out.row(i), x.row(4 * i), 13));
+  for (const int64_t i : {0, 1, 2}) EXPECT_TRUE(SameBits(out.row(i), x.row(4 * i), 13));
   const MatrixView host = Must(cpu->ToHost(out.view()));
-  EXPECT_EQ(host.data, out.view().data); // no copy
+  EXPECT_EQ(host.data, out.view().data);  // no copy
 }
 
-} // namespace
-} // namespace nibble::cpu
+}  // namespace
+}  // namespace nibble::cpu

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <limits>
 
-#include "hwy/foreach_target.h" // IWYU pragma: keep
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 #include "src/ops/cpu/simd-inl.h"
 
@@ -21,13 +21,12 @@ namespace {
 // Cannot overflow: |x| ≤ 32767, codes and zeros ≤ 15, a segment has at most 128
 // columns, so the sum of code · x and of zero · x are each below 128 · 15 ·
 // 32767 < 2^26.
-HWY_INLINE void MulAddPairs(VecI w, VecI x, VecI &acc) {
+HWY_INLINE void MulAddPairs(VecI w, VecI x, VecI& acc) {
   const I32 d;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_SSE4
   const hn::Repartition<int16_t, I32> d16;
   VecI unused = acc;
-  acc = hn::ReorderWidenMulAccumulate(d, hn::BitCast(d16, w),
-                                      hn::BitCast(d16, x), acc, unused);
+  acc = hn::ReorderWidenMulAccumulate(d, hn::BitCast(d16, w), hn::BitCast(d16, x), acc, unused);
   // Compilers like to sum the products of a block before adding them to `acc`,
   // which takes more registers than there are. To them, this changes `acc`.
 #if HWY_TARGET <= HWY_AVX3
@@ -46,27 +45,27 @@ HWY_INLINE void MulAddPairs(VecI w, VecI x, VecI &acc) {
 }
 
 // Pair j of a block's words.
-template <int j> HWY_INLINE VecI CodePair(VecI words) {
+template <int j>
+HWY_INLINE VecI CodePair(VecI words) {
   const I32 d;
-#if HWY_TARGET != HWY_SCALAR // which has no 16-bit lanes within 32
+#if HWY_TARGET != HWY_SCALAR  // which has no 16-bit lanes within 32
   const hn::Repartition<uint16_t, I32> d16;
-  if constexpr (j == 3)
-    return hn::BitCast(d, hn::ShiftRight<12>(hn::BitCast(d16, words)));
+  if constexpr (j == 3) return hn::BitCast(d, hn::ShiftRight<12>(hn::BitCast(d16, words)));
 #endif
   return hn::And(hn::ShiftRight<4 * j>(words), hn::Set(d, 0x000F000F));
 }
 
 // Consecutive panels, and how far apart they are.
 struct Q4Panels {
-  const int32_t *words;
-  const hwy::float16_t *scales;
-  const uint8_t *zeros;
+  const int32_t* words;
+  const hwy::float16_t* scales;
+  const uint8_t* zeros;
   int64_t words_stride;
-  int64_t scales_stride; // of the zeros too
+  int64_t scales_stride;  // of the zeros too
 
-  Q4Panels(const CpuLinear &weight, int64_t panel)
-      : words(reinterpret_cast<const int32_t *>(weight.panel(panel))),
-        scales(reinterpret_cast<const hwy::float16_t *>(weight.scales(panel))),
+  Q4Panels(const CpuLinear& weight, int64_t panel)
+      : words(reinterpret_cast<const int32_t*>(weight.panel(panel))),
+        scales(reinterpret_cast<const hwy::float16_t*>(weight.scales(panel))),
         zeros(weight.zeros(panel)),
         words_stride(weight.layout().segments.blocks() * kPanelRows),
         scales_stride(weight.layout().segments.groups * kPanelRows) {}
@@ -82,32 +81,27 @@ struct Q4Panels {
 
 // A tile of quantized activations.
 struct Q4Tile {
-  const int32_t *pairs;        // [pairs][T]
-  const float *scales;         // [segments][T]
-  const int32_t *negated_sums; // [segments][T]
+  const int32_t* pairs;         // [pairs][T]
+  const float* scales;          // [segments][T]
+  const int32_t* negated_sums;  // [segments][T]
 
-  Q4Tile(const LinearTask &task, int64_t row)
-      : pairs(task.packed_pairs() +
-              row * task.weight->layout().segments.pairs()),
-        scales(task.packed_scales() +
-               row * task.weight->layout().segments.count()),
-        negated_sums(task.packed_negated_sums() +
-                     row * task.weight->layout().segments.count()) {}
+  Q4Tile(const LinearTask& task, int64_t row)
+      : pairs(task.packed_pairs() + row * task.weight->layout().segments.pairs()),
+        scales(task.packed_scales() + row * task.weight->layout().segments.count()),
+        negated_sums(task.packed_negated_sums() + row * task.weight->layout().segments.count()) {}
 };
 
 // acc[T][P panels] += pair j of a block's codes · the T activations of that
 // pair
 template <int j, int T, int P>
-HWY_INLINE void AddPair(const int32_t *HWY_RESTRICT words, int64_t words_stride,
-                        const int32_t *HWY_RESTRICT x,
-                        VecI (&acc)[T][P * kPanelVecs]) {
+HWY_INLINE void AddPair(const int32_t* HWY_RESTRICT words, int64_t words_stride,
+                        const int32_t* HWY_RESTRICT x, VecI (&acc)[T][P * kPanelVecs]) {
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     VecI pair[kPanelVecs];
 #pragma GCC unroll 16
     for (int v = 0; v < kPanelVecs; ++v) {
-      pair[v] =
-          CodePair<j>(hn::Load(I32(), words + p * words_stride + v * kLanes));
+      pair[v] = CodePair<j>(hn::Load(I32(), words + p * words_stride + v * kLanes));
     }
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
@@ -122,9 +116,8 @@ HWY_INLINE void AddPair(const int32_t *HWY_RESTRICT words, int64_t words_stride,
 
 // acc += a block's codes · its activations
 template <int T, int P>
-HWY_INLINE void AddBlock(const int32_t *HWY_RESTRICT words,
-                         int64_t words_stride, const int32_t *HWY_RESTRICT x,
-                         VecI (&acc)[T][P * kPanelVecs]) {
+HWY_INLINE void AddBlock(const int32_t* HWY_RESTRICT words, int64_t words_stride,
+                         const int32_t* HWY_RESTRICT x, VecI (&acc)[T][P * kPanelVecs]) {
   if constexpr (T > 1) {
     // The words are loaded again for each pair: their registers hold
     // accumulators.
@@ -140,8 +133,8 @@ HWY_INLINE void AddBlock(const int32_t *HWY_RESTRICT words,
     const VecI x3 = hn::Set(d, x[3]);
 #pragma GCC unroll 16
     for (int v = 0; v < P * kPanelVecs; ++v) {
-      const VecI w = hn::Load(d, words + (v / kPanelVecs) * words_stride +
-                                     (v % kPanelVecs) * kLanes);
+      const VecI w =
+          hn::Load(d, words + (v / kPanelVecs) * words_stride + (v % kPanelVecs) * kLanes);
       MulAddPairs(CodePair<0>(w), x0, acc[0][v]);
       MulAddPairs(CodePair<1>(w), x1, acc[0][v]);
       MulAddPairs(CodePair<2>(w), x2, acc[0][v]);
@@ -152,45 +145,39 @@ HWY_INLINE void AddBlock(const int32_t *HWY_RESTRICT words,
 
 // acc = -zero · sum of the segment's activations
 template <bool kZeros, int T, int P>
-HWY_INLINE void StartSegment(const Q4Panels &panels, int64_t group,
-                             const int32_t *HWY_RESTRICT negated_sums,
+HWY_INLINE void StartSegment(const Q4Panels& panels, int64_t group,
+                             const int32_t* HWY_RESTRICT negated_sums,
                              VecI (&acc)[T][P * kPanelVecs]) {
   const I32 d;
 #pragma GCC unroll 16
   for (int v = 0; v < P * kPanelVecs; ++v) {
     VecI zero = hn::Zero(d);
     if constexpr (kZeros) {
-      const uint8_t *zeros =
-          panels.zeros + (v / kPanelVecs) * panels.scales_stride;
-      zero = hn::PromoteTo(
-          d, hn::LoadU(hn::Rebind<uint8_t, I32>(),
-                       zeros + group * kPanelRows + (v % kPanelVecs) * kLanes));
+      const uint8_t* zeros = panels.zeros + (v / kPanelVecs) * panels.scales_stride;
+      zero = hn::PromoteTo(d, hn::LoadU(hn::Rebind<uint8_t, I32>(),
+                                        zeros + group * kPanelRows + (v % kPanelVecs) * kLanes));
     }
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
-      acc[t][v] = kZeros ? hn::Mul(zero, hn::Set(d, negated_sums[t]))
-                         : hn::Set(d, 8 * negated_sums[t]);
+      acc[t][v] =
+          kZeros ? hn::Mul(zero, hn::Set(d, negated_sums[t])) : hn::Set(d, 8 * negated_sums[t]);
     }
   }
 }
 
 // sums += acc · the weight's scale · the activations' scale
 template <int T, int P>
-HWY_INLINE void EndSegment(const Q4Panels &panels, int64_t group,
-                           const float *HWY_RESTRICT scales,
-                           const VecI (&acc)[T][P * kPanelVecs],
-                           float *HWY_RESTRICT sums) {
+HWY_INLINE void EndSegment(const Q4Panels& panels, int64_t group, const float* HWY_RESTRICT scales,
+                           const VecI (&acc)[T][P * kPanelVecs], float* HWY_RESTRICT sums) {
   const F32 d;
 #pragma GCC unroll 16
   for (int v = 0; v < P * kPanelVecs; ++v) {
-    const VecF scale =
-        LoadAsFloat(panels.scales + (v / kPanelVecs) * panels.scales_stride +
-                    group * kPanelRows + (v % kPanelVecs) * kLanes);
+    const VecF scale = LoadAsFloat(panels.scales + (v / kPanelVecs) * panels.scales_stride +
+                                   group * kPanelRows + (v % kPanelVecs) * kLanes);
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
-      float *sum = sums + t * kSumsStride + v * kLanes;
-      hn::StoreU(hn::MulAdd(hn::ConvertTo(d, acc[t][v]),
-                            hn::Mul(scale, hn::Set(d, scales[t])),
+      float* sum = sums + t * kSumsStride + v * kLanes;
+      hn::StoreU(hn::MulAdd(hn::ConvertTo(d, acc[t][v]), hn::Mul(scale, hn::Set(d, scales[t])),
                             hn::LoadU(d, sum)),
                  d, sum);
     }
@@ -200,14 +187,14 @@ HWY_INLINE void EndSegment(const Q4Panels &panels, int64_t group,
 // sums[T][P panels] = x · panels for one tile. kZeros: whether zeros are
 // stored; they are 8 if not.
 template <bool kZeros, int T, int P>
-HWY_INLINE void RunPanels(const Segments &segments, const Q4Panels &panels,
-                          Q4Tile x, float *HWY_RESTRICT sums) {
+HWY_INLINE void RunPanels(const Segments& segments, const Q4Panels& panels, Q4Tile x,
+                          float* HWY_RESTRICT sums) {
   for (int t = 0; t < T; ++t) {
     for (int v = 0; v < P * kPanelVecs; ++v) {
       hn::StoreU(hn::Zero(F32()), F32(), sums + t * kSumsStride + v * kLanes);
     }
   }
-  const int32_t *HWY_RESTRICT words = panels.words;
+  const int32_t* HWY_RESTRICT words = panels.words;
   for (int64_t g = 0; g < segments.groups; ++g) {
     for (int64_t i = 0; i < segments.per_group; ++i) {
       VecI acc[T][P * kPanelVecs];
@@ -225,46 +212,43 @@ HWY_INLINE void RunPanels(const Segments &segments, const Q4Panels &panels,
 }
 
 template <bool kZeros, int T>
-void RunTile(const Segments &segments, const Q4Panels &panels, int64_t count,
-             const Q4Tile &x, float *sums) {
+void RunTile(const Segments& segments, const Q4Panels& panels, int64_t count, const Q4Tile& x,
+             float* sums) {
   constexpr int kStep = PanelsFor(T);
   int64_t p = 0;
   for (; p + kStep <= count; p += kStep) {
-    RunPanels<kZeros, T, kStep>(segments, panels.From(p), x,
-                                sums + p * kPanelRows);
+    RunPanels<kZeros, T, kStep>(segments, panels.From(p), x, sums + p * kPanelRows);
   }
   if constexpr (kStep > 1) {
     for (; p < count; ++p) {
-      RunPanels<kZeros, T, 1>(segments, panels.From(p), x,
-                              sums + p * kPanelRows);
+      RunPanels<kZeros, T, 1>(segments, panels.From(p), x, sums + p * kPanelRows);
     }
   }
 }
 
 template <bool kZeros>
-void RunTileOf(int64_t rows, const Segments &segments, const Q4Panels &panels,
-               int64_t count, const Q4Tile &x, float *sums) {
+void RunTileOf(int64_t rows, const Segments& segments, const Q4Panels& panels, int64_t count,
+               const Q4Tile& x, float* sums) {
   switch (rows) {
-  case 1:
-    return RunTile<kZeros, 1>(segments, panels, count, x, sums);
-  case 2:
-    return RunTile<kZeros, 2>(segments, panels, count, x, sums);
-  case 3:
-    return RunTile<kZeros, 3>(segments, panels, count, x, sums);
-  case 4:
-    return RunTile<kZeros, 4>(segments, panels, count, x, sums);
-  case 5:
-    return RunTile<kZeros, 5>(segments, panels, count, x, sums);
-  default:
-    return RunTile<kZeros, 6>(segments, panels, count, x, sums);
+    case 1:
+      return RunTile<kZeros, 1>(segments, panels, count, x, sums);
+    case 2:
+      return RunTile<kZeros, 2>(segments, panels, count, x, sums);
+    case 3:
+      return RunTile<kZeros, 3>(segments, panels, count, x, sums);
+    case 4:
+      return RunTile<kZeros, 4>(segments, panels, count, x, sums);
+    case 5:
+      return RunTile<kZeros, 5>(segments, panels, count, x, sums);
+    default:
+      return RunTile<kZeros, 6>(segments, panels, count, x, sums);
   }
 }
 
-void RunQ4(const LinearTask &task, int64_t panel_begin, int64_t panel_end,
-           int thread) {
-  float *sums = task.scratch.sums + thread * LinearScratch::kSumsPerThread;
-  const LinearLayout &layout = task.weight->layout();
-  const Tiling &tiling = task.tiling;
+void RunQ4(const LinearTask& task, int64_t panel_begin, int64_t panel_end, int thread) {
+  float* sums = task.scratch.sums + thread * LinearScratch::kSumsPerThread;
+  const LinearLayout& layout = task.weight->layout();
+  const Tiling& tiling = task.tiling;
   for (int64_t group = panel_begin; group < panel_end; group += kGroupPanels) {
     const int64_t end = std::min(group + kGroupPanels, panel_end);
     const Q4Panels panels(*task.weight, group);
@@ -272,11 +256,9 @@ void RunQ4(const LinearTask &task, int64_t panel_begin, int64_t panel_end,
       const int64_t row = tiling.begin(tile);
       const int64_t rows = tiling.size(tile);
       if (layout.has_zeros) {
-        RunTileOf<true>(rows, layout.segments, panels, end - group,
-                        Q4Tile(task, row), sums);
+        RunTileOf<true>(rows, layout.segments, panels, end - group, Q4Tile(task, row), sums);
       } else {
-        RunTileOf<false>(rows, layout.segments, panels, end - group,
-                         Q4Tile(task, row), sums);
+        RunTileOf<false>(rows, layout.segments, panels, end - group, Q4Tile(task, row), sums);
       }
       StoreGroup(task, group, end, row, rows, sums);
     }
@@ -285,8 +267,8 @@ void RunQ4(const LinearTask &task, int64_t panel_begin, int64_t panel_end,
 
 // x[0, count) to integers out[0, count), which is padded with zeros to `padded`
 // (a multiple of 8, at most 128). Returns the step; `sum` is the integers' sum.
-float QuantizeSegment(const float *HWY_RESTRICT x, int64_t count,
-                      int64_t padded, int32_t *HWY_RESTRICT out, int32_t &sum) {
+float QuantizeSegment(const float* HWY_RESTRICT x, int64_t count, int64_t padded,
+                      int32_t* HWY_RESTRICT out, int32_t& sum) {
   const F32 df;
   const I32 di;
   HWY_ALIGN float values[Segments::kMaxColumns];
@@ -297,11 +279,9 @@ float QuantizeSegment(const float *HWY_RESTRICT x, int64_t count,
   // NaN above all.
   VecI highest = hn::Zero(di);
   for (int64_t k = 0; k < end; k += kLanes) {
-    highest =
-        hn::Max(highest, hn::BitCast(di, hn::Abs(hn::Load(df, values + k))));
+    highest = hn::Max(highest, hn::BitCast(di, hn::Abs(hn::Load(df, values + k))));
   }
-  const float magnitude =
-      hn::GetLane(hn::BitCast(df, hn::MaxOfLanes(di, highest)));
+  const float magnitude = hn::GetLane(hn::BitCast(df, hn::MaxOfLanes(di, highest)));
   const float step = magnitude / 32767.0f;
   // Not finite: every product becomes NaN. So small that 1 / step overflows:
   // nothing but zeros, an error below 1e-33.
@@ -316,7 +296,7 @@ float QuantizeSegment(const float *HWY_RESTRICT x, int64_t count,
   VecI total = hn::Zero(di);
   for (int64_t k = 0; k < end; k += kLanes) {
     VecI i = hn::NearestInt(hn::Mul(hn::Load(df, values + k), inverse));
-    i = hn::Max(hn::Min(i, limit), hn::Neg(limit)); // 1 / step is rounded
+    i = hn::Max(hn::Min(i, limit), hn::Neg(limit));  // 1 / step is rounded
     total = hn::Add(total, i);
     hn::StoreU(i, di, out + k);
   }
@@ -324,40 +304,37 @@ float QuantizeSegment(const float *HWY_RESTRICT x, int64_t count,
   return step;
 }
 
-void Quantize(const LinearTask &task, int64_t tile_begin, int64_t tile_end) {
-  const Segments &segments = task.weight->layout().segments;
+void Quantize(const LinearTask& task, int64_t tile_begin, int64_t tile_end) {
+  const Segments& segments = task.weight->layout().segments;
   for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
     const int64_t begin = task.tiling.begin(tile);
     const int64_t size = task.tiling.size(tile);
-    int32_t *pairs = task.packed_pairs() + begin * segments.pairs();
-    float *scales = task.packed_scales() + begin * segments.count();
-    int32_t *negated_sums =
-        task.packed_negated_sums() + begin * segments.count();
+    int32_t* pairs = task.packed_pairs() + begin * segments.pairs();
+    float* scales = task.packed_scales() + begin * segments.count();
+    int32_t* negated_sums = task.packed_negated_sums() + begin * segments.count();
     for (int64_t t = 0; t < size; ++t) {
-      const float *x = task.x.row<float>(begin + t);
+      const float* x = task.x.row<float>(begin + t);
       for (int64_t s = 0; s < segments.count(); ++s) {
-        const auto segment =
-            segments.At(s / segments.per_group, s % segments.per_group);
+        const auto segment = segments.At(s / segments.per_group, s % segments.per_group);
         HWY_ALIGN std::array<int32_t, Segments::kMaxColumns> integers;
         int32_t sum = 0;
-        scales[s * size + t] = QuantizeSegment(
-            x + segment.column, segment.columns,
-            segment.blocks * Segments::kBlockColumns, integers.data(), sum);
+        scales[s * size + t] =
+            QuantizeSegment(x + segment.column, segment.columns,
+                            segment.blocks * Segments::kBlockColumns, integers.data(), sum);
         negated_sums[s * size + t] = -sum;
-        int32_t *to = pairs + segment.block * 4 * size + t;
+        int32_t* to = pairs + segment.block * 4 * size + t;
         for (int64_t i = 0; i < segment.blocks * 4; ++i) {
           const auto at = static_cast<size_t>(2 * i);
-          to[i * size] = static_cast<int32_t>(
-              (static_cast<uint32_t>(integers[at]) & 0xFFFFu) |
-              static_cast<uint32_t>(integers[at + 1]) << 16);
+          to[i * size] = static_cast<int32_t>((static_cast<uint32_t>(integers[at]) & 0xFFFFu) |
+                                              static_cast<uint32_t>(integers[at + 1]) << 16);
         }
       }
     }
   }
 }
 
-} // namespace
-} // namespace nibble::cpu::HWY_NAMESPACE
+}  // namespace
+}  // namespace nibble::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
@@ -366,15 +343,13 @@ namespace nibble::cpu {
 HWY_EXPORT(RunQ4);
 HWY_EXPORT(Quantize);
 
-void RunQ4Panels(const LinearTask &task, int64_t panel_begin, int64_t panel_end,
-                 int thread) {
+void RunQ4Panels(const LinearTask& task, int64_t panel_begin, int64_t panel_end, int thread) {
   HWY_DYNAMIC_DISPATCH(RunQ4)(task, panel_begin, panel_end, thread);
 }
 
-void QuantizeTiles(const LinearTask &task, int64_t tile_begin,
-                   int64_t tile_end) {
+void QuantizeTiles(const LinearTask& task, int64_t tile_begin, int64_t tile_end) {
   HWY_DYNAMIC_DISPATCH(Quantize)(task, tile_begin, tile_end);
 }
 
-} // namespace nibble::cpu
-#endif // HWY_ONCE
+}  // namespace nibble::cpu
+#endif  // HWY_ONCE

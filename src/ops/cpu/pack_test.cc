@@ -10,44 +10,40 @@ namespace {
 
 using ::testing::HasSubstr;
 
-std::vector<Weight> Weights(int64_t out, int64_t in, Random &random) {
+std::vector<Weight> Weights(int64_t out, int64_t in, Random& random) {
   std::vector<Weight> weights;
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
     weights.push_back(RandomDense(dtype, out, in, random));
   }
-  for (const Grid grid :
-       {Grid::kAsymmetric, Grid::kSymmetric, Grid::kSymmetricFull}) {
+  for (const Grid grid : {Grid::kAsymmetric, Grid::kSymmetric, Grid::kSymmetricFull}) {
     for (const int64_t group : {int64_t{12}, int64_t{36}, kPerChannel}) {
-      weights.push_back(RandomQuantized({.group_size = group, .grid = grid},
-                                        out, in, random));
+      weights.push_back(RandomQuantized({.group_size = group, .grid = grid}, out, in, random));
     }
   }
   return weights;
 }
 
-const QuantSpec *SpecOf(const Weight &weight) {
-  const auto *quantized = std::get_if<QuantizedWeight>(&weight);
+const QuantSpec* SpecOf(const Weight& weight) {
+  const auto* quantized = std::get_if<QuantizedWeight>(&weight);
   return quantized ? &quantized->spec : nullptr;
 }
 
-DType TypeOf(const Weight &weight) {
-  const auto *dense = std::get_if<DenseWeight>(&weight);
+DType TypeOf(const Weight& weight) {
+  const auto* dense = std::get_if<DenseWeight>(&weight);
   return dense ? dense->dtype : DType::kF16;
 }
 
 TEST(PackTest, KeepsEveryElement) {
   Random random(1);
   auto cpu = MakeCpu(2);
-  for (const Weight &weight : Weights(37, 216, random)) {
+  for (const Weight& weight : Weights(37, 216, random)) {
     const Weight second = weight;
-    const std::vector<LinearSource> sources = {{.weight = &weight},
-                                               {.weight = &second}};
+    const std::vector<LinearSource> sources = {{.weight = &weight}, {.weight = &second}};
     auto prepared = Must(cpu->Prepare(sources, Interleave::kNone));
-    const auto &linear = static_cast<const CpuLinear &>(*prepared);
+    const auto& linear = static_cast<const CpuLinear&>(*prepared);
     for (int64_t n = 0; n < 74; ++n) {
       for (int64_t k = 0; k < 216; ++k) {
-        const float want =
-            std::visit([&](const auto &w) { return w.At(n % 37, k); }, weight);
+        const float want = std::visit([&](const auto& w) { return w.At(n % 37, k); }, weight);
         ASSERT_EQ(linear.At(n, k), want) << n << ", " << k;
       }
     }
@@ -58,20 +54,18 @@ TEST(PackTest, BytesAreAsPredictedAndCounted) {
   Random random(2);
   auto cpu = MakeCpu(1);
   for (const int64_t out : {8, 37, 576}) {
-    for (const Weight &weight : Weights(out, 216, random)) {
+    for (const Weight& weight : Weights(out, 216, random)) {
       for (const bool has_bias : {false, true}) {
         const std::vector<float> bias(has_bias ? static_cast<size_t>(out) : 0);
         const LinearSource source{.weight = &weight, .bias = bias};
         cpu->memory().ResetPeak();
         const uint64_t before = cpu->memory().current()[MemoryClass::kWeights];
         auto linear = Must(cpu->Prepare({&source, 1}, Interleave::kNone));
-        const uint64_t predicted = cpu->PreparedBytes(out, 216, TypeOf(weight),
-                                                      SpecOf(weight), has_bias);
+        const uint64_t predicted =
+            cpu->PreparedBytes(out, 216, TypeOf(weight), SpecOf(weight), has_bias);
         EXPECT_EQ(linear->bytes(), predicted);
-        EXPECT_EQ(cpu->memory().current()[MemoryClass::kWeights] - before,
-                  predicted);
-        EXPECT_EQ(cpu->memory().peak().total(),
-                  cpu->memory().current().total());
+        EXPECT_EQ(cpu->memory().current()[MemoryClass::kWeights] - before, predicted);
+        EXPECT_EQ(cpu->memory().peak().total(), cpu->memory().current().total());
         linear.reset();
         EXPECT_EQ(cpu->memory().current()[MemoryClass::kWeights], before);
       }
@@ -88,14 +82,12 @@ TEST(PackTest, FourBitsTakeHalfAByteEachAndTheirScales) {
             kElements / 2 + kElements / 128 * 2);
   EXPECT_EQ(cpu->PreparedBytes(2048, 2048, DType::kF16, &asymmetric, false),
             kElements / 2 + kElements / 128 * 3);
-  EXPECT_EQ(cpu->PreparedBytes(2048, 2048, DType::kF16, nullptr, true),
-            kElements * 2 + 2048 * 4);
+  EXPECT_EQ(cpu->PreparedBytes(2048, 2048, DType::kF16, nullptr, true), kElements * 2 + 2048 * 4);
 }
 
 TEST(PackTest, PlanAndCacheTakeWhatIsPredicted) {
   auto cpu = MakeCpu(3);
-  const StepLimits limits{
-      .rows = 700, .sequences = 5, .context = 1000, .logit_rows = 40};
+  const StepLimits limits{.rows = 700, .sequences = 5, .context = 1000, .logit_rows = 40};
   const ModelExtents model{.hidden = 576,
                            .intermediate = 1536,
                            .heads = 9,
@@ -103,20 +95,16 @@ TEST(PackTest, PlanAndCacheTakeWhatIsPredicted) {
                            .head_dim = 64,
                            .vocabulary = 49152};
   auto plan = Must(cpu->CreatePlan(limits, model));
-  EXPECT_EQ(cpu->memory().current()[MemoryClass::kWorkspace],
-            cpu->PlanBytes(limits, model));
-  const KvLayout layout{
-      .layers = 30, .kv_heads = 3, .head_dim = 64, .block_tokens = 16};
+  EXPECT_EQ(cpu->memory().current()[MemoryClass::kWorkspace], cpu->PlanBytes(limits, model));
+  const KvLayout layout{.layers = 30, .kv_heads = 3, .head_dim = 64, .block_tokens = 16};
   auto cache = Must(cpu->CreateKvCache(layout, 7));
-  EXPECT_EQ(cpu->memory().current()[MemoryClass::kKvCache],
-            7 * layout.BlockBytes());
+  EXPECT_EQ(cpu->memory().current()[MemoryClass::kKvCache], 7 * layout.BlockBytes());
 }
 
 TEST(PackTest, RefusesWhatItCannotRepresent) {
   Random random(3);
   auto cpu = MakeCpu(1);
-  Weight weight = RandomQuantized({.group_size = 32, .grid = Grid::kSymmetric},
-                                  24, 64, random);
+  Weight weight = RandomQuantized({.group_size = 32, .grid = Grid::kSymmetric}, 24, 64, random);
   std::get<QuantizedWeight>(weight).zeros[17] = 7;
   LinearSource source{.weight = &weight};
   auto refused = cpu->Prepare({&source, 1}, Interleave::kNone);
@@ -138,5 +126,5 @@ TEST(BackendTest, WantsAThread) {
   EXPECT_THAT(MakeCpu(2)->description(), HasSubstr("2 threads"));
 }
 
-} // namespace
-} // namespace nibble::cpu
+}  // namespace
+}  // namespace nibble::cpu
