@@ -94,9 +94,11 @@ class GgufCheckpoint final : public Checkpoint {
   std::string label_;
 };
 
-// Expands `elements` values of a quantized type into float16.
-Status ExpandToF16(const GgmlTypeInfo& type, const std::byte* in, int64_t elements, uint16_t* out,
-                   std::string_view where) {
+// Expands one row of a quantized tensor into float16.
+Status ExpandRow(const GgufTensor& tensor, const std::byte* data, int64_t row, int64_t elements,
+                 uint16_t* out) {
+  const GgmlTypeInfo& type = *tensor.type;
+  const std::byte* in = data + row * (elements / type.block_elements * type.block_bytes);
   constexpr int64_t kChunkBlocks = 16;
   constexpr int64_t kMaxBlockElements = 256;
   float values[kChunkBlocks * kMaxBlockElements];
@@ -108,7 +110,7 @@ Status ExpandToF16(const GgmlTypeInfo& type, const std::byte* in, int64_t elemen
     for (int64_t i = 0; i < count * type.block_elements; ++i) {
       chunk[i] = F16FromFloat(values[i]);
       if ((chunk[i] & 0x7c00) == 0x7c00) {
-        return BadInput("{}: element {}: {} does not fit float16", where,
+        return BadInput("{}: row {}, element {}: {} does not fit float16", tensor.name, row,
                         b * type.block_elements + i, values[i]);
       }
     }
@@ -137,19 +139,17 @@ Result<TensorView> ReadGgufTensor(const GgufFile& file, const GgufMappedTensor& 
   const int64_t rows = tensor.shape[0];
   const int64_t row_elements = static_cast<int64_t>(elements) / rows;
   const size_t row_bytes = static_cast<size_t>(row_elements) * BytesOf(view.dtype);
-  const size_t stored_row_bytes = stored.size() / static_cast<size_t>(rows);
   NIBBLE_ASSIGN_OR_RETURN(const auto owned, AllocateBytes(elements * BytesOf(view.dtype)));
   const int64_t head_dim = mapped.interleaved_heads > 0 ? rows / mapped.interleaved_heads : 0;
-  const std::string where = fmt::format("{}: {}", file.source(), tensor.name);
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t from = head_dim > 0 ? InterleavedRow(row, head_dim) : row;
-    const std::byte* in = stored.data() + static_cast<size_t>(from) * stored_row_bytes;
     std::byte* out = owned.get() + static_cast<size_t>(row) * row_bytes;
     if (tensor.type->quantized()) {
-      NIBBLE_RETURN_IF_ERROR(
-          ExpandToF16(*tensor.type, in, row_elements, reinterpret_cast<uint16_t*>(out), where));
+      const Status expanded =
+          ExpandRow(tensor, stored.data(), from, row_elements, reinterpret_cast<uint16_t*>(out));
+      if (!expanded) return tl::unexpected(expanded.error().In(file.source()));
     } else {
-      std::memcpy(out, in, row_bytes);
+      std::memcpy(out, stored.data() + static_cast<size_t>(from) * row_bytes, row_bytes);
     }
   }
   view.bytes = {owned.get(), elements * BytesOf(view.dtype)};

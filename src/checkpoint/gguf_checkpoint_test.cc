@@ -183,7 +183,7 @@ TEST(GgufCheckpoint, RefusesValuesThatFloat16CannotHold) {
   const auto opened = OpenModel(directory, {.q = Q8s(1024, 1000)});
   ASSERT_OK(opened);
   EXPECT_ERROR((*opened)->Read("model.layers.0.self_attn.q_proj.weight"), ErrorCode::kBadInput,
-               "blk.0.attn_q.weight: element 66: 66000 does not fit float16");
+               "blk.0.attn_q.weight: row 2, element 2: 66000 does not fit float16");
   const auto nan = OpenModel(directory, {.q = Q8s(1024, NAN)});
   ASSERT_OK(nan);
   EXPECT_ERROR((*nan)->Read("model.layers.0.self_attn.q_proj.weight"), ErrorCode::kBadInput,

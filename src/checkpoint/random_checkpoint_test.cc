@@ -17,10 +17,18 @@ int64_t Parameters(const Checkpoint& checkpoint) {
 
 TEST(RandomCheckpoint, PresetsHaveTheirModelsParameterCounts) {
   const std::pair<const char*, int64_t> cases[] = {
-      {"llama-2-7b", 6738415616},   {"llama-2-13b", 13015864320},   {"llama-3-8b", 8030261248},
-      {"llama-3.2-1b", 1235814400}, {"mistral-7b", 7241732096},     {"qwen2.5-0.5b", 494032768},
-      {"qwen2.5-7b", 7615616512},   {"tinyllama-1.1b", 1100048384}, {"smollm2-135m", 134515008},
-      {"smollm2-360m", 361821120},  {"smollm2-1.7b", 1711376384},
+      {"tiny", 69952},
+      {"llama-2-7b", 6738415616},
+      {"llama-2-13b", 13015864320},
+      {"llama-3-8b", 8030261248},
+      {"llama-3.2-1b", 1235814400},
+      {"mistral-7b", 7241732096},
+      {"qwen2.5-0.5b", 494032768},
+      {"qwen2.5-7b", 7615616512},
+      {"tinyllama-1.1b", 1100048384},
+      {"smollm2-135m", 134515008},
+      {"smollm2-360m", 361821120},
+      {"smollm2-1.7b", 1711376384},
   };
   EXPECT_EQ(RandomPresets().size(), std::size(cases));
   for (const auto& [preset, parameters] : cases) {
@@ -95,7 +103,7 @@ TEST(RandomCheckpoint, QuantizedByEachMethod) {
 
 TEST(RandomCheckpoint, Refuses) {
   EXPECT_ERROR(OpenCheckpoint("random:llama-9"), ErrorCode::kUsage,
-               "there is no preset \"llama-9\"; presets: llama-2-7b, ");
+               "there is no preset \"llama-9\"; presets: tiny, llama-2-7b, ");
   EXPECT_ERROR(OpenCheckpoint("random:"), ErrorCode::kUsage, "there is no preset \"\"");
   for (const char* method : {"int3", "rtn-", "rtn-g", "rtn-g0", "rtn-g-5", "rtn-g64asym",
                              "rtn-g64-odd", "rtn-g99999999999999999999", "awq+rtn"}) {
