@@ -162,7 +162,8 @@ void FinishAddedTokens(TokenizerPipeline& pipeline) {
   for (const auto& [id, token] : pipeline.added_tokens) {
     Vocabulary::Entry& entry = *pipeline.vocabulary.Get(id);
     entry.special = token.special;
-    if (!token.normalized) {
+    // SentencePiece models have no normal form of an added token.
+    if (!token.normalized || std::holds_alternative<SpModel>(pipeline.model)) {
       pipeline.added.Add(token, token.content);
       continue;
     }

@@ -7,6 +7,8 @@
 namespace nibble {
 namespace {
 
+constexpr size_t kMaxSurfaceBytes = 1024;
+
 struct Field {
   enum class Kind { kVarint, kFixed64, kBytes, kFixed32 };
   uint64_t number = 0;
@@ -163,6 +165,9 @@ Status ReadTrainerSpec(std::string_view message, std::string_view source, Senten
       case 35:
         return ReadFlag(field, "byte_fallback", source, file.byte_fallback);
       case 44:
+        if (field.bytes.size() > kMaxSurfaceBytes) {
+          return BadInput("{}: \"unk_surface\" is longer than {} bytes", source, kMaxSurfaceBytes);
+        }
         return ReadText(field, "unk_surface", source, file.unknown_surface);
       case 46:
         return ReadText(field, "bos_piece", source, file.bos);

@@ -80,6 +80,17 @@ TEST(SentencePiece, ControlTokensSplitTheText) {
   EXPECT_THAT((*modern)->Encode("ab<s>ab", SpecialTokens::kAdd), ElementsAre(6, 1, 5));
 }
 
+TEST(SentencePiece, TheConfigurationAddsTokens) {
+  const Json added = {{"1", {{"content", "<s>"}, {"special", true}, {"normalized", true}}},
+                      {"8", {{"content", "<pad>"}, {"special", true}}}};
+  const auto tokenizer =
+      Load(Model("", kKeepSpaces), {{"added_tokens_decoder", added}, {"pad_token", "<pad>"}});
+  ASSERT_TRUE(tokenizer) << tokenizer.error().message();
+  EXPECT_THAT((*tokenizer)->Encode("<s>ab<pad>", SpecialTokens::kOmit), ElementsAre(1, 6, 8));
+  EXPECT_EQ((*tokenizer)->padding(), 8);
+  EXPECT_EQ((*tokenizer)->Decode(std::vector<TokenId>{1, 6, 8, 6}), "ab ab");
+}
+
 TEST(SentencePiece, DecodesBytesAndUnknowns) {
   std::string pieces = Piece("<unk>", 0, PieceType::kUnknown);
   for (int byte = 0; byte < 256; ++byte) {

@@ -3,7 +3,8 @@
 // Two families: SentencePiece BPE (`tokenizer.model`; the reference is the SentencePiece library)
 // and what `tokenizer.json` describes (the reference is the `tokenizers` library): BPE with byte
 // fallback as of Llama 2, byte-level BPE as of GPT-2, Llama 3, Qwen2 and SmolLM2. A setting that
-// would change the ids and is not understood is refused by name.
+// would change the ids and is not understood is refused by name. Truncation and padding are not the
+// tokenizer's business here, whatever tokenizer.json says of them.
 //
 // Text may be any bytes. Malformed UTF-8 is replaced before anything else: each maximal subpart of
 // an ill-formed sequence becomes one U+FFFD (Unicode 15, section 3.9, as Python's
@@ -81,7 +82,9 @@ class Tokenizer {
 };
 
 // Decodes token by token. What Push and Finish return is whole characters, and all of it together
-// equals Tokenizer::Decode of all the tokens.
+// equals Tokenizer::Decode of all the tokens. A token is held back for as long as what follows may
+// change its text: an unfinished character, and with the ByteFallback decoder of tokenizer.json a
+// run of byte tokens until it ends.
 class StreamingDecoder {
  public:
   // `tokenizer` is borrowed.

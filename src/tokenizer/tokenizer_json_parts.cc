@@ -1,8 +1,10 @@
 #include "src/tokenizer/tokenizer_json_parts.h"
 
+#include <algorithm>
 #include <functional>
 #include <string>
 
+#include "src/base/checked.h"
 #include "src/tokenizer/utf8.h"
 
 namespace nibble {
@@ -10,6 +12,11 @@ namespace {
 
 constexpr std::string_view kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+
+// A hostile file could otherwise make every text grow without bound.
+constexpr size_t kMaxSteps = 32;
+constexpr size_t kMaxGrowth = 64;
+constexpr size_t kMaxTemplateTokens = 64;
 
 tl::unexpected<Error> NotSupported(std::string_view source, std::string_view what,
                                    std::string_view name) {
@@ -53,6 +60,17 @@ Result<ReplaceStep> ReadReplace(const JsonObject& object) {
   NIBBLE_ASSIGN_OR_RETURN(step.to, object.String("content"));
   if (step.from.empty()) return BadInput("{}: nothing to replace", object.source());
   return step;
+}
+
+// Refuses replacements that, one after the other, could make a text more than kMaxGrowth times as
+// long.
+Status CheckGrowth(const ReplaceStep& step, std::string_view source, size_t& growth) {
+  growth *= std::max<size_t>(1, CeilDiv(step.to.size(), step.from.size()));
+  if (growth > kMaxGrowth) {
+    return BadInput("{}: replacements that make a text more than {} times as long", source,
+                    kMaxGrowth);
+  }
+  return {};
 }
 
 Result<MetaspaceStep> ReadMetaspace(const JsonObject& object) {
@@ -159,6 +177,10 @@ Status ReadTemplate(const JsonObject& object, PostProcessorParts& parts) {
     }
   }
   if (!text_seen) return BadInput("{}: \"single\" has no place for the text", object.source());
+  if (parts.prefix.size() + parts.suffix.size() + here.prefix.size() + here.suffix.size() >
+      kMaxTemplateTokens) {
+    return BadInput("{}: more than {} tokens around a text", object.source(), kMaxTemplateTokens);
+  }
   parts.prefix.insert(parts.prefix.begin(), here.prefix.begin(), here.prefix.end());
   parts.suffix.insert(parts.suffix.end(), here.suffix.begin(), here.suffix.end());
   return {};
@@ -168,12 +190,16 @@ Status ReadTemplate(const JsonObject& object, PostProcessorParts& parts) {
 
 Result<std::vector<NormalizerStep>> ReadNormalizer(const Json& json, std::string_view source) {
   std::vector<NormalizerStep> steps;
+  size_t growth = 1;
   const auto read = [&](const JsonObject& object, const std::string& type) -> Status {
+    if (steps.size() == kMaxSteps) return BadInput("{}: too many normalizers", source);
     if (type == "Prepend") {
       NIBBLE_ASSIGN_OR_RETURN(std::string text, object.String("prepend"));
+      if (text.size() > kMaxAddedTokenBytes) return BadInput("{}: Prepend is too long", source);
       steps.emplace_back(PrependStep{std::move(text)});
     } else if (type == "Replace") {
       NIBBLE_ASSIGN_OR_RETURN(ReplaceStep step, ReadReplace(object));
+      NIBBLE_RETURN_IF_ERROR(CheckGrowth(step, source, growth));
       steps.emplace_back(std::move(step));
     } else if (type == "NFC") {
       steps.emplace_back(NfcStep{});
@@ -190,6 +216,7 @@ Result<PreTokenizerParts> ReadPreTokenizer(const Json& json, std::string_view so
   PreTokenizerParts parts;
   const auto read = [&](const JsonObject& object, const std::string& type) -> Status {
     if (parts.byte_level) return NotSupported(source, "after ByteLevel, pre-tokenizer", type);
+    if (parts.steps.size() == kMaxSteps) return BadInput("{}: too many pre-tokenizers", source);
     if (type == "Split") {
       NIBBLE_ASSIGN_OR_RETURN(SplitStep step, ReadSplit(object));
       parts.steps.emplace_back(std::move(step));
@@ -229,15 +256,17 @@ Result<Decoding> ReadDecoder(const Json& json, std::string_view source) {
   bool fused = false;
   bool stripped = false;
   size_t parts = 0;
+  size_t growth = 1;
   // What one decoder makes of the tokens is what the next gets, so only the usual order is the
   // simple thing that TextDecoding does.
   const auto read = [&](const JsonObject& object, const std::string& type) -> Status {
-    ++parts;
+    if (++parts > kMaxSteps) return BadInput("{}: too many decoders", source);
     const bool first_stage = !text.byte_fallback && !fused && !stripped && !byte_level;
     if (type == "ByteLevel" && parts == 1) {
       byte_level = true;
     } else if (type == "Replace" && first_stage && !text.metaspace) {
       NIBBLE_ASSIGN_OR_RETURN(ReplaceStep step, ReadReplace(object));
+      NIBBLE_RETURN_IF_ERROR(CheckGrowth(step, source, growth));
       text.replace.push_back(std::move(step));
     } else if (type == "Metaspace" && first_stage && !text.metaspace) {
       NIBBLE_ASSIGN_OR_RETURN(text.metaspace, ReadMetaspace(object));

@@ -152,6 +152,22 @@ TEST(TokenizerJson, BrokenFilesAreRefused) {
   EXPECT_THAT(Problem(ByteLevelJson(), {{"bos_token", 3}}), HasSubstr("bos_token"));
 }
 
+TEST(TokenizerJson, TextsDoNotGrowWithoutBound) {
+  const auto with = [](const char* pointer, const Json& value) {
+    Json json = ByteLevelJson();
+    json[Json::json_pointer(pointer)] = value;
+    return Problem(json);
+  };
+  const auto replacements = [](int count) {
+    const Json twice = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}};
+    return Json{{"type", "Sequence"}, {"normalizers", Json::array_t(count, twice)}};
+  };
+  EXPECT_EQ(with("/normalizer", replacements(6)), "none");
+  EXPECT_THAT(with("/normalizer", replacements(7)), HasSubstr("more than 64 times"));
+  EXPECT_THAT(with("/post_processor/special_tokens/<s>/ids", Json::array_t(65, 259)),
+              HasSubstr("more than 64 tokens"));
+}
+
 // A token whose character never comes is held back, and no part of it comes out.
 TEST(TokenizerJson, StreamsWholeCharacters) {
   const auto tokenizer = Make(ByteLevelJson());

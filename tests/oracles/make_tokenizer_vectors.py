@@ -58,10 +58,9 @@ def code_point_texts(rng):
         for _ in range(count):
             start = plane * 0x10000 + rng.randrange(0, 0x10000 - chunk)
             yield "".join(chr(c) for c in range(start, start + chunk))
+    code_points = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
     for _ in range(300):
-        yield "".join(chr(rng.choice([c for c in (rng.randrange(0x110000),)
-                                      if not 0xD800 <= c < 0xE000] or [0x41]))
-                      for _ in range(rng.randrange(1, 20)))
+        yield "".join(chr(rng.choice(code_points)) for _ in range(rng.randrange(1, 20)))
 
 
 def mixed_texts(rng, text, specials):
@@ -143,7 +142,7 @@ def write_vectors(folder, texts, encode, decode, vocabulary_size, lists=400):
                       "added": encode(text, True, True)}
             record["decoded"] = decode(record["added"], True)
             record["kept"] = decode(record["added"], False)
-            put({key: value for key, value in record.items() if value is not None})
+            put(record)
         for _ in range(lists):
             ids = [rng.randrange(vocabulary_size) for _ in range(rng.randrange(1, 24))]
             put({"decode": ids, "decoded": decode(ids, True), "kept": decode(ids, False)})
@@ -168,18 +167,14 @@ def write_sentencepiece_vectors(folder, model, texts):
     shutil.copyfile(model, folder / "tokenizer.model")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
 
-    def encode(text, add_special, parse_special):
-        if add_special:
-            return processor.encode(text, add_bos=processor.bos_id() >= 0)
-        return None if parse_special else processor.encode(text)
-
-    # "added" and "kept" would parse; the decoding of plain texts is what can be compared.
     rng = random.Random(7)
     with open(folder / "vectors.jsonl", "w", encoding="utf-8") as out:
         for data in texts:
-            ids = encode(data.decode("utf-8", errors="replace"), False, False)
-            record = {"text": data.hex(), "plain": ids, "plain_added": encode(
-                data.decode("utf-8", errors="replace"), True, False), "decoded": processor.decode(ids)}
+            text = data.decode("utf-8", errors="replace")
+            ids = processor.encode(text)
+            with_bos = processor.encode(text, add_bos=processor.bos_id() >= 0)
+            record = {"text": data.hex(), "plain": ids, "plain_added": with_bos,
+                      "decoded": processor.decode(ids)}
             out.write(json.dumps(record, separators=(",", ":")) + "\n")
         for _ in range(600):
             ids = [rng.randrange(processor.get_piece_size()) for _ in range(rng.randrange(1, 24))]
