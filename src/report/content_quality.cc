@@ -186,9 +186,9 @@ std::optional<Section> DivergenceSection(const StudyRecord& record) {
   figure.title = "Perplexity and KL divergence";
   figure.legend = LegendFor(record, has);
   figure.caption = fmt::format(
-      "Left: perplexity with 95 % intervals. Every method read the same text, so differences are "
-      "more certain than these intervals suggest. Right: mean KL divergence from {}; the line runs "
-      "from the median to the 99th percentile over tokens. {}.",
+      "First panel: perplexity with 95 % intervals; every method read the same text, so "
+      "differences are more certain than these intervals suggest. Second panel: mean KL divergence "
+      "from {}; the line runs from the median to the 99th percentile over tokens. {}.",
       record.methods[0].name, conditions);
   for (Drawing drawing : {PerplexityDrawing(record), DivergenceDrawing(record)}) {
     if (!drawing.wide.empty()) figure.drawings.push_back(std::move(drawing));

@@ -280,8 +280,8 @@ std::optional<Section> ThroughputSection(const StudyRecord& record) {
   if (BatchSizes(record).size() > 1) {
     figure.title = "Throughput by batch size";
     figure.caption = fmt::format(
-        "Left: tokens generated per second, prefill included; both axes are logarithmic, so equal "
-        "distances are equal factors. Right: the same divided by {}’s. {}.",
+        "First panel: tokens generated per second, prefill included; both axes are logarithmic, so "
+        "that equal distances are equal factors. Second panel: the same divided by {}’s. {}.",
         record.methods[0].name, Workload(record));
     figure.drawings.push_back({DrawLines(ThroughputChart(record), kPanelFigure), ""});
     const LineChart speedup = SpeedupChart(record);

@@ -39,7 +39,10 @@ std::string AccuracySentences(const StudyRecord& record) {
                   baseline.name, FormatPercent(overall.accuracy));
   if (changes.empty()) return text;
   text += fmt::format(" The difference in points is {}", JoinNames(changes));
-  if (proven.empty()) return text + ", none of which is distinguishable from chance.";
+  if (proven.empty()) {
+    return text + (changes.size() == 1 ? ", no more than chance explains."
+                                       : ", none of it more than chance explains.");
+  }
   if (proven.size() == changes.size()) return text + ", more than chance explains.";
   return text + fmt::format("; only that of {} is more than chance explains.", JoinNames(proven));
 }
@@ -247,14 +250,14 @@ Table GlanceTable(const StudyRecord& record) {
   const bool cloze = any([](const MethodRecord& m) { return m.evaluate_cloze.has_value(); });
   const bool perplexity = any([](const MethodRecord& m) { return m.perplexity.has_value(); });
   if (letters) table.columns.insert(table.columns.end(), {{"MMLU, %"}, {"Difference, points"}});
-  if (cloze) table.columns.insert(table.columns.end(), {{"By text, %"}, {"Difference, points"}});
+  if (cloze) table.columns.push_back({"By text, %"});
   if (perplexity) table.columns.insert(table.columns.end(), {{"Perplexity"}, {"KL mean"}});
   if (!batches.empty()) {
     table.columns.push_back({fmt::format("Tokens/s, batch {}", batches.front())});
     if (batches.size() > 1) {
       table.columns.push_back({fmt::format("Tokens/s, batch {}", batches.back())});
     }
-    table.columns.push_back({fmt::format("Peak memory, batch {}, {}", batches.back(), unit.name)});
+    table.columns.push_back({fmt::format("Memory, batch {}, {}", batches.back(), unit.name)});
   }
   for (const MethodRecord& method : record.methods) {
     if (record.recommendation && record.recommendation->method == method.name) {
@@ -263,16 +266,19 @@ Table GlanceTable(const StudyRecord& record) {
     std::vector<std::string> row = {method.name};
     const auto add_accuracy = [&](const std::optional<Evaluation>& evaluation) {
       row.push_back(evaluation ? FormatPercentNumber(evaluation->overall.accuracy) : "–");
-      const bool compared = evaluation && evaluation->overall.comparison;
-      row.push_back(!compared ? "–"
-                              : fmt::format("{} ({})",
-                                            FormatPoints(evaluation->overall.comparison->difference,
-                                                         evaluation->overall.total),
-                                            FormatPointsRange(evaluation->overall.comparison->ci95,
-                                                              evaluation->overall.total)));
+      row.push_back("–");
+      if (!evaluation || !evaluation->overall.comparison) return;
+      const ScoreComparison& comparison = *evaluation->overall.comparison;
+      const int64_t questions = evaluation->overall.total;
+      row.back() = fmt::format("{} ({})", FormatPoints(comparison.difference, questions),
+                               FormatPointsRange(comparison.ci95, questions));
     };
     if (letters) add_accuracy(method.evaluate);
-    if (cloze) add_accuracy(method.evaluate_cloze);
+    if (cloze) {
+      row.push_back(method.evaluate_cloze
+                        ? FormatPercentNumber(method.evaluate_cloze->overall.accuracy)
+                        : "–");
+    }
     if (perplexity) {
       const auto& result = method.perplexity;
       row.push_back(result ? FormatSignificant(result->perplexity, 4) : "–");

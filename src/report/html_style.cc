@@ -59,15 +59,16 @@ li { margin: 0 0 6px; }
 
 .scroll { overflow-x: auto; margin: 0 0 20px; }
 .scroll:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-table { --sheet: var(--paper); border-collapse: collapse; font-size: 13.5px; line-height: 1.4; min-width: 100%; }
+table { --sheet: var(--paper); border-collapse: collapse; font-size: 13.5px; line-height: 1.4;
+  min-width: 100%; }
 caption { text-align: left; color: var(--quiet); padding: 0 0 8px; font-size: 13.5px; }
 caption b { color: var(--ink); }
-th, td { padding: 5px 0 5px 18px; text-align: left; vertical-align: baseline;
+th, td { padding: 5px 0 5px 15px; text-align: left; vertical-align: baseline;
   border-bottom: 1px solid var(--rule); }
 th:first-child, td:first-child { padding-left: 0; }
 thead th { font-weight: 600; vertical-align: bottom; border-bottom: 1px solid var(--axis); }
 tbody th { font-weight: 500; white-space: nowrap; }
-thead th.n { min-width: 5em; }
+thead th.n { min-width: 4.5em; }
 thead th:first-child, tbody th { position: sticky; left: 0; background: var(--sheet); }
 .n { text-align: right; }
 td.n { white-space: nowrap; }
@@ -96,8 +97,8 @@ figcaption { color: var(--quiet); font-size: 14px; line-height: 1.5; max-width: 
 .part.pale { background: none; border: 1px solid var(--axis); position: relative; }
 .part.pale::after { content: ""; position: absolute; inset: 0; background: var(--axis);
   opacity: 0.28; }
-.panels { display: grid; gap: 24px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr));
-  align-items: start; }
+.panels { display: grid; gap: 24px; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }
 .drawing svg { display: block; width: 100%; height: auto; overflow: visible; }
 .panel .drawing:not(.wide):not(.narrow) { max-width: 430px; }
 .narrow { display: none; }
@@ -142,7 +143,9 @@ svg text { font-family: inherit; fill: var(--ink); }
   th, td { padding-left: 7pt; padding-top: 2pt; padding-bottom: 2pt; }
   td.n { white-space: normal; }
   summary { display: none; }
+  .summary { font-size: 11.5pt; }
   .panels { grid-template-columns: 1fr 1fr; }
+  .drawing svg { max-height: 8.2in; }
 }
 )css";
 }

@@ -200,7 +200,7 @@ std::vector<std::string> Recommender::Reasons(const Choice& choice) const {
   } else if (!choice.provisional) {
     reasons.push_back(
         fmt::format("Accuracy: the drop is {}; the whole interval lies within the tolerance of {}.",
-                    DropText(method), FormatShort(tolerance_)));
+                    DropText(method), FormatTolerance(tolerance_)));
   } else if (method.kl_mean || method.perplexity_ratio) {
     reasons.push_back(fmt::format(
         "Of the methods that the questions could not decide about, it changes the model’s output "
