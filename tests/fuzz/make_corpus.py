@@ -23,7 +23,7 @@ def save(target: str, seeds: dict) -> None:
             file.write(data)
 
 
-# safetensors: a byte that chooses the reader, then a file or an index -----------------------------
+# safetensors: a byte that chooses the reader, then a file or an index ----------------------------
 
 
 def safetensors(header, data: bytes) -> bytes:
@@ -61,7 +61,7 @@ def safetensors_seeds() -> dict:
     }
 
 
-# GGUF ----------------------------------------------------------------------------------------------
+# GGUF ---------------------------------------------------------------------------------------------
 
 
 def text(value: str) -> bytes:
@@ -152,7 +152,7 @@ def gguf_seeds() -> dict:
     return seeds
 
 
-# JSON, tokenizers, text -----------------------------------------------------------------------------
+# JSON, tokenizers, text ---------------------------------------------------------------------------
 
 
 def config_seeds() -> dict:
