@@ -105,7 +105,7 @@ Result<Value> DictMethod(Context& context, const Dict& dict, std::string_view na
                          const Arguments& arguments) {
   if (name == "get") {
     NIBBLE_ASSIGN_OR_RETURN(const auto bound, arguments.Bind("get", {"", ""}, 1));
-    if (!IsHashable(*bound[0]) && !bound[0]->Is(Kind::kUndefined)) {
+    if (!MayBeSought(*bound[0])) {
       return BadInput("get: a {} cannot be a key", bound[0]->TypeName());
     }
     NIBBLE_ASSIGN_OR_RETURN(const Value* found, Lookup(context.budget, dict, *bound[0]));

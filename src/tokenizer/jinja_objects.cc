@@ -71,6 +71,11 @@ Result<Value> LoopAttribute(Context& context, const Value& object, std::string_v
   return NoAttribute(object, name);
 }
 
+bool IsSubscripted(const Sequence& sequence) {
+  return sequence.type == Sequence::Type::kList || sequence.type == Sequence::Type::kTuple ||
+         sequence.type == Sequence::Type::kRange;
+}
+
 // The attributes that Python's type has, not its items: nullopt where there is none.
 Result<std::optional<Value>> OwnAttribute(Context& context, const Value& object,
                                           std::string_view name) {
@@ -80,7 +85,7 @@ Result<std::optional<Value>> OwnAttribute(Context& context, const Value& object,
       method = IsOneOf(name, kStringMethods);
       break;
     case Kind::kSequence:
-      method = IsOneOf(name, kSequenceMethods);
+      method = IsSubscripted(object.sequence()) && IsOneOf(name, kSequenceMethods);
       break;
     case Kind::kDict:
       if (IsOneOf(name, kHiddenOfDict)) {
@@ -104,11 +109,6 @@ Result<std::optional<Value>> OwnAttribute(Context& context, const Value& object,
   if (!method) return std::optional<Value>();
   NIBBLE_ASSIGN_OR_RETURN(Value value, MakeMethod(context, object, name));
   return std::optional<Value>(std::move(value));
-}
-
-bool IsSubscripted(const Sequence& sequence) {
-  return sequence.type == Sequence::Type::kList || sequence.type == Sequence::Type::kTuple ||
-         sequence.type == Sequence::Type::kRange;
 }
 
 // The element at an index that may count from the end; nullopt where there is none.

@@ -1,8 +1,6 @@
 // Filters on lists, and on what else can be iterated.
 #include <algorithm>
-#include <bit>
 #include <charconv>
-#include <cmath>
 
 #include "src/tokenizer/jinja_builtins.h"
 #include "src/tokenizer/jinja_unicode.h"
@@ -205,31 +203,40 @@ Result<Value> FoldCase(Context& context, const Value& value, bool case_sensitive
   return MakeString(context.budget, Lower(value.string()));
 }
 
-// Sorts by keys that are all strings or all numbers.
+// Merges two sorted runs of `order` that meet at `middle`. Unlike std::stable_sort's, this order
+// may be undefined for some pairs.
+Status Merge(Budget& budget, const std::vector<Value>& keys, bool reverse, size_t begin,
+             size_t middle, size_t end, std::vector<size_t>* order) {
+  std::vector<size_t> merged;
+  merged.reserve(end - begin);
+  size_t left = begin;
+  size_t right = middle;
+  while (left < middle && right < end) {
+    const Value& a = keys[(*order)[left]];
+    const Value& b = keys[(*order)[right]];
+    NIBBLE_ASSIGN_OR_RETURN(const std::optional<int> comparison, Compare(budget, b, a));
+    const bool right_first = comparison && (reverse ? *comparison > 0 : *comparison < 0);
+    merged.push_back((*order)[right_first ? right++ : left++]);
+  }
+  merged.insert(merged.end(), order->begin() + static_cast<ptrdiff_t>(left),
+                order->begin() + static_cast<ptrdiff_t>(middle));
+  std::copy(merged.begin(), merged.end(), order->begin() + static_cast<ptrdiff_t>(begin));
+  return {};
+}
+
+// The items in the order of their keys; equal ones keep theirs.
 Result<std::vector<Value>> SortBy(Context& context, const std::vector<Value>& keys,
                                   const std::vector<Value>& items, bool reverse) {
-  const uint64_t rounds = static_cast<uint64_t>(std::bit_width(items.size()));
-  NIBBLE_RETURN_IF_ERROR(context.budget.Step(items.size() * rounds));
-  for (const Value& key : keys) {
-    const bool comparable = keys[0].Is(Kind::kString)
-                                ? key.Is(Kind::kString)
-                                : key.IsNumber() && !std::isnan(key.AsDouble());
-    if (!comparable) return BadInput("sort: the items are neither all text nor all numbers");
-    if (key.Is(Kind::kString)) {
-      NIBBLE_RETURN_IF_ERROR(context.budget.Bytes(key.string().size() * rounds));
-    }
-  }
   std::vector<size_t> order(items.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  const auto below = [&](size_t a, size_t b) {
-    if (reverse) std::swap(a, b);
-    if (keys[a].Is(Kind::kString)) return keys[a].string() < keys[b].string();
-    if (!keys[a].Is(Kind::kFloat) && !keys[b].Is(Kind::kFloat)) {
-      return keys[a].AsInteger() < keys[b].AsInteger();
+  for (size_t width = 1; width < order.size(); width *= 2) {
+    NIBBLE_RETURN_IF_ERROR(context.budget.Step(order.size()));
+    for (size_t begin = 0; begin + width < order.size(); begin += 2 * width) {
+      const size_t end = std::min(begin + 2 * width, order.size());
+      NIBBLE_RETURN_IF_ERROR(
+          Merge(context.budget, keys, reverse, begin, begin + width, end, &order));
     }
-    return keys[a].AsDouble() < keys[b].AsDouble();
-  };
-  std::stable_sort(order.begin(), order.end(), below);
+  }
   std::vector<Value> sorted;
   sorted.reserve(items.size());
   for (const size_t i : order) sorted.push_back(items[i]);

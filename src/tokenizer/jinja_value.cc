@@ -269,6 +269,11 @@ bool IsHashable(const Value& value) {
   return value.IsNumber() || value.Is(Kind::kString) || value.Is(Kind::kNone);
 }
 
+bool MayBeSought(const Value& value) {
+  return IsHashable(value) || value.Is(Kind::kUndefined) ||
+         (value.Is(Kind::kSequence) && value.sequence().type == Sequence::Type::kTuple);
+}
+
 Result<const Value*> Lookup(Budget& budget, const Dict& dict, const Value& key) {
   if (key.Is(Kind::kString)) return Lookup(budget, dict, std::string_view(key.string()));
   NIBBLE_RETURN_IF_ERROR(budget.Step(1 + dict.entries.size() / 4));
@@ -367,7 +372,7 @@ Result<bool> Contains(Budget& budget, const Value& container, const Value& item)
       }
       return false;
     case Kind::kDict: {
-      if (!IsHashable(item)) return BadInput("a {} cannot be a key", item.TypeName());
+      if (!MayBeSought(item)) return BadInput("a {} cannot be a key", item.TypeName());
       NIBBLE_ASSIGN_OR_RETURN(const Value* found, Lookup(budget, container.dict(), item));
       return found != nullptr;
     }

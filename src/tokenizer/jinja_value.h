@@ -190,7 +190,9 @@ Result<Value> MakeDict(Budget& budget, std::vector<std::pair<Value, Value>> entr
 // An operation on an undefined value: the error that says what is undefined.
 tl::unexpected<Error> FailUndefined(const Value& value);
 
-bool IsHashable(const Value& value);
+bool IsHashable(const Value& value);  // supported as a key
+// Whether Python lets it be sought among keys; undefined values and tuples never are any here.
+bool MayBeSought(const Value& value);
 // The value of a key, null where the dict has no such key.
 Result<const Value*> Lookup(Budget& budget, const Dict& dict, const Value& key);
 Result<const Value*> Lookup(Budget& budget, const Dict& dict, std::string_view key);
