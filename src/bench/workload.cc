@@ -141,6 +141,9 @@ Status CheckWorkload(const Workload& workload, const Checkpoint& checkpoint,
         "a benchmark wants at least one batch size, 1 input token, 2 output tokens and 1 "
         "repetition");
   }
+  for (const int64_t batch_size : workload.batch_sizes) {
+    if (batch_size < 1) return WrongUsage("batch size {}: want at least 1", batch_size);
+  }
   const int64_t length = workload.input_length + workload.output_length;
   if (length > model.config.max_context) {
     return BadInput("{} input and {} output tokens exceed the model's context of {}",
@@ -151,9 +154,6 @@ Status CheckWorkload(const Workload& workload, const Checkpoint& checkpoint,
                          BenchEngineOptions(workload, batch_size, backend, kv_dtype))
         .use.total();
   };
-  for (const int64_t batch_size : workload.batch_sizes) {
-    if (batch_size < 1) return WrongUsage("batch size {}: want at least 1", batch_size);
-  }
   const int64_t largest =
       *std::max_element(workload.batch_sizes.begin(), workload.batch_sizes.end());
   if (predicted(largest) <= available_bytes) return {};
