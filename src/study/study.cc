@@ -181,8 +181,8 @@ Result<Json> Study::QuantizeStage(const std::string& method) {
   });
 }
 
-Status Study::RunMethod(const std::string& method, const Json& hardware, Json& record) {
-  const bool baseline = IsBaseline(method);
+Status Study::RunMethod(const std::string& method, const Json& hardware, const Json& baseline,
+                        Json& record) {
   const std::string path = PathOfMethod(method);
   NIBBLE_ASSIGN_OR_RETURN(record["quantize"], QuantizeStage(method));
 
@@ -201,28 +201,19 @@ Status Study::RunMethod(const std::string& method, const Json& hardware, Json& r
   for (const MmluScoring scoring : options_.scorings) {
     const MmluFormat format{options_.prompt_template, scoring};
     const std::string name = scoring == MmluScoring::kLetters ? "evaluate" : "evaluate_cloze";
-    const auto inputs = [&](const std::string& of) -> Json {
-      return {{"method", of},
-              {"questions", data_->FingerprintHex()},
-              {"shots", options_.questions.shots},
-              {"template", Name(format.prompt_template)},
-              {"device", device}};
-    };
+    const Json inputs = {{"method", method},
+                         {"questions", data_->FingerprintHex()},
+                         {"shots", options_.questions.shots},
+                         {"template", Name(format.prompt_template)},
+                         {"device", device}};
     NIBBLE_ASSIGN_OR_RETURN(
-        record[name], Stage(method + "." + name, inputs(method), [&]() -> Result<Json> {
+        record[name], Stage(method + "." + name, inputs, [&]() -> Result<Json> {
           NIBBLE_RETURN_IF_ERROR(load());
           NIBBLE_ASSIGN_OR_RETURN(
               EvalResult result, Evaluate(*model, *data_, format, options_.progress, cancel_));
-          if (baseline) return result.ToJson();
-          // The baseline's stage is done, so this only reads it.
-          const std::string& first = options_.methods.front();
-          NIBBLE_ASSIGN_OR_RETURN(
-              const Json reference_json,
-              Stage(first + "." + name, inputs(first), [&]() -> Result<Json> {
-                return BadInput("the baseline was not evaluated, so there is nothing to compare to");
-              }));
+          if (baseline.is_null()) return result.ToJson();
           NIBBLE_ASSIGN_OR_RETURN(const EvalResult reference,
-                                  EvalResult::FromJson(reference_json, first));
+                                  EvalResult::FromJson(baseline[name], "the baseline's " + name));
           NIBBLE_ASSIGN_OR_RETURN(const EvalResult compared, Compare(reference, std::move(result)));
           return compared.ToJson();
         }));
@@ -242,7 +233,7 @@ Status Study::RunMethod(const std::string& method, const Json& hardware, Json& r
             [&]() -> Result<Json> {
               NIBBLE_RETURN_IF_ERROR(load());
               std::unique_ptr<LoadedModel> reference;
-              if (!baseline) {
+              if (!baseline.is_null()) {
                 NIBBLE_ASSIGN_OR_RETURN(
                     reference, LoadModelOn(options_.model, options_.device, options_.random_weights,
                                            options_.progress, cancel_));
@@ -316,8 +307,9 @@ Result<StudyRecord> Study::Run() {
   NIBBLE_ASSIGN_OR_RETURN(const Json hardware, HardwareStage());
   Json methods = Json::object();
   for (const std::string& method : options_.methods) {
+    const Json baseline = methods.empty() ? Json() : methods.front();
     Json& record = methods[method] = Json::object();
-    if (const Status status = RunMethod(method, hardware, record); !status) {
+    if (const Status status = RunMethod(method, hardware, baseline, record); !status) {
       const Error& error = status.error();
       // Nothing can be compared without the baseline; another method's failure is its own.
       if (IsBaseline(method) || error.code() == ErrorCode::kInterrupted) {

@@ -56,8 +56,10 @@ class Study {
   // Runs `compute` unless the stage is done already.
   template <typename Compute>
   Result<Json> Stage(const std::string& name, const Json& inputs, const Compute& compute);
-  // Fills `record` stage by stage; what was done before an error stays.
-  Status RunMethod(const std::string& method, const Json& hardware, Json& record);
+  // Fills `record` stage by stage; what was done before an error stays. `baseline` is the baseline's
+  // finished record (null for the baseline itself).
+  Status RunMethod(const std::string& method, const Json& hardware, const Json& baseline,
+                   Json& record);
   Result<Json> QuantizeStage(const std::string& method);
   Result<Json> HardwareStage();
   std::string PathOfMethod(const std::string& method) const;
