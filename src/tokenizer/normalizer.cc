@@ -7,15 +7,12 @@
 #include <cstring>
 
 #include "src/base/error.h"
+#include "src/tokenizer/unicode_supplement.h"
 #include "src/tokenizer/utf8.h"
 
 namespace nibble {
 namespace {
 
-struct CodePointRange {
-  utf8proc_int32_t first;
-  utf8proc_int32_t last;
-};
 // The reference, `tokenizers`, normalizes by the tables of Unicode 10. These marks came later, and
 // it treats them as characters that neither move nor compose.
 constexpr CodePointRange kInertMarks[] = {
@@ -30,10 +27,7 @@ constexpr CodePointRange kInertMarks[] = {
     {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF}};
 
 bool IsInertMark(utf8proc_int32_t code_point) {
-  const auto* range =
-      std::lower_bound(std::begin(kInertMarks), std::end(kInertMarks), code_point,
-                       [](const CodePointRange& r, utf8proc_int32_t c) { return r.last < c; });
-  return range != std::end(kInertMarks) && range->first <= code_point;
+  return IsInRanges(static_cast<char32_t>(code_point), kInertMarks);
 }
 
 int CombiningClass(utf8proc_int32_t code_point) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "src/tokenizer/normalizer.h"
+#include "src/tokenizer/unicode_supplement.h"
 #include "src/tokenizer/utf8.h"
 
 namespace nibble {
@@ -14,7 +15,8 @@ bool IsNumber(char32_t c) {
   if (c < 0x80) return c >= '0' && c <= '9';
   const utf8proc_category_t category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
   return category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_NL ||
-         category == UTF8PROC_CATEGORY_NO;
+         category == UTF8PROC_CATEGORY_NO || IsInRanges(c, kNewNumbers) ||
+         IsInRanges(c, kNewestNumbers);
 }
 
 std::vector<TextRange> FindNumbers(std::string_view text) {

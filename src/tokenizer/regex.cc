@@ -8,6 +8,7 @@
 #include <cctype>
 #include <string>
 
+#include "src/tokenizer/unicode_supplement.h"
 #include "src/tokenizer/utf8.h"
 
 namespace nibble {
@@ -43,7 +44,7 @@ class Translator {
       const char c = pattern_[at_];
       switch (c) {
         case '\\':
-          NIBBLE_RETURN_IF_ERROR(Escape());
+          NIBBLE_RETURN_IF_ERROR(Escape(InClass::kNo));
           break;
         case '[':
           NIBBLE_RETURN_IF_ERROR(Class());
@@ -77,12 +78,19 @@ class Translator {
     at_ += bytes;
   }
 
-  Status Escape() {
+  enum class InClass { kNo, kYes };
+
+  Status Escape(InClass in_class) {
     if (at_ + 1 == pattern_.size()) return Refused("\\");
     const char c = pattern_[at_ + 1];
     if (c == 's' || c == 'S') {
       out_ += c == 's' ? "\\p{White_Space}" : "\\P{White_Space}";
       at_ += 2;
+      return {};
+    }
+    // \P{L} and \P{N} stay as they are: it would take more to say them inside brackets.
+    if (Supplement("\\p{L}", kNewLetters, in_class) ||
+        Supplement("\\p{N}", kNewNumbers, in_class)) {
       return {};
     }
     if (c == 'p' || c == 'P' || c == 'x') {
@@ -102,6 +110,20 @@ class Translator {
     return {};
   }
 
+  // Adds to a category what PCRE2's tables may lack of it.
+  bool Supplement(std::string_view category, std::span<const CodePointRange> ranges,
+                  InClass in_class) {
+    if (!Next(category)) return false;
+    if (in_class == InClass::kNo) out_ += '[';
+    Copy(category.size());
+    for (const CodePointRange& range : ranges) {
+      out_ += fmt::format("\\x{{{:X}}}-\\x{{{:X}}}", static_cast<uint32_t>(range.first),
+                          static_cast<uint32_t>(range.last));
+    }
+    if (in_class == InClass::kNo) out_ += ']';
+    return true;
+  }
+
   Status Class() {
     Copy(1);
     if (Next("^")) Copy(1);
@@ -109,7 +131,7 @@ class Translator {
     while (at_ < pattern_.size() && pattern_[at_] != ']') {
       if (Next("[") || Next("&&")) return Refused(pattern_.substr(at_, Next("[") ? 1 : 2));
       if (Next("\\")) {
-        NIBBLE_RETURN_IF_ERROR(Escape());
+        NIBBLE_RETURN_IF_ERROR(Escape(InClass::kYes));
       } else {
         Copy(1);
       }
@@ -176,8 +198,8 @@ Result<Regex> Regex::Compile(std::string_view pattern, std::string_view source) 
   if (code == nullptr) {
     std::array<PCRE2_UCHAR, 256> message{};
     pcre2_get_error_message(error, message.data(), message.size());
-    return BadInput("{}: pattern {}: {} (at byte {} of {})", source, pattern,
-                    reinterpret_cast<const char*>(message.data()), offset, translated);
+    return BadInput("{}: pattern {}: {} ", source, pattern,
+                    reinterpret_cast<const char*>(message.data()));
   }
   std::shared_ptr<pcre2_code> owned(code, pcre2_code_free);
   uint32_t matches_empty = 0;

@@ -34,6 +34,14 @@ TEST(Regex, WhiteSpaceIsUnicodes) {
   EXPECT_THAT(Matches(R"([\S])", "\u180E\u0085"), ElementsAre("\u180E"));
 }
 
+// CJK extension H came with Unicode 15, Garay digits with 16.
+TEST(Regex, KnowsLettersAndNumbersNewerThanPcre2s) {
+  EXPECT_THAT(Matches(R"(\p{L}+)", "a\U00031350b"), ElementsAre("a\U00031350b"));
+  EXPECT_THAT(Matches(R"([^\p{L}\p{N}])", "\U00031350\U00010D40."), ElementsAre("."));
+  EXPECT_THAT(Matches(R"(\p{N}{1,2})", "\U00010D40\U00010D411"),
+              ElementsAre("\U00010D40\U00010D41", "1"));
+}
+
 TEST(Regex, RefusesWhatOnigurumaReadsDifferently) {
   for (const char* pattern :
        {R"(\w+)", R"(\h)", R"(a\b)", R"([a[b]])", R"([a&&b])", R"(^a)", R"(a$)", R"(a{,2})",
