@@ -4,9 +4,9 @@
 usage: make_chat_vectors.py DIRECTORY [TEMPLATE_FILE...]
 (needs jinja2 3.1; uses transformers where installed)
 
-DIRECTORY gets one .jsonl file for each template of chat_templates/ and each TEMPLATE_FILE, one ("expressions") of small
-templates with random expressions, and one ("unicode") of case mappings over all of Unicode. A line
-{"template": TEXT} sets the template of the lines behind it, which are cases:
+DIRECTORY gets one .jsonl file for each template of chat_templates/ and each TEMPLATE_FILE, one
+("expressions") of small templates with random expressions, and one ("unicode") of case mappings
+over all of Unicode. A line {"template": TEXT} sets the template of the lines behind it, which are cases:
 {"messages": [...], "add_generation_prompt": BOOL, "bos_token": TEXT or null, "eos_token": ...,
 "now": [year, month, day, hour, minute, second] or null, "variables": {...},
 "expected": TEXT or null where rendering raises}.
