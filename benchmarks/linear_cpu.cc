@@ -14,7 +14,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -23,6 +22,7 @@
 #include "benchmarks/timing.h"
 #include "src/base/random.h"
 #include "src/base/thread_pool.h"
+#include "src/bench/hardware.h"
 #include "src/ops/cpu/cpu_backend.h"
 
 namespace nibble {
@@ -113,27 +113,7 @@ class Bench {
   BatchPlan& plan() { return *plan_; }
   Clock clock() const { return pool_.threads() == 1 ? Clock::kThread : Clock::kWall; }
 
-  // Each thread reads four streams at a time: one alone does not reach the memory's bandwidth.
-  void Read() {
-    using Words = uint64_t __attribute__((vector_size(16)));  // in any compiler's registers
-    constexpr int64_t kShare = 1 << 16;
-    const auto* words = read_.as<const Words>();
-    const auto body = [words](int64_t begin, int64_t end, int) {
-      const int64_t stream = (end - begin) / 4;
-      const Words* from = words + begin;
-      Words a{}, b{}, c{}, d{};
-      for (int64_t i = 0; i < stream; ++i) {
-        a += from[i];
-        b += from[i + stream];
-        c += from[i + 2 * stream];
-        d += from[i + 3 * stream];
-      }
-      Words sum = a + b + c + d;
-      benchmark::DoNotOptimize(sum);
-    };
-    const auto count = static_cast<int64_t>(read_.size() / sizeof(Words));
-    pool_.ParallelFor(count, kShare, std::ref(body));
-  }
+  void Read() { ReadMemory(pool_, {read_.as<const std::byte>(), read_.size()}); }
 
  private:
   std::unique_ptr<Backend> backend_;

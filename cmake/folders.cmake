@@ -28,6 +28,9 @@ function(nibble_add_test name libraries)
 endfunction()
 include(GoogleTest)
 
+if(NIBBLE_FUZZERS)
+  add_custom_target(fuzzers)  # all of them, and no more
+endif()
 set(nibble_libraries "")  # those built so far, nearest first
 foreach(folder IN LISTS NIBBLE_FOLDERS)
   string(REPLACE "/" "_" name ${folder})
@@ -59,6 +62,7 @@ foreach(folder IN LISTS NIBBLE_FOLDERS)
       add_executable(${fuzzer_name} ${fuzzer})
       target_link_libraries(${fuzzer_name} PRIVATE ${nibble_libraries})
       target_link_options(${fuzzer_name} PRIVATE -fsanitize=fuzzer)
+      add_dependencies(fuzzers ${fuzzer_name})
     endforeach()
   endif()
 endforeach()

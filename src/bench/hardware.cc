@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <fstream>
 #include <set>
 #include <string>
@@ -22,39 +23,21 @@ double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// 64 bytes that are read at once, whatever vectors the target has.
-using Line = uint64_t __attribute__((vector_size(64)));
-
 double MeasureReadBandwidth(ThreadPool& pool) {
-  constexpr int64_t kLines = int64_t{8} << 20;  // 512 MiB
-  constexpr int64_t kChunk = int64_t{1} << 14;
+  constexpr size_t kBytes = size_t{512} << 20;
   // Allocated like the weights, in huge pages: with small ones the page walks would be measured.
   MemoryTracker tracker;
-  const Result<Buffer> buffer =
-      AllocateHost(tracker, MemoryClass::kWorkspace, kLines * sizeof(Line));
+  const Result<Buffer> buffer = AllocateHost(tracker, MemoryClass::kWorkspace, kBytes);
   if (!buffer) return 0;
-  Line* const lines = buffer->as<Line>();
-  pool.ParallelFor(kLines, kChunk, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) lines[i] = Line{} + uint64_t(i);
+  pool.ParallelFor(kBytes, kBytes >> 8, [&](int64_t begin, int64_t end, int) {
+    std::memset(buffer->as<std::byte>() + begin, 1, static_cast<size_t>(end - begin));
   });
-  std::atomic<uint64_t> used{0};
   double best = 0;
-  for (int attempt = 0; attempt < 7; ++attempt) {
+  for (int attempt = 0; attempt < 9; ++attempt) {
     const auto start = Clock::now();
-    pool.ParallelFor(kLines, kChunk, [&](int64_t begin, int64_t end, int) {
-      Line even{}, odd{};
-      for (int64_t i = begin; i < end; i += 2) {
-        even ^= lines[i];
-        odd ^= lines[i + 1];
-      }
-      even ^= odd;
-      used += even[0] ^ even[3] ^ even[7];
-    });
-    best = std::max(best, static_cast<double>(kLines) * sizeof(Line) / SecondsSince(start));
+    ReadMemory(pool, {buffer->as<const std::byte>(), kBytes});
+    best = std::max(best, static_cast<double>(kBytes) / SecondsSince(start));
   }
-  // The sums are used, so that the reads cannot be left out.
-  const volatile uint64_t sum = used.load();
-  static_cast<void>(sum);
   return best;
 }
 
@@ -83,6 +66,31 @@ std::string Trimmed(std::string text) {
 }
 
 }  // namespace
+
+void ReadMemory(ThreadPool& pool, std::span<const std::byte> bytes) {
+  using Words = uint64_t __attribute__((vector_size(16)));  // in any target's registers
+  constexpr int64_t kChunk = 1 << 16;
+  constexpr int64_t kStreams = 4;  // one alone does not reach the memory's bandwidth
+  const auto* words = reinterpret_cast<const Words*>(bytes.data());
+  std::atomic<uint64_t> used{0};
+  pool.ParallelFor(static_cast<int64_t>(bytes.size() / sizeof(Words)), kChunk,
+                   [&](int64_t begin, int64_t end, int) {
+                     const int64_t length = (end - begin) / kStreams;
+                     const Words* from = words + begin;
+                     Words a{}, b{}, c{}, d{};
+                     for (int64_t i = 0; i < length; ++i) {
+                       a ^= from[i];
+                       b ^= from[i + length];
+                       c ^= from[i + 2 * length];
+                       d ^= from[i + 3 * length];
+                     }
+                     const Words all = a ^ b ^ c ^ d;
+                     used += all[0] ^ all[1];
+                   });
+  // The sums are used, so that the reads cannot be left out.
+  const volatile uint64_t sum = used.load();
+  static_cast<void>(sum);
+}
 
 DeviceLimits MeasureHostLimits(ThreadPool& pool) {
   return {.read_bytes_per_second = MeasureReadBandwidth(pool),

@@ -2,6 +2,10 @@
 #ifndef NIBBLE_BENCH_HARDWARE_H_
 #define NIBBLE_BENCH_HARDWARE_H_
 
+#include <cstddef>
+#include <span>
+#include <string>
+
 #include "src/base/json.h"
 #include "src/base/thread_pool.h"
 
@@ -13,8 +17,12 @@ struct DeviceLimits {
   double matrix_flops_per_second = 0;  // a large float32 matrix product
 };
 
-// By `pool`'s threads: sums over a buffer of 512 MiB, and OpenBLAS's sgemm at 1536³; the best of a
-// few tries each, which takes about two seconds.
+// Reads `bytes` once by `pool`'s threads, as fast as plain loads do: the limit of any kernel that
+// streams weights.
+void ReadMemory(ThreadPool& pool, std::span<const std::byte> bytes);
+
+// By `pool`'s threads: ReadMemory over 512 MiB, and OpenBLAS's sgemm at 1536³; the best of a few
+// tries each, which takes about two seconds.
 DeviceLimits MeasureHostLimits(ThreadPool& pool);
 
 // {"cpu", "sockets", "cores", "threads", "memory_bytes", "os", "kernel"}; what cannot be found out is

@@ -7,9 +7,10 @@
 //
 //   dense:  panel = elements [in][16] of the weight's own type
 //   4-bit:  panel = words [blocks][16], a block being 8 columns of one row:
-//             word = Σ_j code[2j] << 4j | code[2j + 1] << (16 + 4j), j = 0 … 3
-//           so that (word >> 4j) & 0x000F000F is the pair j of codes as two
-//           16-bit integers; then for all panels scales [groups][16] as float16
+//             word = Σ_i code[i] << 4i, i = 0 … 7
+//           so that (word >> 4j) & 0x000F000F is a pair of codes, j and j + 4, as
+//           16-bit integers;
+//           then for all panels scales [groups][16] as float16
 //           and, unless the grid is symmetric, zeros [groups][16] as bytes.
 //   bias:   float32 [16] per panel.
 #ifndef NIBBLE_OPS_CPU_CPU_LINEAR_H_

@@ -44,7 +44,7 @@ HWY_INLINE void MulAddPairs(VecI w, VecI x, VecI& acc) {
 #endif
 }
 
-// Pair j of a block's words.
+// Pair j of a block's words: columns j and j + 4.
 template <int j>
 HWY_INLINE VecI CodePair(VecI words) {
   const I32 d;
@@ -135,10 +135,12 @@ HWY_INLINE void AddBlock(const int32_t* HWY_RESTRICT words, int64_t words_stride
     for (int v = 0; v < P * kPanelVecs; ++v) {
       const VecI w =
           hn::Load(d, words + (v / kPanelVecs) * words_stride + (v % kPanelVecs) * kLanes);
-      MulAddPairs(CodePair<0>(w), x0, acc[0][v]);
-      MulAddPairs(CodePair<1>(w), x1, acc[0][v]);
-      MulAddPairs(CodePair<2>(w), x2, acc[0][v]);
-      MulAddPairs(CodePair<3>(w), x3, acc[0][v]);
+      VecI sum = acc[0][v];
+      MulAddPairs(CodePair<0>(w), x0, sum);
+      MulAddPairs(CodePair<1>(w), x1, sum);
+      MulAddPairs(CodePair<2>(w), x2, sum);
+      MulAddPairs(CodePair<3>(w), x3, sum);
+      acc[0][v] = sum;
     }
   }
 }
@@ -323,10 +325,13 @@ void Quantize(const LinearTask& task, int64_t tile_begin, int64_t tile_end) {
                             segment.blocks * Segments::kBlockColumns, integers.data(), sum);
         negated_sums[s * size + t] = -sum;
         int32_t* to = pairs + segment.block * 4 * size + t;
-        for (int64_t i = 0; i < segment.blocks * 4; ++i) {
-          const auto at = static_cast<size_t>(2 * i);
-          to[i * size] = static_cast<int32_t>((static_cast<uint32_t>(integers[at]) & 0xFFFFu) |
-                                              static_cast<uint32_t>(integers[at + 1]) << 16);
+        for (int64_t block = 0; block < segment.blocks; ++block) {
+          const int32_t* from = integers.data() + block * Segments::kBlockColumns;
+          for (int j = 0; j < 4; ++j) {
+            to[j * size] = static_cast<int32_t>((static_cast<uint32_t>(from[j]) & 0xFFFFu) |
+                                                static_cast<uint32_t>(from[j + 4]) << 16);
+          }
+          to += 4 * size;
         }
       }
     }

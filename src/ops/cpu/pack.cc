@@ -59,25 +59,16 @@ void PackDensePanel(const PanelSources& rows, int64_t columns, T* out) {
   }
 }
 
-// Nibbles 0, 2, 4, 6 of a word, close together.
-constexpr uint32_t EvenNibbles(uint32_t word) {
-  word &= 0x0F0F0F0Fu;
-  word = (word | word >> 4) & 0x00FF00FFu;
-  return (word | word >> 8) & 0xFFFFu;
-}
-static_assert(EvenNibbles(0x87654321u) == 0x7531u);
-
 // The word of columns [column, column + count) of a row, count ≤ 8.
 uint32_t PackWord(const QuantizedWeight& weight, int64_t row, int64_t column, int64_t count) {
-  if (count == Segments::kBlockColumns && column % 2 == 0) {
-    uint32_t nibbles;  // column `column + i` in nibble i
-    std::memcpy(&nibbles, &weight.codes[static_cast<size_t>((row * weight.columns + column) / 2)],
-                sizeof(nibbles));
-    return EvenNibbles(nibbles) | EvenNibbles(nibbles >> 4) << 16;
-  }
   uint32_t word = 0;
+  if (count == Segments::kBlockColumns && column % 2 == 0) {
+    std::memcpy(&word, &weight.codes[static_cast<size_t>((row * weight.columns + column) / 2)],
+                sizeof(word));
+    return word;
+  }
   for (int64_t i = 0; i < count; ++i) {
-    word |= static_cast<uint32_t>(weight.Code(row, column + i)) << (4 * (i / 2) + 16 * (i % 2));
+    word |= static_cast<uint32_t>(weight.Code(row, column + i)) << (4 * i);
   }
   return word;
 }
