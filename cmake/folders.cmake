@@ -6,7 +6,7 @@ set(NIBBLE_FOLDERS
 
 set(NIBBLE_LINK_base nlohmann_json::nlohmann_json tl::expected spdlog::spdlog fmt::fmt Threads::Threads)
 set(NIBBLE_LINK_tensor PkgConfig::HWY)
-set(NIBBLE_LINK_ops_cpu PkgConfig::HWY)
+set(NIBBLE_LINK_ops_cpu PkgConfig::HWY PkgConfig::OPENBLAS)
 set(NIBBLE_LINK_bench PkgConfig::OPENBLAS)
 set(NIBBLE_LINK_tokenizer PkgConfig::PCRE2 PkgConfig::UTF8PROC)
 if(NIBBLE_WITH_CUDA)

@@ -10,7 +10,6 @@
 namespace nibble {
 namespace {
 
-constexpr int kMaxCode = 15;
 constexpr int64_t kRowsPerTask = 16;
 
 void LoadRow(const DenseWeight& weight, int64_t row, std::vector<float>& out) {
@@ -19,46 +18,6 @@ void LoadRow(const DenseWeight& weight, int64_t row, std::vector<float>& out) {
 }
 
 }  // namespace
-
-int GroupGrid::Code(float value) const {
-  return std::clamp(static_cast<int>(std::lrint(value / scale)) + zero, 0, kMaxCode);
-}
-
-Result<GroupGrid> FindGrid(std::span<const float> values, Grid grid) {
-  float low = 0, high = 0;  // the range includes zero
-  for (const float value : values) {
-    low = std::min(low, value);
-    high = std::max(high, value);
-  }
-  float scale = 0;
-  switch (grid) {
-    case Grid::kAsymmetric:
-      scale = (high - low) / kMaxCode;
-      break;
-    case Grid::kSymmetric:
-      scale = 2 * std::max(high, -low) / kMaxCode;
-      break;
-    case Grid::kSymmetricFull:
-      // Code 0 stands for -8 scales: a positive extreme wants a negative scale.
-      scale = (high > -low ? -high : -low) / 8;
-      break;
-  }
-  GroupGrid result;
-  result.scale_f16 = F16FromFloat(scale);
-  result.scale = FloatFromF16(result.scale_f16);
-  if (std::isinf(result.scale)) {
-    return BadInput("values from {} to {} need a scale beyond float16", low, high);
-  }
-  if (result.scale == 0) {
-    // All zeros, or smaller than float16 can tell from zero: any grid that holds zero will do.
-    result.scale_f16 = F16FromFloat(1);
-    result.scale = 1;
-  }
-  result.zero = grid == Grid::kAsymmetric
-                    ? std::clamp(static_cast<int>(std::lrint(-low / result.scale)), 0, kMaxCode)
-                    : 8;
-  return result;
-}
 
 Result<QuantizedWeight> RoundToNearest(const DenseWeight& weight, const QuantSpec& spec,
                                        std::string_view name, ThreadPool& pool) {
@@ -83,7 +42,7 @@ Result<QuantizedWeight> RoundToNearest(const DenseWeight& weight, const QuantSpe
         const Result<GroupGrid> grid = FindGrid(values, spec.grid);
         if (!grid) return fail(grid.error().In(fmt::format("row {}, group {}", n, g)));
         const auto at = static_cast<size_t>(n * groups + g);
-        quantized.scales[at] = grid->scale_f16;
+        quantized.scales[at] = F16FromFloat(grid->scale);
         quantized.zeros[at] = static_cast<uint8_t>(grid->zero);
         for (int64_t i = 0; i < length; ++i) {
           quantized.SetCode(n, g * length + i, grid->Code(values[static_cast<size_t>(i)]));

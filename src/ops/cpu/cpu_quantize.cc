@@ -1,0 +1,478 @@
+#include "src/ops/cpu/cpu_quantize.h"
+
+#include <cblas.h>
+#include <f77blas.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+
+#include "src/base/checked.h"
+#include "src/ops/cpu/quantize_kernels.h"
+
+namespace nibble {
+namespace {
+
+using cpu::kMaxSweepBlock;
+using cpu::kTileRows;
+using cpu::TileGrid;
+
+class CpuStatistics final : public InputStatistics {
+ public:
+  CpuStatistics(int64_t columns, Buffer gram, Buffer product)
+      : InputStatistics(columns),
+        gram_(std::move(gram)),
+        product_(std::move(product)),
+        magnitudes_(static_cast<size_t>(columns)) {}
+
+  // Σ xᵀx, double, row-major, the upper triangle.
+  double* gram() const { return gram_.as<double>(); }
+  double At(int64_t i, int64_t j) const {
+    return gram()[std::min(i, j) * columns_ + std::max(i, j)];
+  }
+  float* product() const { return product_.as<float>(); }  // scratch of the same shape
+  std::vector<double>& magnitudes() { return magnitudes_; }
+  const std::vector<double>& magnitudes() const { return magnitudes_; }
+  void AddTokens(int64_t tokens) { tokens_ += tokens; }
+  double mean_scale() const { return 1.0 / static_cast<double>(std::max<int64_t>(1, tokens_)); }
+
+ private:
+  Buffer gram_, product_;
+  std::vector<double> magnitudes_;
+};
+
+const CpuStatistics& Cpu(const InputStatistics& statistics) {
+  return static_cast<const CpuStatistics&>(statistics);
+}
+
+// Rows [first, first + kTileRows) of columns columns[0, count), missing rows as zeros.
+void LoadTile(MatrixView weight, int64_t first, const int32_t* columns, int64_t count,
+              float* tile) {
+  const int64_t rows = std::min(kTileRows, weight.rows - first);
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* row = weight.row<float>(first + r);
+    for (int64_t k = 0; k < count; ++k) tile[k * kTileRows + r] = row[columns[k]];
+  }
+  if (rows == kTileRows) return;
+  for (int64_t k = 0; k < count; ++k) {
+    std::fill(tile + k * kTileRows + rows, tile + (k + 1) * kTileRows, 0.0f);
+  }
+}
+
+std::vector<int32_t> Ascending(int64_t count) {
+  std::vector<int32_t> order(static_cast<size_t>(count));
+  std::iota(order.begin(), order.end(), 0);
+  return order;
+}
+
+// Grids of rows × groups as the tiles' kernels make them.
+class GridTable {
+ public:
+  GridTable(const QuantSpec& spec, int64_t rows, int64_t columns)
+      : length_(spec.GroupLength(columns)),
+        groups_(columns / length_),
+        tiles_(static_cast<size_t>(CeilDiv(rows, kTileRows) * groups_)) {}
+  int64_t length() const { return length_; }
+  int64_t groups() const { return groups_; }
+  TileGrid& At(int64_t tile, int64_t group) {
+    return tiles_[static_cast<size_t>(tile * groups_ + group)];
+  }
+
+  // Into the stored form; fails where a scale is not finite.
+  Status Store(QuantizedWeight& weight) {
+    for (int64_t n = 0; n < weight.rows; ++n) {
+      for (int64_t g = 0; g < groups_; ++g) {
+        const TileGrid& grid = At(n / kTileRows, g);
+        const float scale = grid.scales[n % kTileRows];
+        const auto at = static_cast<size_t>(n * groups_ + g);
+        weight.scales[at] = F16FromFloat(scale);
+        weight.zeros[at] = static_cast<uint8_t>(grid.zeros[n % kTileRows]);
+        if (!std::isfinite(FloatFromF16(weight.scales[at]))) {
+          return BadInput("row {}, group {}: needs a scale of {}, beyond float16", n, g, scale);
+        }
+      }
+    }
+    return {};
+  }
+
+ private:
+  int64_t length_, groups_;
+  std::vector<TileGrid> tiles_;
+};
+
+class CpuQuantizeOps final : public QuantizeOps {
+ public:
+  CpuQuantizeOps(ThreadPool& pool, MemoryTracker& memory) : pool_(pool), memory_(memory) {}
+
+  Result<std::unique_ptr<InputStatistics>> CreateStatistics(int64_t columns) override {
+    const auto count = static_cast<size_t>(columns * columns);
+    NIBBLE_ASSIGN_OR_RETURN(
+        Buffer gram, AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(double)));
+    NIBBLE_ASSIGN_OR_RETURN(
+        Buffer product, AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(float)));
+    std::fill_n(gram.as<double>(), count, 0.0);
+    return std::make_unique<CpuStatistics>(columns, std::move(gram), std::move(product));
+  }
+
+  void Accumulate(MatrixView x, InputStatistics& statistics) override {
+    auto& s = static_cast<CpuStatistics&>(statistics);
+    CHECK(x.columns == s.columns() && x.dtype == DType::kF32);
+    const auto n = static_cast<blasint>(s.columns());
+    UseThreads();
+    // A step's tokens in float32, the steps' sum in double.
+    cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, n, static_cast<blasint>(x.rows), 1.0f,
+                x.row<float>(0), static_cast<blasint>(x.stride), 0.0f, s.product(), n);
+    ForEach(s.columns(), 16, [&](int64_t i) {
+      for (int64_t j = i; j < s.columns(); ++j) {
+        s.gram()[i * s.columns() + j] += s.product()[i * s.columns() + j];
+      }
+    });
+    ForEach(s.columns(), 64, [&](int64_t k) {
+      double sum = 0;
+      for (int64_t r = 0; r < x.rows; ++r) sum += std::abs(x.row<float>(r)[k]);
+      s.magnitudes()[static_cast<size_t>(k)] += sum;
+    });
+    s.AddTokens(x.rows);
+  }
+
+  std::vector<float> MeanSquares(const InputStatistics& statistics) override {
+    const CpuStatistics& s = Cpu(statistics);
+    std::vector<float> mean(static_cast<size_t>(s.columns()));
+    for (int64_t k = 0; k < s.columns(); ++k) {
+      mean[static_cast<size_t>(k)] = static_cast<float>(s.At(k, k) * s.mean_scale());
+    }
+    return mean;
+  }
+
+  std::vector<float> MeanMagnitudes(const InputStatistics& statistics) override {
+    const CpuStatistics& s = Cpu(statistics);
+    std::vector<float> mean;
+    for (const double sum : s.magnitudes()) mean.push_back(static_cast<float>(sum * s.mean_scale()));
+    return mean;
+  }
+
+  Result<Matrix> Factorize(const InputStatistics& statistics, std::span<const int32_t> order,
+                           double damping) override {
+    const CpuStatistics& s = Cpu(statistics);
+    const int64_t n = s.columns();
+    CHECK(static_cast<int64_t>(order.size()) == n);
+    const auto count = static_cast<size_t>(n * n);
+    NIBBLE_ASSIGN_OR_RETURN(
+        Buffer buffer, AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(double)));
+    auto* const h = buffer.as<double>();
+    const double scale = 2 * s.mean_scale();
+    double trace = 0;
+    for (int64_t k = 0; k < n; ++k) trace += s.At(k, k) == 0 ? 1 : s.At(k, k) * scale;
+    const double ridge = damping * trace / static_cast<double>(n);
+    // With the order reversed, H = R·Rᵀ for an upper R is an ordinary Cholesky factorization, and
+    // U = R⁻¹ since H⁻¹ = R⁻ᵀR⁻¹: one factorization and one triangular inverse in all.
+    const auto at = [&](int64_t i) { return order[static_cast<size_t>(n - 1 - i)]; };
+    ForEach(n, 16, [&](int64_t i) {
+      for (int64_t j = 0; j <= i; ++j) h[i * n + j] = s.At(at(i), at(j)) * scale;
+      if (h[i * n + i] == 0) h[i * n + i] = 1;
+      h[i * n + i] += ridge;
+    });
+    // LAPACK counts columns first: its upper triangle is the lower one here.
+    char upper = 'U', diagonal = 'N';
+    auto size = static_cast<blasint>(n);
+    blasint info = 0;
+    UseThreads();
+    dpotrf_(&upper, &size, h, &size, &info);
+    if (info == 0) dtrtri_(&upper, &diagonal, &size, h, &size, &info);
+    if (info != 0) return BadInput("the Hessian is not positive definite");
+    NIBBLE_ASSIGN_OR_RETURN(Matrix factor, AllocateMatrix(n, n));
+    ForEach(n, 16, [&](int64_t i) {
+      float* const row = factor.view().row<float>(i);
+      std::fill(row, row + i, 0.0f);
+      const double* const from = h + (n - 1 - i) * n;
+      for (int64_t j = i; j < n; ++j) row[j] = static_cast<float>(from[n - 1 - j]);
+    });
+    return factor;
+  }
+
+  Result<QuantizedWeight> Sweep(MatrixView weight, const InputStatistics& statistics,
+                                const Matrix& factor, const SweepOptions& options) override {
+    const CpuStatistics& s = Cpu(statistics);
+    const int64_t columns = weight.columns;
+    CHECK(columns == s.columns() && factor.rows() == columns);
+    const std::vector<float> squares = MeanSquares(statistics);
+    GridTable grids(options.grid.spec, weight.rows, columns);
+    // The weight in sweep order; what an always-zero input is multiplied with does not matter.
+    NIBBLE_ASSIGN_OR_RETURN(const Matrix swept, AllocateMatrix(weight.rows, columns));
+    NIBBLE_ASSIGN_OR_RETURN(const Matrix errors, AllocateMatrix(weight.rows, kMaxSweepBlock));
+    std::vector<uint8_t> codes(static_cast<size_t>(weight.rows * columns));
+    std::vector<float> importance;
+    for (const int32_t k : options.order) importance.push_back(squares[static_cast<size_t>(k)]);
+    ForEach(weight.rows, 8, [&](int64_t r) {
+      for (int64_t i = 0; i < columns; ++i) {
+        const auto at = static_cast<size_t>(i);
+        swept.view().row<float>(r)[i] =
+            importance[at] == 0 ? 0.0f : weight.row<float>(r)[options.order[at]];
+      }
+    });
+    const bool finds_grids_before =
+        options.grid_time == GridTime::kStatic || grids.length() > kMaxSweepBlock;
+    if (finds_grids_before) FindGrids(weight, options.grid, squares, grids);
+
+    const std::vector<int32_t> ascending = Ascending(columns);
+    for (int64_t begin = 0; begin < columns; begin += kMaxSweepBlock) {
+      const int64_t count = std::min(kMaxSweepBlock, columns - begin);
+      ForEach(CeilDiv(weight.rows, kTileRows), 1, [&](int64_t t) {
+        alignas(64) float tile[kMaxSweepBlock * kTileRows];
+        alignas(64) float error[kTileRows];
+        uint8_t code[kTileRows];
+        const int64_t first = t * kTileRows, rows = std::min(kTileRows, weight.rows - first);
+        LoadTile(swept.view(), first, &ascending[static_cast<size_t>(begin)], count, tile);
+        for (int64_t k = 0; k < count; ++k) {
+          const int64_t column = options.order[static_cast<size_t>(begin + k)];
+          TileGrid& grid = grids.At(t, column / grids.length());
+          if (!finds_grids_before && (begin + k) % grids.length() == 0) {
+            FindTileGrid(tile + k * kTileRows, grids.length(), options.grid,
+                         &importance[static_cast<size_t>(begin + k)], grid);
+          }
+          cpu::SweepColumn(tile, k, count, grid,
+                           factor.view().row<float>(begin + k) + begin + k, code, error);
+          for (int64_t r = 0; r < rows; ++r) {
+            codes[static_cast<size_t>((first + r) * columns + column)] = code[r];
+            errors.view().row<float>(first + r)[k] = error[r];
+          }
+        }
+      });
+      const int64_t left = columns - begin - count;
+      if (left == 0) break;
+      UseThreads();
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<blasint>(weight.rows),
+                  static_cast<blasint>(left), static_cast<blasint>(count), -1.0f,
+                  errors.view().row<float>(0), static_cast<blasint>(kMaxSweepBlock),
+                  factor.view().row<float>(begin) + begin + count, static_cast<blasint>(columns),
+                  1.0f, swept.view().row<float>(0) + begin + count,
+                  static_cast<blasint>(columns));
+    }
+    return Assemble(options.grid.spec, weight.rows, columns, codes, grids);
+  }
+
+  Result<QuantizedWeight> Round(MatrixView weight, const GridOptions& options,
+                                const InputStatistics* statistics) override {
+    GridTable grids(options.spec, weight.rows, weight.columns);
+    std::vector<float> squares(static_cast<size_t>(weight.columns), 1.0f);
+    if (statistics != nullptr) squares = MeanSquares(*statistics);
+    std::vector<uint8_t> codes(static_cast<size_t>(weight.rows * weight.columns));
+    ForEachGroup(weight, options.spec, [&](int64_t t, int64_t g, const int32_t* columns,
+                                           float* tile, float*, uint8_t* code) {
+      TileGrid& grid = grids.At(t, g);
+      FindTileGrid(tile, grids.length(), options, &squares[static_cast<size_t>(columns[0])], grid);
+      cpu::RoundTile(tile, grids.length(), grid, code, nullptr);
+      const int64_t first = t * kTileRows, rows = std::min(kTileRows, weight.rows - first);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t k = 0; k < grids.length(); ++k) {
+          codes[static_cast<size_t>((first + r) * weight.columns + columns[k])] =
+              code[k * kTileRows + r];
+        }
+      }
+    });
+    return Assemble(options.spec, weight.rows, weight.columns, codes, grids);
+  }
+
+  void PseudoQuantize(MatrixView weight, const GridOptions& options, std::span<const float> scales,
+                      MatrixView out) override {
+    const int64_t length = options.spec.GroupLength(weight.columns);
+    const std::vector<float> importance(static_cast<size_t>(length), 1.0f);
+    ForEachGroup(weight, options.spec, [&](int64_t t, int64_t, const int32_t* columns, float* tile,
+                                           float* values, uint8_t* code) {
+      for (int64_t k = 0; k < length; ++k) {
+        const float scale = scales[static_cast<size_t>(columns[k])];
+        for (int64_t r = 0; r < kTileRows; ++r) tile[k * kTileRows + r] *= scale;
+      }
+      TileGrid grid;
+      FindTileGrid(tile, length, options, importance.data(), grid);
+      cpu::RoundTile(tile, length, grid, code, values);
+      const int64_t first = t * kTileRows, rows = std::min(kTileRows, weight.rows - first);
+      for (int64_t r = 0; r < rows; ++r) {
+        float* const row = out.row<float>(first + r);
+        for (int64_t k = 0; k < length; ++k) {
+          row[columns[k]] =
+              values[k * kTileRows + r] / scales[static_cast<size_t>(columns[k])];
+        }
+      }
+    });
+  }
+
+  void Clip(MatrixView weight, const GridOptions& options,
+            const InputStatistics& statistics) override {
+    const CpuStatistics& s = Cpu(statistics);
+    const int64_t length = options.spec.GroupLength(weight.columns);
+    const int64_t block = std::min(length, kMaxSweepBlock);
+    // The Hessian's blocks on the diagonal, float32 [columns][block].
+    std::vector<float> gram(static_cast<size_t>(weight.columns * block));
+    ForEach(weight.columns, 16, [&](int64_t i) {
+      const int64_t first = i / length * length + i % length / block * block;
+      for (int64_t k = 0; k < std::min(block, weight.columns - first); ++k) {
+        gram[static_cast<size_t>(i * block + k)] =
+            static_cast<float>(s.At(i, first + k) * s.mean_scale());
+      }
+    });
+    const std::vector<float> importance(static_cast<size_t>(length), 1.0f);
+    ForEachGroup(weight, options.spec, [&](int64_t t, int64_t, const int32_t* columns, float* tile,
+                                           float* values, uint8_t* code) {
+      std::vector<float> clipped(static_cast<size_t>(length * kTileRows) + 16);
+      auto* const trial = AlignedTo64(clipped.data());
+      float most[kTileRows] = {}, best[kTileRows], limits[kTileRows];
+      std::fill(best, best + kTileRows, std::numeric_limits<float>::infinity());
+      for (int64_t i = 0; i < length * kTileRows; ++i) {
+        most[i % kTileRows] = std::max(most[i % kTileRows], std::abs(tile[i]));
+      }
+      for (int step = 0; step < 10; ++step) {
+        float limit[kTileRows];
+        for (int64_t r = 0; r < kTileRows; ++r) {
+          limit[r] = most[r] * (1 - static_cast<float>(step) / 20);
+        }
+        for (int64_t i = 0; i < length * kTileRows; ++i) {
+          const float bound = limit[i % kTileRows];
+          trial[i] = std::clamp(tile[i], -bound, bound);
+        }
+        TileGrid grid;
+        FindTileGrid(trial, length, options, importance.data(), grid);
+        cpu::RoundTile(trial, length, grid, code, values);
+        for (int64_t i = 0; i < length * kTileRows; ++i) values[i] = tile[i] - values[i];
+        alignas(64) float losses[kTileRows] = {};
+        for (int64_t k = 0; k < length; k += block) {
+          cpu::AddQuadraticForm(values + k * kTileRows, std::min(block, length - k),
+                                &gram[static_cast<size_t>((columns[0] + k) * block)], block,
+                                losses);
+        }
+        for (int64_t r = 0; r < kTileRows; ++r) {
+          if (losses[r] < best[r]) {
+            best[r] = losses[r];
+            limits[r] = limit[r];
+          }
+        }
+      }
+      const int64_t first = t * kTileRows, rows = std::min(kTileRows, weight.rows - first);
+      for (int64_t r = 0; r < rows; ++r) {
+        if (std::isinf(best[r])) continue;  // no trial has a finite error: left as it is
+        float* const row = weight.row<float>(first + r);
+        for (int64_t k = 0; k < length; ++k) {
+          row[columns[k]] = std::clamp(row[columns[k]], -limits[r], limits[r]);
+        }
+      }
+    });
+  }
+
+  double OutputError(MatrixView weight, MatrixView other,
+                     const InputStatistics& statistics) override {
+    const CpuStatistics& s = Cpu(statistics);
+    const int64_t n = s.columns(), rows = weight.rows;
+    std::vector<float> delta(static_cast<size_t>(rows * n)), product(delta.size());
+    ForEach(rows, 16, [&](int64_t r) {
+      for (int64_t k = 0; k < n; ++k) {
+        delta[static_cast<size_t>(r * n + k)] = weight.row<float>(r)[k] - other.row<float>(r)[k];
+      }
+    });
+    ForEach(n, 16, [&](int64_t i) {
+      for (int64_t j = i; j < n; ++j) {
+        s.product()[i * n + j] = static_cast<float>(s.gram()[i * n + j] * s.mean_scale());
+      }
+    });
+    UseThreads();
+    cblas_ssymm(CblasRowMajor, CblasRight, CblasUpper, static_cast<blasint>(rows),
+                static_cast<blasint>(n), 1.0f, s.product(), static_cast<blasint>(n), delta.data(),
+                static_cast<blasint>(n), 0.0f, product.data(), static_cast<blasint>(n));
+    // One sum for each row, added in order: the same figure whatever the number of threads.
+    std::vector<double> sums(static_cast<size_t>(rows));
+    ForEach(rows, 16, [&](int64_t r) {
+      double sum = 0;
+      for (int64_t k = 0; k < n; ++k) {
+        const auto at = static_cast<size_t>(r * n + k);
+        sum += static_cast<double>(delta[at]) * product[at];
+      }
+      sums[static_cast<size_t>(r)] = sum;
+    });
+    return std::accumulate(sums.begin(), sums.end(), 0.0);
+  }
+
+ private:
+  static float* AlignedTo64(float* p) {
+    return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63});
+  }
+
+  void UseThreads() const { openblas_set_num_threads(pool_.threads()); }
+
+  Result<Matrix> AllocateMatrix(int64_t rows, int64_t columns) {
+    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
+                            AllocateHost(memory_, MemoryClass::kWorkspace,
+                                         static_cast<size_t>(rows * columns) * sizeof(float)));
+    return Matrix(std::move(buffer), DType::kF32, rows, columns);
+  }
+
+  template <typename Work>
+  void ForEach(int64_t count, int64_t grain, const Work& work) {
+    const auto body = [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) work(i);
+    };
+    pool_.ParallelFor(count, grain, std::ref(body));
+  }
+
+  // work(tile number, group, its columns, tile, values, codes), the last two as scratch.
+  template <typename Work>
+  void ForEachGroup(MatrixView weight, const QuantSpec& spec, const Work& work) {
+    const int64_t length = spec.GroupLength(weight.columns);
+    const std::vector<int32_t> ascending = Ascending(weight.columns);
+    const auto body = [&](int64_t begin, int64_t end, int) {
+      const auto count = static_cast<size_t>(length * kTileRows);
+      std::vector<float> memory(2 * count + 16);
+      float* const tile = AlignedTo64(memory.data());
+      std::vector<uint8_t> codes(count);
+      for (int64_t t = begin; t < end; ++t) {
+        for (int64_t g = 0; g < weight.columns / length; ++g) {
+          const int32_t* const columns = &ascending[static_cast<size_t>(g * length)];
+          LoadTile(weight, t * kTileRows, columns, length, tile);
+          work(t, g, columns, tile, tile + count, codes.data());
+        }
+      }
+    };
+    pool_.ParallelFor(CeilDiv(weight.rows, kTileRows), 1, std::ref(body));
+  }
+
+  void FindGrids(MatrixView weight, const GridOptions& options, const std::vector<float>& squares,
+                 GridTable& grids) {
+    ForEachGroup(weight, options.spec, [&](int64_t t, int64_t g, const int32_t* columns,
+                                           float* tile, float*, uint8_t*) {
+      FindTileGrid(tile, grids.length(), options, &squares[static_cast<size_t>(columns[0])],
+                   grids.At(t, g));
+    });
+  }
+
+  static void FindTileGrid(const float* tile, int64_t columns, const GridOptions& options,
+                           const float* importance, TileGrid& grid) {
+    cpu::FindTileGrid(tile, columns, options, importance, grid);
+  }
+
+  // codes: [rows][columns].
+  Result<QuantizedWeight> Assemble(const QuantSpec& spec, int64_t rows, int64_t columns,
+                                   const std::vector<uint8_t>& codes, GridTable& grids) {
+    QuantizedWeight quantized = QuantizedWeight::Empty(spec, rows, columns);
+    ForEach(rows, 16, [&](int64_t r) {
+      const auto first = static_cast<size_t>(r * columns);
+      for (size_t k = 0; k < static_cast<size_t>(columns); k += 2) {
+        quantized.codes[(first + k) / 2] =
+            static_cast<uint8_t>(codes[first + k] | codes[first + k + 1] << 4);
+      }
+    });
+    NIBBLE_RETURN_IF_ERROR(grids.Store(quantized));
+    return quantized;
+  }
+
+  ThreadPool& pool_;
+  MemoryTracker& memory_;
+};
+
+}  // namespace
+
+std::unique_ptr<QuantizeOps> MakeCpuQuantizeOps(ThreadPool& pool, MemoryTracker& memory) {
+  return std::make_unique<CpuQuantizeOps>(pool, memory);
+}
+
+}  // namespace nibble

@@ -1,0 +1,95 @@
+// The contract of quantization: what GPTQ (arXiv:2210.17323) and AWQ (arXiv:2306.00978) ask of a
+// device. Implemented by ref (scalar, double: the oracle), cpu and, in time, cuda.
+//
+// Weights are float32 matrices [out, in] on the device; x is the input of a linear layer, one row
+// for each calibration token. H = 2/n Σ xᵀx over n tokens is the layer's Hessian.
+#ifndef NIBBLE_OPS_QUANTIZE_OPS_H_
+#define NIBBLE_OPS_QUANTIZE_OPS_H_
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "src/base/error.h"
+#include "src/format/grid.h"
+#include "src/format/weight.h"
+#include "src/tensor/tensor.h"
+
+namespace nibble {
+
+// Σ xᵀx and Σ |x| over the tokens seen so far, where the device keeps them.
+class InputStatistics {
+ public:
+  explicit InputStatistics(int64_t columns) : columns_(columns) {}
+  virtual ~InputStatistics() = default;
+  int64_t columns() const { return columns_; }
+  int64_t tokens() const { return tokens_; }
+
+ protected:
+  int64_t columns_;
+  int64_t tokens_ = 0;
+};
+
+// How a group's range is chosen. kNone takes all of it; the others try shrinking it to p · range,
+// p = 1, 0.99 … 0.21, and keep the p of the least
+//   kMse      Σ |w - q|^2.4
+//   kHessian  Σ H_jj (w_j - q_j)²
+enum class ScaleSearch : uint8_t { kNone, kMse, kHessian };
+
+struct GridOptions {
+  QuantSpec spec;
+  ScaleSearch search = ScaleSearch::kNone;
+  ScaleRounding rounding = ScaleRounding::kFloat16;
+};
+
+// When the sweep finds a group's grid: when it reaches the group, from the columns as updated by
+// then, or before it starts, from the weight as it was.
+enum class GridTime : uint8_t { kUpdated, kStatic };
+
+struct SweepOptions {
+  GridOptions grid;
+  GridTime grid_time = GridTime::kUpdated;
+  // order[i] is the column swept i-th. Under kUpdated a group's columns follow one another.
+  std::span<const int32_t> order;
+};
+
+class QuantizeOps {
+ public:
+  virtual ~QuantizeOps() = default;
+
+  virtual Result<std::unique_ptr<InputStatistics>> CreateStatistics(int64_t columns) = 0;
+  virtual void Accumulate(MatrixView x, InputStatistics& statistics) = 0;
+  // Of each column over the tokens: mean x², mean |x|.
+  virtual std::vector<float> MeanSquares(const InputStatistics& statistics) = 0;
+  virtual std::vector<float> MeanMagnitudes(const InputStatistics& statistics) = 0;
+
+  // The upper Cholesky factor U of (H + damping · mean(diag H) · I)⁻¹ = UᵀU, rows and columns in
+  // sweep order; a column that was always zero has H_jj = 1. Fails with kBadInput where that matrix
+  // is not positive definite.
+  virtual Result<Matrix> Factorize(const InputStatistics& statistics,
+                                   std::span<const int32_t> order, double damping) = 0;
+  // GPTQ's sweep: quantizes column after column, spreading each column's error over those to come.
+  // `weight` is [out, in] in its own column order.
+  virtual Result<QuantizedWeight> Sweep(MatrixView weight, const InputStatistics& statistics,
+                                        const Matrix& factor, const SweepOptions& options) = 0;
+
+  // Each weight to the nearest value of its group's grid. `statistics` is for kHessian alone.
+  virtual Result<QuantizedWeight> Round(MatrixView weight, const GridOptions& options,
+                                        const InputStatistics* statistics) = 0;
+  // out = Q(weight · diag(scales)) · diag(scales)⁻¹ with Q as Round does; AWQ's trial of scales.
+  // `out` may be `weight`.
+  virtual void PseudoQuantize(MatrixView weight, const GridOptions& options,
+                              std::span<const float> scales, MatrixView out) = 0;
+  // AWQ's clipping: limits the weights of each row and group to ±max|w| · (1 - i/20), i = 0 … 9,
+  // whichever i leaves the least error (w - Q(w))ᵀ H_gg (w - Q(w)); in groups longer than 128, H_gg
+  // counts in blocks of 128.
+  virtual void Clip(MatrixView weight, const GridOptions& options,
+                    const InputStatistics& statistics) = 0;
+  // The mean over tokens of ‖x · (weight - other)ᵀ‖², tr(Δ · Σxᵀx · Δᵀ) / n.
+  virtual double OutputError(MatrixView weight, MatrixView other,
+                             const InputStatistics& statistics) = 0;
+};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_OPS_QUANTIZE_OPS_H_
