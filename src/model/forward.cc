@@ -12,8 +12,8 @@ void OutputInput(const LayerContext& l, MatrixView qkv_input, MatrixView qkv, Ma
   const AttentionSpec attention = l.config.attention(l.layer);
   const MatrixView queries = qkv.Columns(0, l.config.q_features());
   l.backend.Linear(l.plan, *l.weights.qkv, qkv_input, Epilogue::kNone, qkv);
-  l.backend.RopeAndStoreKv(l.plan, l.rope, attention, l.layer, qkv, l.cache);
-  l.backend.Attend(l.plan, attention, l.layer, queries, l.cache, out);
+  l.backend.RopeAndStoreKv(l.plan, l.rope, attention, l.cache_layer, qkv, l.cache);
+  l.backend.Attend(l.plan, attention, l.cache_layer, queries, l.cache, out);
 }
 
 void MlpInput(const LayerContext& l, MatrixView output_input, MatrixView residual,
@@ -43,7 +43,7 @@ MatrixView Forward::Run(const Batch& batch, KvCache& cache) {
   backend_.Embed(*plan_, *weights_.embedding, residual);
   for (int64_t i = 0; i < weights_.config.layers; ++i) {
     const LayerContext layer{backend_, weights_.config, weights_.layers[static_cast<size_t>(i)],
-                             RopeSpec{rope_frequencies_}, i, *plan_, cache};
+                             RopeSpec{rope_frequencies_}, i, *plan_, cache, i};
     QkvInput(layer, residual, normed);
     OutputInput(layer, normed, qkv, attention);
     MlpInput(layer, attention, residual, normed);

@@ -22,6 +22,7 @@ struct LayerContext {
   int64_t layer;
   BatchPlan& plan;
   KvCache& cache;
+  int64_t cache_layer;  // `layer`, or 0 in a cache for one layer at a time
 };
 
 // `residual` is the residual stream, [rows, hidden].

@@ -14,11 +14,6 @@ constexpr std::string_view kFinalNorm = "model.norm.weight";
 constexpr std::string_view kLmHead = "lm_head";
 
 std::string LayerPrefix(int64_t layer) { return fmt::format("model.layers.{}.", layer); }
-std::string InputNorm(int64_t layer) { return LayerPrefix(layer) + "input_layernorm.weight"; }
-std::string PostAttentionNorm(int64_t layer) {
-  return LayerPrefix(layer) + "post_attention_layernorm.weight";
-}
-
 // How the weight of this name is quantized, if it is. An embedding never is: only linear layers are.
 std::optional<QuantizationConfig> QuantizationOf(const ModelDescription& model,
                                                  std::string_view name) {
@@ -181,8 +176,8 @@ Result<ModelDescription> DescribeModel(const Checkpoint& checkpoint) {
   TensorAudit audit(checkpoint, model);
   NIBBLE_RETURN_IF_ERROR(audit.Linear(EmbeddingLinear(config)));
   for (int64_t i = 0; i < config.layers; ++i) {
-    NIBBLE_RETURN_IF_ERROR(audit.Vector(InputNorm(i), config.hidden));
-    NIBBLE_RETURN_IF_ERROR(audit.Vector(PostAttentionNorm(i), config.hidden));
+    NIBBLE_RETURN_IF_ERROR(audit.Vector(InputNormName(i), config.hidden));
+    NIBBLE_RETURN_IF_ERROR(audit.Vector(PostAttentionNormName(i), config.hidden));
     const LayerLinears linears = LinearsOfLayer(config, i);
     for (const LinearName* linear : linears.All()) NIBBLE_RETURN_IF_ERROR(audit.Linear(*linear));
   }
@@ -190,6 +185,18 @@ Result<ModelDescription> DescribeModel(const Checkpoint& checkpoint) {
   if (!config.tied_embeddings) NIBBLE_RETURN_IF_ERROR(audit.Linear(LmHeadLinear(config)));
   NIBBLE_RETURN_IF_ERROR(audit.NothingLeft());
   return model;
+}
+
+std::string InputNormName(int64_t layer) { return LayerPrefix(layer) + "input_layernorm.weight"; }
+std::string PostAttentionNormName(int64_t layer) {
+  return LayerPrefix(layer) + "post_attention_layernorm.weight";
+}
+
+Result<std::unique_ptr<PreparedLinear>> LoadEmbedding(const Checkpoint& checkpoint,
+                                                      const ModelDescription& model,
+                                                      Backend& backend) {
+  const LinearName embedding = EmbeddingLinear(model.config);
+  return LoadLinear(checkpoint, model, {&embedding}, Interleave::kNone, backend);
 }
 
 Result<LayerWeights> LoadLayer(const Checkpoint& checkpoint, const ModelDescription& model,
@@ -201,11 +208,11 @@ Result<LayerWeights> LoadLayer(const Checkpoint& checkpoint, const ModelDescript
   };
   LayerWeights weights;
   NIBBLE_ASSIGN_OR_RETURN(weights.input_norm,
-                          LoadNorm(checkpoint, InputNorm(layer), hidden, backend));
+                          LoadNorm(checkpoint, InputNormName(layer), hidden, backend));
   NIBBLE_ASSIGN_OR_RETURN(weights.qkv, load({&names.q, &names.k, &names.v}, Interleave::kNone));
   NIBBLE_ASSIGN_OR_RETURN(weights.output, load({&names.output}, Interleave::kNone));
   NIBBLE_ASSIGN_OR_RETURN(weights.post_attention_norm,
-                          LoadNorm(checkpoint, PostAttentionNorm(layer), hidden, backend));
+                          LoadNorm(checkpoint, PostAttentionNormName(layer), hidden, backend));
   NIBBLE_ASSIGN_OR_RETURN(weights.gate_up, load({&names.gate, &names.up}, Interleave::kGateUp));
   NIBBLE_ASSIGN_OR_RETURN(weights.down, load({&names.down}, Interleave::kNone));
   return weights;
@@ -216,10 +223,7 @@ Result<ModelWeights> LoadModel(const Checkpoint& checkpoint, const ModelDescript
                                const CancelToken& cancel) {
   ModelWeights weights;
   weights.config = model.config;
-  const auto load = [&](const LinearName& name) {
-    return LoadLinear(checkpoint, model, {&name}, Interleave::kNone, backend);
-  };
-  NIBBLE_ASSIGN_OR_RETURN(weights.embedding, load(EmbeddingLinear(model.config)));
+  NIBBLE_ASSIGN_OR_RETURN(weights.embedding, LoadEmbedding(checkpoint, model, backend));
   for (int64_t i = 0; i < model.config.layers; ++i) {
     NIBBLE_RETURN_IF_ERROR(cancel.Check());
     NIBBLE_ASSIGN_OR_RETURN(LayerWeights layer, LoadLayer(checkpoint, model, i, backend));
@@ -230,7 +234,9 @@ Result<ModelWeights> LoadModel(const Checkpoint& checkpoint, const ModelDescript
       weights.final_norm,
       LoadNorm(checkpoint, std::string(kFinalNorm), model.config.hidden, backend));
   if (!model.config.tied_embeddings) {
-    NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, load(LmHeadLinear(model.config)));
+    const LinearName lm_head = LmHeadLinear(model.config);
+    NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, LoadLinear(checkpoint, model, {&lm_head},
+                                                        Interleave::kNone, backend));
   }
   return weights;
 }

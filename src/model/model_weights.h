@@ -58,6 +58,13 @@ struct LayerLinears {
 };
 LayerLinears LinearsOfLayer(const ModelConfig& config, int64_t layer);
 
+// The names of a layer's norms.
+std::string InputNormName(int64_t layer);
+std::string PostAttentionNormName(int64_t layer);
+
+Result<std::unique_ptr<PreparedLinear>> LoadEmbedding(const Checkpoint& checkpoint,
+                                                      const ModelDescription& model,
+                                                      Backend& backend);
 // Reads and packs one layer; at any time at most one prepared linear's sources are in memory.
 Result<LayerWeights> LoadLayer(const Checkpoint& checkpoint, const ModelDescription& model,
                                int64_t layer, Backend& backend);

@@ -81,9 +81,10 @@ class QuantizeOps {
   virtual void PseudoQuantize(MatrixView weight, const GridOptions& options,
                               std::span<const float> scales, MatrixView out) = 0;
   // AWQ's clipping: limits the weights of each row and group to ±max|w| · (1 - i/20), i = 0 … 9,
-  // whichever i leaves the least error (w - Q(w))ᵀ H_gg (w - Q(w)); in groups longer than 128, H_gg
-  // counts in blocks of 128.
-  virtual void Clip(MatrixView weight, const GridOptions& options,
+  // whichever i leaves the least error δᵀ H_gg δ, δ = diag(scales)⁻¹ (w - Q(w)); in groups longer
+  // than 128, H_gg counts in blocks of 128. `weight` is already multiplied by `scales`; the
+  // statistics are of the input before it was divided by them.
+  virtual void Clip(MatrixView weight, const GridOptions& options, std::span<const float> scales,
                     const InputStatistics& statistics) = 0;
   // The mean over tokens of ‖x · (weight - other)ᵀ‖², tr(Δ · Σxᵀx · Δᵀ) / n.
   virtual double OutputError(MatrixView weight, MatrixView other,

@@ -300,7 +300,7 @@ class CpuQuantizeOps final : public QuantizeOps {
     });
   }
 
-  void Clip(MatrixView weight, const GridOptions& options,
+  void Clip(MatrixView weight, const GridOptions& options, std::span<const float> scales,
             const InputStatistics& statistics) override {
     const CpuStatistics& s = Cpu(statistics);
     const int64_t length = options.spec.GroupLength(weight.columns);
@@ -336,7 +336,10 @@ class CpuQuantizeOps final : public QuantizeOps {
         TileGrid grid;
         FindTileGrid(trial, length, options, importance.data(), grid);
         cpu::RoundTile(trial, length, grid, code, values);
-        for (int64_t i = 0; i < length * kTileRows; ++i) values[i] = tile[i] - values[i];
+        for (int64_t i = 0; i < length * kTileRows; ++i) {
+          const float scale = scales[static_cast<size_t>(columns[i / kTileRows])];
+          values[i] = (tile[i] - values[i]) / scale;
+        }
         alignas(64) float losses[kTileRows] = {};
         for (int64_t k = 0; k < length; k += block) {
           cpu::AddQuadraticForm(values + k * kTileRows, std::min(block, length - k),
