@@ -6,6 +6,7 @@
 #include "src/base/units.h"
 #include "src/cli/command.h"
 #include "src/cli/mmlu_options.h"
+#include "src/cli/solver_options.h"
 #include "src/cli/workload_options.h"
 #include "src/report/report.h"
 #include "src/study/study.h"
@@ -15,13 +16,14 @@ namespace {
 
 struct StudyCommandOptions {
   std::string model;
-  std::vector<std::string> methods = {"fp16", "rtn"};
+  std::vector<std::string> methods = {"fp16", "rtn", "awq", "gptq"};
   MmluCommandOptions mmlu;
   std::vector<std::string> scorings = {"letters", "cloze"};
   std::string text;
   std::string join = "raw";
   int64_t context = 2048;
   int64_t max_windows = 0;
+  SolverCommandOptions solver;
   WorkloadOptions workload;
   double max_accuracy_drop = -1;
   std::string memory_budget;
@@ -37,6 +39,8 @@ Result<StudyOptions> ToStudyOptions(const StudyCommandOptions& options,
                      .device = context.common.device,
                      .random_weights = AllowRandom(options.allow_random),
                      .data = options.mmlu.data,
+                     .calibration = options.solver.calibration,
+                     .solver = options.solver.Solver(),
                      .workload = options.workload.workload,
                      .progress = context.common.progress()};
   NIBBLE_ASSIGN_OR_RETURN(study.questions, options.mmlu.DataOptions());
@@ -97,6 +101,7 @@ void AddStudyCommand(Program& program) {
       ->capture_default_str();
   command->add_option("--max-windows", options->max_windows, "windows at most; 0: all")
       ->capture_default_str();
+  options->solver.AddTo(*command);
   options->workload.AddTo(*command);
   command->add_option("--max-accuracy-drop", options->max_accuracy_drop,
                       "percentage points that deployment may lose")

@@ -1,11 +1,26 @@
 #include "src/quantize/method.h"
 
+#include <algorithm>
+#include <iterator>
+
 namespace nibble {
+namespace {
+
+constexpr QuantMethod kMethods[] = {QuantMethod::kRtn, QuantMethod::kAwq, QuantMethod::kGptq,
+                                    QuantMethod::kAwqGptq};
+
+}  // namespace
 
 std::string_view Name(QuantMethod method) {
   switch (method) {
     case QuantMethod::kRtn:
       return "rtn";
+    case QuantMethod::kAwq:
+      return "awq";
+    case QuantMethod::kGptq:
+      return "gptq";
+    case QuantMethod::kAwqGptq:
+      return "awq+gptq";
   }
   return "";
 }
@@ -21,11 +36,12 @@ Result<int64_t> ParseGroupSize(std::string_view text) {
 Result<MethodSpec> ParseMethod(std::string_view text) {
   MethodSpec spec;
   std::string_view rest = text;
+  std::optional<Grid> named;
   // The grid is the longest suffix that names one.
   for (const Grid grid : {Grid::kSymmetricFull, Grid::kAsymmetric, Grid::kSymmetric}) {
     const std::string suffix = fmt::format("-{}", Name(grid));
     if (rest.ends_with(suffix)) {
-      spec.quant.grid = grid;
+      named = grid;
       rest.remove_suffix(suffix.size());
       break;
     }
@@ -34,10 +50,16 @@ Result<MethodSpec> ParseMethod(std::string_view text) {
     NIBBLE_ASSIGN_OR_RETURN(spec.quant.group_size, ParseGroupSize(rest.substr(at + 2)));
     rest = rest.substr(0, at);
   }
-  if (rest != Name(QuantMethod::kRtn)) {
-    return WrongUsage("method \"{}\": want rtn[-g32|-g64|-g128|-gchannel][-asym|-sym|-sym-full]",
+  const auto* const method = std::find_if(std::begin(kMethods), std::end(kMethods),
+                                          [&](QuantMethod m) { return rest == Name(m); });
+  if (method == std::end(kMethods)) {
+    return WrongUsage("method \"{}\": want rtn, awq, gptq or awq+gptq, and after it "
+                      "[-g32|-g64|-g128|-gchannel][-asym|-sym|-sym-full]",
                       text);
   }
+  spec.method = *method;
+  spec.quant.grid =
+      named.value_or(*method == QuantMethod::kGptq ? Grid::kSymmetric : Grid::kAsymmetric);
   return spec;
 }
 

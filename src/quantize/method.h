@@ -12,16 +12,16 @@
 
 namespace nibble {
 
-enum class QuantMethod { kRtn };
-std::string_view Name(QuantMethod method);
+enum class QuantMethod : uint8_t { kRtn, kAwq, kGptq, kAwqGptq };
+std::string_view Name(QuantMethod method);  // "rtn", "awq", "gptq", "awq+gptq"
 
 struct MethodSpec {
   QuantMethod method = QuantMethod::kRtn;
   QuantSpec quant;  // the group size as asked for; a model may need a smaller one
 };
 
-// "rtn", "rtn-g64", "rtn-sym", "rtn-gchannel-sym-full"; groups of 128 and an asymmetric grid unless
-// named.
+// "rtn", "awq-g64", "gptq-sym", "awq+gptq-gchannel-sym-full"; unless named, groups of 128, and for
+// gptq the symmetric grid, else the asymmetric one.
 Result<MethodSpec> ParseMethod(std::string_view text);
 
 // 32, 64, 128 or "channel"; kUsage otherwise.

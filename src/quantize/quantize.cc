@@ -2,35 +2,23 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
+#include <filesystem>
 #include <set>
 
+#include <spdlog/spdlog.h>
+
+#include "src/base/file.h"
+#include "src/base/fingerprint.h"
+#include "src/base/units.h"
 #include "src/checkpoint/checkpoint_writer.h"
-#include "src/quantize/rtn.h"
+#include "src/quantize/layer_store.h"
 #include "src/tensor/memory.h"
 
 namespace nibble {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// The linears of a layer in the groups that a backend packs together.
-std::vector<std::vector<LinearName>> PackedGroups(const ModelConfig& config, int64_t layer) {
-  const LayerLinears l = LinearsOfLayer(config, layer);
-  return {{l.q, l.k, l.v}, {l.output}, {l.gate, l.up}, {l.down}};
-}
-
-// Why no layout or group holds the linear; empty where one does.
-std::string ReasonToSkip(const LinearName& linear) {
-  if (linear.out_features % 8 != 0 || linear.in_features % 8 != 0) {
-    return fmt::format("[{}, {}] is not a multiple of 8 in both dimensions", linear.out_features,
-                       linear.in_features);
-  }
-  if (linear.in_features % 32 != 0) {
-    return fmt::format("its {} inputs are not a multiple of the smallest group, 32",
-                       linear.in_features);
-  }
-  return {};
-}
 
 std::string ModelCard(const std::string& source, const QuantizationConfig& quantization,
                       const Json& record) {
@@ -45,75 +33,79 @@ std::string ModelCard(const std::string& source, const QuantizationConfig& quant
       record["modules"].size(), record["skipped"].size(), record["mean_error"].get<double>());
 }
 
-}  // namespace
-
-Result<QuantizationPlan> PlanQuantization(const ModelDescription& model, const QuantSpec& wanted) {
-  if (model.quantization) {
-    return BadInput("the model is quantized already ({}); quantize its 16-bit original instead",
-                    model.quantization->Label());
+std::string FingerprintOfRun(const QuantizeOptions& options, const QuantizationPlan& plan) {
+  Fingerprint fingerprint;
+  fingerprint.Add(NIBBLE_VERSION).Add(options.source_fingerprint);
+  fingerprint.Add(Name(options.method.method)).Add(Name(plan.spec.grid));
+  fingerprint.Add(std::to_string(plan.spec.group_size)).Add(SolverRecord(options.solver).dump());
+  if (options.calibration != nullptr) {
+    const auto& tokens = options.calibration->tokens;
+    fingerprint.Add(std::to_string(options.calibration->sequence_length));
+    fingerprint.Add({reinterpret_cast<const char*>(tokens.data()), tokens.size() * sizeof(int32_t)});
   }
-  QuantizationPlan plan;
-  plan.spec = wanted;
-  for (int64_t layer = 0; layer < model.config.layers; ++layer) {
-    for (const std::vector<LinearName>& group : PackedGroups(model.config, layer)) {
-      std::string reason;
-      for (const LinearName& linear : group) {
-        if (const std::string why = ReasonToSkip(linear); reason.empty() && !why.empty()) {
-          reason = group.size() == 1 ? why : fmt::format("{}: {}", linear.name, why);
-        }
-      }
-      for (const LinearName& linear : group) {
-        if (reason.empty()) {
-          plan.quantized.push_back(linear);
-        } else {
-          plan.skipped.push_back({linear.name, reason});
-        }
-      }
+  return fingerprint.Hex();
+}
+
+// A vector in the type that the tensor is stored in.
+Status AddVector(CheckpointWriter& writer, const TensorInfo& tensor,
+                 const std::vector<float>& values) {
+  const DType dtype = tensor.dtype.value_or(DType::kF16);
+  std::vector<std::byte> bytes(values.size() * BytesOf(dtype));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (dtype == DType::kF32) {
+      std::memcpy(&bytes[i * 4], &values[i], 4);
+    } else {
+      const uint16_t bits =
+          dtype == DType::kBF16 ? BF16FromFloat(values[i]) : F16FromFloat(values[i]);
+      std::memcpy(&bytes[i * 2], &bits, 2);
     }
   }
-  if (plan.quantized.empty()) {
-    return BadInput("no linear layer of this model can be quantized: {}",
-                    plan.skipped.front().reason);
-  }
-  if (wanted.group_size == kPerChannel) return plan;
-  const auto divides = [&](int64_t group) {
-    return std::all_of(plan.quantized.begin(), plan.quantized.end(),
-                       [&](const LinearName& l) { return l.in_features % group == 0; });
-  };
-  while (!divides(plan.spec.group_size)) plan.spec.group_size /= 2;
-  if (plan.spec.group_size != wanted.group_size) {
-    const auto odd = std::find_if(
-        plan.quantized.begin(), plan.quantized.end(),
-        [&](const LinearName& l) { return l.in_features % wanted.group_size != 0; });
-    plan.notes.push_back(
-        fmt::format("groups of {} instead of {}, which do not divide the {} inputs of {}",
-                    plan.spec.group_size, wanted.group_size, odd->in_features, odd->name));
-  }
-  return plan;
+  return writer.Add(tensor.name, {.dtype = dtype, .shape = tensor.shape, .bytes = bytes});
+}
+
+double Mean(const Json& modules, auto value) {
+  double sum = 0;
+  for (const Json& module : modules) sum += value(module);
+  return sum / static_cast<double>(modules.size());
+}
+
+}  // namespace
+
+Json SolverRecord(const SolverOptions& options) {
+  Json forms = Json::array();
+  for (const AwqForm form : options.awq.forms) forms.push_back(Name(form));
+  const GptqOptions& gptq = options.gptq;
+  return {{"awq", {{"forms", forms}, {"search_tokens", options.awq.search_tokens}}},
+          {"gptq",
+           {{"order", Name(gptq.order)},
+            {"static_groups", gptq.order == ColumnOrder::kActivation ||
+                                  gptq.grid_time == GridTime::kStatic},
+            {"scale_search", Name(gptq.search)},
+            {"damping", gptq.damping}}}};
 }
 
 Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescription& model,
-                                const QuantizeOptions& options, ThreadPool& pool,
-                                const QuantizeProgress& progress, const CancelToken& cancel) {
+                                const QuantizeOptions& options, Backend& backend, QuantizeOps& ops,
+                                ThreadPool& pool, const QuantizeProgress& progress,
+                                const CancelToken& cancel) {
   const auto start = Clock::now();
   NIBBLE_ASSIGN_OR_RETURN(const QuantizationPlan plan,
                           PlanQuantization(model, options.method.quant));
   NIBBLE_RETURN_IF_ERROR(CheckLayout(options.layout, plan.spec.grid));
+  NIBBLE_RETURN_IF_ERROR(CheckOutputDirectory(options.output));
 
   CheckpointPlan target;
   target.config = checkpoint.config();
   target.generation_config = checkpoint.generation_config();
   target.quantization = QuantizationConfig{.layout = options.layout, .spec = plan.spec};
-  std::set<std::string> quantized_weights;
-  for (const LinearName& linear : plan.quantized) {
-    quantized_weights.insert(linear.name + ".weight");
-  }
+  std::set<std::string> written;
+  for (const LinearName& linear : plan.quantized) written.insert(linear.name + ".weight");
   for (const QuantizationPlan::Skipped& skipped : plan.skipped) {
     target.quantization->modules_to_not_convert.push_back(skipped.name);
   }
   NIBBLE_ASSIGN_OR_RETURN(target.files, checkpoint.TokenizerFiles());
   for (const TensorInfo& tensor : checkpoint.tensors()) {
-    if (!quantized_weights.contains(tensor.name)) {
+    if (!written.contains(tensor.name)) {
       target.AddTensor(tensor.name, tensor.dtype.value_or(DType::kF16), tensor.shape);
     }
   }
@@ -123,32 +115,68 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
   }
   const uint64_t checkpoint_bytes = target.tensor_bytes();
   const QuantizationConfig quantization = *target.quantization;
+  // The layers are on disk twice for a moment.
+  NIBBLE_ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeDiskBytes(options.output));
+  if (free_bytes < 2 * checkpoint_bytes) {
+    return NotEnough("{}: needs {} of disk, {} are free", options.output,
+                     FormatBytes(2 * checkpoint_bytes), FormatBytes(free_bytes));
+  }
+
+  NIBBLE_ASSIGN_OR_RETURN(const LayerStore store,
+                          LayerStore::Open(options.output + ".quantizing",
+                                           FingerprintOfRun(options, plan)));
+  const std::string parent = std::filesystem::path(options.output).parent_path();
+  NIBBLE_ASSIGN_OR_RETURN(
+      const std::unique_ptr<LayerQuantizer> quantizer,
+      LayerQuantizer::Create(checkpoint, model, plan, options.method.method, options.solver,
+                             options.calibration, backend, ops, pool,
+                             {.max_bytes = options.max_activation_bytes,
+                              .spill_directory = parent.empty() ? "." : parent}));
+  const auto total = static_cast<int64_t>(plan.quantized.size());
+  int64_t done = 0;
+  Json modules = Json::array();
+  for (int64_t i = 0; i < model.config.layers; ++i) {
+    NIBBLE_RETURN_IF_ERROR(cancel.Check());
+    NIBBLE_ASSIGN_OR_RETURN(const auto known, store.Load(i, plan.spec));
+    if (known) {
+      if (i == 0) spdlog::info("{}: going on where it was stopped", options.output);
+      NIBBLE_RETURN_IF_ERROR(quantizer->Replay(i, *known, cancel));
+      for (const Json& module : known->modules) {
+        progress(++done, total, module["name"].get<std::string>(), module);
+        modules.push_back(module);
+      }
+      continue;
+    }
+    NIBBLE_ASSIGN_OR_RETURN(
+        const QuantizedLayer layer,
+        quantizer->Quantize(
+            i,
+            [&](std::string_view name, const Json& record) {
+              progress(++done, total, name, record);
+            },
+            cancel));
+    NIBBLE_RETURN_IF_ERROR(store.Save(i, layer));
+    for (const Json& module : layer.modules) modules.push_back(module);
+  }
+
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointWriter> writer,
                           CheckpointWriter::Create(options.output, std::move(target)));
-
+  for (int64_t i = 0; i < model.config.layers; ++i) {
+    NIBBLE_ASSIGN_OR_RETURN(const auto layer, store.Load(i, plan.spec));
+    for (const QuantizedLayer::Linear& linear : layer->linears) {
+      NIBBLE_RETURN_IF_ERROR(writer->AddLinear(linear.name, linear.weight));
+    }
+    for (const QuantizedLayer::Vector& vector : layer->vectors) {
+      NIBBLE_RETURN_IF_ERROR(
+          AddVector(*writer, *checkpoint.Find(vector.name), vector.values));
+      written.insert(vector.name);
+    }
+  }
   for (const TensorInfo& tensor : checkpoint.tensors()) {
-    if (quantized_weights.contains(tensor.name)) continue;
+    if (written.contains(tensor.name)) continue;
     NIBBLE_ASSIGN_OR_RETURN(const TensorView view, checkpoint.Read(tensor.name));
     NIBBLE_RETURN_IF_ERROR(writer->Add(tensor.name, view));
     checkpoint.Release(tensor.name);
-  }
-  Json modules = Json::array();
-  double error_sum = 0;
-  for (const LinearName& linear : plan.quantized) {
-    NIBBLE_RETURN_IF_ERROR(cancel.Check());
-    NIBBLE_ASSIGN_OR_RETURN(const Weight weight,
-                            ReadWeight(checkpoint, linear.name, linear.out_features,
-                                       linear.in_features, std::nullopt));
-    const DenseWeight& dense = std::get<DenseWeight>(weight);
-    NIBBLE_ASSIGN_OR_RETURN(const QuantizedWeight quantized,
-                            RoundToNearest(dense, plan.spec, linear.name, pool));
-    const double error = RelativeSquaredError(dense, quantized, pool);
-    NIBBLE_RETURN_IF_ERROR(writer->AddLinear(linear.name, quantized));
-    checkpoint.Release(linear.name + ".weight");
-    error_sum += error;
-    modules.push_back({{"name", linear.name}, {"error", error}});
-    progress(static_cast<int64_t>(modules.size()), static_cast<int64_t>(plan.quantized.size()),
-             linear.name, error);
   }
 
   Json skipped = Json::array();
@@ -161,6 +189,14 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
   const double bits_per_weight =
       plan.spec.group_size == kPerChannel ? 4.0
                                           : 4.0 + 20.0 / static_cast<double>(plan.spec.group_size);
+  std::vector<std::string> notes = plan.notes;
+  Json calibration = nullptr;
+  if (const CalibrationSet* set = options.calibration) {
+    notes.insert(notes.end(), set->notes.begin(), set->notes.end());
+    calibration = {{"source", set->source},
+                   {"samples", set->samples},
+                   {"sequence_length", set->sequence_length}};
+  }
   Json record = {
       {"schema", "nibble.quantize/1"},
       {"method", Name(options.method.method)},
@@ -169,18 +205,29 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
       {"format", Name(options.layout)},
       {"bits_per_weight", bits_per_weight},
       {"quantized_parameters", weights},
+      {"calibration", std::move(calibration)},
       {"error_measure", "squared error of the weights, relative to their squares"},
-      {"mean_error", error_sum / static_cast<double>(modules.size())},
-      {"checkpoint_bytes", checkpoint_bytes},
-      {"modules", std::move(modules)},
-      {"skipped", std::move(skipped)},
-      {"notes", plan.notes},
-      {"seconds", std::chrono::duration<double>(Clock::now() - start).count()},
-      {"peak_memory_bytes", PeakResidentBytes()},
+      {"mean_error", Mean(modules, [](const Json& m) { return m["error"].get<double>(); })},
   };
+  if (options.calibration != nullptr) {
+    record["options"] = SolverRecord(options.solver);
+    record["output_error_measure"] =
+        "mean squared change of the outputs on the calibration tokens, by token";
+    record["mean_output_error_ratio"] = Mean(modules, [](const Json& m) {
+      const double rtn = m["rtn_output_error"].get<double>();
+      return rtn == 0 ? 1 : m["output_error"].get<double>() / rtn;
+    });
+  }
+  record["checkpoint_bytes"] = checkpoint_bytes;
+  record["modules"] = std::move(modules);
+  record["skipped"] = std::move(skipped);
+  record["notes"] = notes;
+  record["seconds"] = std::chrono::duration<double>(Clock::now() - start).count();
+  record["peak_memory_bytes"] = PeakResidentBytes();
   writer->AddFile({"quantize.json", record.dump(1) + "\n"});
   writer->AddFile({"README.md", ModelCard(checkpoint.path(), quantization, record)});
   NIBBLE_RETURN_IF_ERROR(writer->Finish());
+  store.Remove();
   return record;
 }
 

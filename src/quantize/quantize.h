@@ -1,9 +1,13 @@
-// Quantizes a checkpoint into a new one, linear by linear.
+// Quantizes a checkpoint into a new one, layer by layer.
 //
-// Quantized are the seven linear layers of every transformer layer; embeddings, the output layer and
-// norms stay as they are. The new checkpoint is in a published layout (see QuantizationConfig), with
-// the tokenizer, generation config and chat template of the old one, a model card, and
-// quantize.json.
+// Quantized are the seven linear layers of every transformer layer; embeddings and the output layer
+// stay as they are, and so do norms but where AWQ folds scales into them. The new checkpoint is in a
+// published layout (see QuantizationConfig), with the tokenizer, generation config and chat template
+// of the old one, a model card, and quantize.json.
+//
+// Finished layers are kept in OUTPUT.quantizing until the checkpoint is complete: interrupted at any
+// moment, the same call goes on at the layer it was in, and the checkpoint is bit for bit what it
+// would have been.
 #ifndef NIBBLE_QUANTIZE_QUANTIZE_H_
 #define NIBBLE_QUANTIZE_QUANTIZE_H_
 
@@ -15,41 +19,35 @@
 #include "src/base/json.h"
 #include "src/base/thread_pool.h"
 #include "src/model/model_weights.h"
+#include "src/quantize/layer_quantizer.h"
 #include "src/quantize/method.h"
+#include "src/quantize/plan.h"
 
 namespace nibble {
-
-// Which linears are quantized, and in which groups. The public layouts know one group size for each
-// checkpoint: the largest of 128, 64 and 32 not above the one asked for that divides the inputs of
-// every quantized linear. A linear that no group or layout fits stays as it is, and so do those that
-// are packed together with it (q, k, v; gate, up).
-struct QuantizationPlan {
-  struct Skipped {
-    std::string name;
-    std::string reason;
-  };
-  QuantSpec spec;
-  std::vector<LinearName> quantized;
-  std::vector<Skipped> skipped;
-  std::vector<std::string> notes;  // for people: where the plan differs from what was asked for
-};
-// kBadInput where nothing can be quantized or the model is quantized already.
-Result<QuantizationPlan> PlanQuantization(const ModelDescription& model, const QuantSpec& wanted);
 
 struct QuantizeOptions {
   MethodSpec method;
   QuantLayout layout = QuantLayout::kAwqGemm;
-  std::string output;  // a directory that does not exist yet
+  SolverOptions solver;
+  const CalibrationSet* calibration = nullptr;  // borrowed; needed by all methods but rtn
+  uint64_t max_activation_bytes = UINT64_MAX;   // in memory; more are kept in files beside `output`
+  std::string source_fingerprint;               // of the model's files
+  std::string output;                           // a directory that does not exist yet
 };
 
-// Called with the number of linears done, their total, and the name and error of the last.
+// Called with the number of linears done, their total, and the name and record (as in
+// quantize.json) of the last.
 using QuantizeProgress =
-    std::function<void(int64_t done, int64_t total, std::string_view name, double error)>;
+    std::function<void(int64_t done, int64_t total, std::string_view name, const Json& record)>;
+
+// The solvers' options, as in quantize.json.
+Json SolverRecord(const SolverOptions& options);
 
 // Returns the content of quantize.json ("nibble.quantize/1").
 Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescription& model,
-                                const QuantizeOptions& options, ThreadPool& pool,
-                                const QuantizeProgress& progress, const CancelToken& cancel);
+                                const QuantizeOptions& options, Backend& backend, QuantizeOps& ops,
+                                ThreadPool& pool, const QuantizeProgress& progress,
+                                const CancelToken& cancel);
 
 }  // namespace nibble
 

@@ -11,7 +11,9 @@
 
 #include "src/base/file.h"
 #include "src/base/fingerprint.h"
+#include "src/ops/cpu/cpu_quantize.h"
 #include "src/quantize/quantize.h"
+#include "src/study/calibrate.h"
 #include "src/report/report.h"
 #include "src/study/versions.h"
 
@@ -162,23 +164,49 @@ Result<Json> Study::QuantizeStage(const std::string& method) {
     std::filesystem::remove(JoinPath(JoinPath(options_.output, "stages"), method + ".quantize.json"),
                             ignored);
   }
-  return Stage(method + ".quantize", {{"method", method}}, [&]() -> Result<Json> {
+  const CalibrationOptions& calibration = options_.calibration;
+  const Json inputs = {{"method", method},
+                       {"calibration",
+                        {{"path", calibration.path},
+                         {"samples", calibration.samples},
+                         {"sequence_length", calibration.sequence_length},
+                         {"seed", calibration.seed}}},
+                       {"solver", SolverRecord(options_.solver)}};
+  return Stage(method + ".quantize", inputs, [&]() -> Result<Json> {
     std::error_code error;
     std::filesystem::remove_all(directory, error);  // of other options, or left by a kill
     if (error) return BadInput("{}: cannot be replaced: {}", directory, error.message());
     NIBBLE_RETURN_IF_ERROR(MakeDirectories(JoinPath(options_.output, "models")));
     NIBBLE_ASSIGN_OR_RETURN(const MethodSpec spec, ParseMethod(method));
+    NIBBLE_ASSIGN_OR_RETURN(const CalibrationSet* const set, CalibrationFor(spec));
+    NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeBackend(options_.device));
     ThreadPool pool(ThreadsFor(options_.device));
+    const std::unique_ptr<QuantizeOps> ops = MakeCpuQuantizeOps(pool, backend->memory());
     Progress progress(options_.progress, "quantizing " + method, 1);
     ResetPeakResident();
     return QuantizeCheckpoint(
         *original_.checkpoint, original_.description,
-        {.method = spec, .layout = DefaultLayout(spec.quant.grid), .output = directory}, pool,
-        [&](int64_t done, int64_t total, std::string_view name, double) {
+        {.method = spec,
+         .layout = DefaultLayout(spec.quant.grid),
+         .solver = options_.solver,
+         .calibration = set,
+         .source_fingerprint = model_fingerprint_,
+         .output = directory},
+        *backend, *ops, pool,
+        [&](int64_t done, int64_t total, std::string_view name, const Json&) {
           progress.Update(done, total, name);
         },
         cancel_);
   });
+}
+
+Result<const CalibrationSet*> Study::CalibrationFor(const MethodSpec& method) {
+  if (method.method == QuantMethod::kRtn) return nullptr;
+  if (!calibration_) {
+    NIBBLE_ASSIGN_OR_RETURN(calibration_, Calibrate(options_.calibration, original_,
+                                                    options_.device, options_.progress, cancel_));
+  }
+  return &*calibration_;
 }
 
 Status Study::RunMethod(const std::string& method, const Json& hardware, const Json& baseline,

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "src/bench/workload.h"
-#include "src/quantize/method.h"
+#include "src/quantize/quantize.h"
 #include "src/report/study_record.h"
 #include "src/study/documents.h"
 #include "src/study/recommendation.h"
@@ -30,6 +30,9 @@ struct StudyOptions {
   MmluDataOptions questions;
   MmluTemplate prompt_template = MmluTemplate::kOriginal;
   std::vector<MmluScoring> scorings = {MmluScoring::kLetters};
+
+  CalibrationOptions calibration;  // of the methods that need one
+  SolverOptions solver;
 
   PerplexityRequest perplexity;
   Workload workload;
@@ -61,6 +64,7 @@ class Study {
   Status RunMethod(const std::string& method, const Json& hardware, const Json& baseline,
                    Json& record);
   Result<Json> QuantizeStage(const std::string& method);
+  Result<const CalibrationSet*> CalibrationFor(const MethodSpec& method);
   Result<Json> HardwareStage();
   std::string PathOfMethod(const std::string& method) const;
   Json OptionsRecord() const;
@@ -72,6 +76,7 @@ class Study {
   std::string model_fingerprint_;
   OpenedModel original_;
   std::optional<MmluDataset> data_;
+  std::optional<CalibrationSet> calibration_;  // read when a method first needs it
 };
 
 // Reads a study directory's study.json.

@@ -1,10 +1,14 @@
 #include "src/tensor/memory.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <string>
 #include <utility>
@@ -75,7 +79,7 @@ void MemoryTracker::ResetPeak() {
 
 Buffer::Buffer(void* data, size_t bytes, Release release, MemoryTracker* tracker, MemoryClass c)
     : data_(data), bytes_(bytes), release_(release), tracker_(tracker), class_(c) {
-  tracker_->Add(class_, bytes_);
+  if (tracker_ != nullptr) tracker_->Add(class_, bytes_);
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
@@ -96,7 +100,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
-  tracker_->Remove(class_, bytes_);
+  if (tracker_ != nullptr) tracker_->Remove(class_, bytes_);
   release_(data_, bytes_);
 }
 
@@ -111,6 +115,26 @@ Result<Buffer> AllocateHost(MemoryTracker& tracker, MemoryClass memory_class, si
   if (huge) ::madvise(data, rounded, MADV_HUGEPAGE);
   return Buffer(
       data, rounded, [](void* p, size_t) { std::free(p); }, &tracker, memory_class);
+}
+
+Result<Buffer> AllocateInFile(const std::string& directory, size_t bytes) {
+  const size_t size = std::max<size_t>(bytes, 1);
+  std::string name = directory + "/activations-XXXXXX";
+  const int file = ::mkstemp(name.data());
+  if (file < 0) {
+    return BadInput("{}: cannot make a temporary file: {}", directory, std::strerror(errno));
+  }
+  ::unlink(name.c_str());
+  // Reserved, so that a full disk is an error here and not a signal later.
+  const int full = ::posix_fallocate(file, 0, static_cast<off_t>(size));
+  void* const data = full != 0 ? MAP_FAILED
+                               : ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  ::close(file);
+  if (data == MAP_FAILED) {
+    return NotEnough("{}: no room for {} of activations", directory, FormatBytes(size));
+  }
+  return Buffer(
+      data, size, [](void* p, size_t n) { ::munmap(p, n); }, nullptr, MemoryClass::kWorkspace);
 }
 
 HostMemory ReadHostMemory() {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string>
 
 #include "src/base/error.h"
 
@@ -45,6 +46,7 @@ class Buffer {
   using Release = void (*)(void* data, size_t bytes);
 
   Buffer() = default;
+  // `tracker` may be null for what is not memory.
   Buffer(void* data, size_t bytes, Release release, MemoryTracker* tracker, MemoryClass c);
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
@@ -70,6 +72,10 @@ class Buffer {
 // Host memory aligned to 64 bytes, in huge pages where the system grants them; not zeroed. Fails
 // with ErrorCode::kResources. `tracker` counts it and must outlive the buffer.
 Result<Buffer> AllocateHost(MemoryTracker& tracker, MemoryClass memory_class, size_t bytes);
+
+// Storage in a nameless file of `directory` (which must exist), mapped, so that the system can keep
+// it on disk; zeroed. Gone with the buffer or the process.
+Result<Buffer> AllocateInFile(const std::string& directory, size_t bytes);
 
 struct HostMemory {
   uint64_t total_bytes = 0;

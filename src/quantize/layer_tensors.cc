@@ -1,0 +1,132 @@
+#include "src/quantize/layer_tensors.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+Result<LinearTensor> ReadLinear(const Checkpoint& checkpoint, const LinearName& name,
+                                const QuantizationPlan& plan, ThreadPool& pool) {
+  LinearTensor linear{.name = name};
+  linear.quantized = plan.Quantizes(name.name);
+  linear.weight.resize(static_cast<size_t>(name.out_features * name.in_features));
+  linear.scales.assign(static_cast<size_t>(name.in_features), 1.0f);
+  NIBBLE_ASSIGN_OR_RETURN(const Weight weight,
+                          ReadWeight(checkpoint, name.name, name.out_features, name.in_features,
+                                     std::nullopt));
+  const DenseWeight& dense = std::get<DenseWeight>(weight);
+  std::atomic<int64_t> bad_row{-1};
+  pool.ParallelFor(name.out_features, 16, [&](int64_t begin, int64_t end, int) {
+    for (int64_t n = begin; n < end; ++n) {
+      float* const row = &linear.weight[static_cast<size_t>(n * name.in_features)];
+      bool finite = true;
+      for (int64_t k = 0; k < name.in_features; ++k) {
+        row[k] = dense.At(n, k);
+        finite &= std::isfinite(row[k]);
+      }
+      if (!finite) bad_row = n;
+    }
+  });
+  if (bad_row >= 0) {
+    return BadInput("{}: {}.weight: row {} is not finite", checkpoint.path(), name.name,
+                    bad_row.load());
+  }
+  checkpoint.Release(name.name + ".weight");
+  if (name.bias) {
+    NIBBLE_ASSIGN_OR_RETURN(linear.bias,
+                            ReadVector(checkpoint, name.name + ".bias", name.out_features));
+  }
+  return linear;
+}
+
+Result<NormTensor> ReadNorm(const Checkpoint& checkpoint, const std::string& name, int64_t length) {
+  NormTensor norm{.name = name};
+  NIBBLE_ASSIGN_OR_RETURN(norm.gain, ReadVector(checkpoint, name, length));
+  norm.stored = checkpoint.Find(name)->dtype.value_or(DType::kF16);
+  if (!std::all_of(norm.gain.begin(), norm.gain.end(), [](float v) { return std::isfinite(v); })) {
+    return BadInput("{}: {} is not finite", checkpoint.path(), name);
+  }
+  return norm;
+}
+
+float RoundTo(DType type, float value) {
+  if (type == DType::kF16) return FloatFromF16(F16FromFloat(value));
+  return type == DType::kBF16 ? FloatFromBF16(BF16FromFloat(value)) : value;
+}
+
+}  // namespace
+
+Result<LayerTensors> ReadLayerTensors(const Checkpoint& checkpoint, const ModelDescription& model,
+                                      const QuantizationPlan& plan, int64_t layer,
+                                      ThreadPool& pool) {
+  const LayerLinears names = LinearsOfLayer(model.config, layer);
+  LayerTensors tensors;
+  NIBBLE_ASSIGN_OR_RETURN(tensors.input_norm,
+                          ReadNorm(checkpoint, InputNormName(layer), model.config.hidden));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.post_attention_norm,
+                          ReadNorm(checkpoint, PostAttentionNormName(layer), model.config.hidden));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.q, ReadLinear(checkpoint, names.q, plan, pool));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.k, ReadLinear(checkpoint, names.k, plan, pool));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.v, ReadLinear(checkpoint, names.v, plan, pool));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.output, ReadLinear(checkpoint, names.output, plan, pool));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.gate, ReadLinear(checkpoint, names.gate, plan, pool));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.up, ReadLinear(checkpoint, names.up, plan, pool));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.down, ReadLinear(checkpoint, names.down, plan, pool));
+  return tensors;
+}
+
+void ScaleColumns(LinearTensor& linear, std::span<const float> scales) {
+  for (size_t k = 0; k < scales.size(); ++k) linear.scales[k] *= scales[k];
+  for (int64_t n = 0; n < linear.name.out_features; ++n) {
+    float* const row = linear.view().row<float>(n);
+    for (size_t k = 0; k < scales.size(); ++k) row[k] *= scales[k];
+  }
+}
+
+void DivideRows(LinearTensor& linear, std::span<const float> scales) {
+  for (int64_t n = 0; n < linear.name.out_features; ++n) {
+    float* const row = linear.view().row<float>(n);
+    const float scale = scales[static_cast<size_t>(n)];
+    for (int64_t k = 0; k < linear.name.in_features; ++k) row[k] /= scale;
+    if (!linear.bias.empty()) linear.bias[static_cast<size_t>(n)] /= scale;
+  }
+  linear.bias_changed = !linear.bias.empty();
+}
+
+void FoldIntoNorm(NormTensor& norm, std::vector<float>& scales) {
+  for (size_t k = 0; k < scales.size(); ++k) {
+    const float folded = RoundTo(norm.stored, norm.gain[k] / scales[k]);
+    const float amount = norm.gain[k] / folded;
+    if (!std::isfinite(amount) || amount == 0) {
+      scales[k] = 1;
+    } else {
+      norm.gain[k] = folded;
+      scales[k] = amount;
+    }
+  }
+  norm.changed = true;
+}
+
+Result<std::unique_ptr<PreparedLinear>> Prepare(Backend& backend, Interleave interleave,
+                                                std::span<const LinearTensor* const> linears,
+                                                std::span<const QuantizedWeight* const> quantized) {
+  std::vector<Weight> weights;
+  for (size_t i = 0; i < linears.size(); ++i) {
+    if (!quantized.empty()) {
+      weights.emplace_back(*quantized[i]);
+    } else {
+      weights.emplace_back(DenseWeight{
+          .dtype = DType::kF32,
+          .rows = linears[i]->name.out_features,
+          .columns = linears[i]->name.in_features,
+          .data = reinterpret_cast<const std::byte*>(linears[i]->weight.data())});
+    }
+  }
+  std::vector<LinearSource> sources;
+  for (size_t i = 0; i < linears.size(); ++i) sources.push_back({&weights[i], linears[i]->bias});
+  return backend.Prepare(sources, interleave);
+}
+
+}  // namespace nibble

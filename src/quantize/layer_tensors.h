@@ -1,0 +1,64 @@
+// One layer's tensors as float32 on the host, while the layer is being quantized.
+#ifndef NIBBLE_QUANTIZE_LAYER_TENSORS_H_
+#define NIBBLE_QUANTIZE_LAYER_TENSORS_H_
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "src/base/thread_pool.h"
+#include "src/model/model_weights.h"
+#include "src/quantize/plan.h"
+
+namespace nibble {
+
+struct LinearTensor {
+  LinearName name;
+  bool quantized = false;      // by the plan; else it stays as it is
+  std::vector<float> weight;   // [out, in]
+  std::vector<float> bias;     // [out], or empty
+  std::vector<float> scales;   // [in] that the columns were multiplied by
+  bool bias_changed = false;
+
+  MatrixView view() const {
+    return {const_cast<float*>(weight.data()), DType::kF32, name.out_features, name.in_features,
+            name.in_features};
+  }
+};
+
+struct NormTensor {
+  std::string name;
+  std::vector<float> gain;
+  DType stored = DType::kF16;
+  bool changed = false;
+};
+
+struct LayerTensors {
+  NormTensor input_norm, post_attention_norm;
+  LinearTensor q, k, v, output, gate, up, down;
+};
+
+// kBadInput, naming the tensor, where a value is not finite.
+Result<LayerTensors> ReadLayerTensors(const Checkpoint& checkpoint, const ModelDescription& model,
+                                      const QuantizationPlan& plan, int64_t layer,
+                                      ThreadPool& pool);
+
+// weight · diag(scales); `scales` multiplies what was there before.
+void ScaleColumns(LinearTensor& linear, std::span<const float> scales);
+// diag(scales)⁻¹ · weight, and the bias.
+void DivideRows(LinearTensor& linear, std::span<const float> scales);
+// gain / scales in the type the norm is stored in; `scales` become what the division then amounts
+// to, so that nothing is lost to the rounding. Where the gain would vanish or overflow, the scale
+// becomes 1.
+void FoldIntoNorm(NormTensor& norm, std::vector<float>& scales);
+
+// Packs linears that form one prepared linear: their quantized weights where given, else as they
+// are here.
+Result<std::unique_ptr<PreparedLinear>> Prepare(Backend& backend, Interleave interleave,
+                                                std::span<const LinearTensor* const> linears,
+                                                std::span<const QuantizedWeight* const> quantized);
+
+}  // namespace nibble
+
+#endif  // NIBBLE_QUANTIZE_LAYER_TENSORS_H_
