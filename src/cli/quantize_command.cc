@@ -114,7 +114,7 @@ void AddQuantizeCommand(Program& program) {
                       "asym (default but for gptq), sym (gptq's default) or sym-full");
   command->add_option("--format", options->format,
                       "awq (asymmetric; its default), gptq (symmetric; its default) or gptq_v2");
-  options->solver.AddTo(*command);
+  options->solver.AddTo(*command, "--seed");
   command->add_option("--max-host-memory", options->max_host_memory,
                       "activations beyond it are kept in files, for example 16GiB");
   command->add_option("--output", options->output, "a directory that does not exist yet")

@@ -19,7 +19,8 @@ struct SolverCommandOptions {
   double damping = GptqOptions().damping;
   bool static_groups = false;
 
-  void AddTo(CLI::App& command) {
+  // `seed_option`: the name under which `command` still has room for the seed.
+  void AddTo(CLI::App& command, const char* seed_option) {
     command.add_option("--calibration", calibration.path,
                        "what awq and gptq learn from: text, or .jsonl of texts or chats; without "
                        "it the model writes its own");
@@ -29,7 +30,7 @@ struct SolverCommandOptions {
     command.add_option("--sequence-length", calibration.sequence_length, "their tokens")
         ->check(CLI::Range(8, 1 << 20))
         ->capture_default_str();
-    command.add_option("--seed", calibration.seed, "which sequences are drawn")
+    command.add_option(seed_option, calibration.seed, "which sequences are drawn")
         ->capture_default_str();
     command.add_option("--search-tokens", search_tokens,
                        "awq: tokens that a block's loss is measured on")

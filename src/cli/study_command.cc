@@ -101,7 +101,7 @@ void AddStudyCommand(Program& program) {
       ->capture_default_str();
   command->add_option("--max-windows", options->max_windows, "windows at most; 0: all")
       ->capture_default_str();
-  options->solver.AddTo(*command);
+  options->solver.AddTo(*command, "--calibration-seed");
   options->workload.AddTo(*command);
   command->add_option("--max-accuracy-drop", options->max_accuracy_drop,
                       "percentage points that deployment may lose")

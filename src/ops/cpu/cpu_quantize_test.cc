@@ -1,0 +1,250 @@
+#include "src/ops/cpu/cpu_quantize.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "src/base/random.h"
+
+namespace nibble {
+namespace {
+
+struct Floats {
+  int64_t rows, columns;
+  std::vector<float> values;
+
+  Floats(int64_t r, int64_t c) : rows(r), columns(c), values(static_cast<size_t>(r * c)) {}
+  static Floats Random(int64_t rows, int64_t columns, uint64_t seed, double size = 1) {
+    nibble::Random random(seed);
+    Floats floats(rows, columns);
+    for (float& v : floats.values) v = static_cast<float>(random.Normal() * size);
+    return floats;
+  }
+  float& At(int64_t r, int64_t c) { return values[static_cast<size_t>(r * columns + c)]; }
+  float At(int64_t r, int64_t c) const { return values[static_cast<size_t>(r * columns + c)]; }
+  MatrixView view() const {
+    return {const_cast<float*>(values.data()), DType::kF32, rows, columns, columns};
+  }
+};
+
+class CpuQuantizeTest : public ::testing::Test {
+ protected:
+  std::unique_ptr<InputStatistics> Statistics(const Floats& x) {
+    auto statistics = *ops_->CreateStatistics(x.columns);
+    ops_->Accumulate(x.view().Rows(0, x.rows / 3), *statistics);
+    ops_->Accumulate(x.view().Rows(x.rows / 3, x.rows - x.rows / 3), *statistics);
+    return statistics;
+  }
+
+  ThreadPool pool_{2};
+  MemoryTracker memory_;
+  std::unique_ptr<QuantizeOps> ops_ = MakeCpuQuantizeOps(pool_, memory_);
+};
+
+constexpr Grid kGrids[] = {Grid::kAsymmetric, Grid::kSymmetric, Grid::kSymmetricFull};
+
+// Every weight goes to the nearest of the 16 values that its group's grid has, and the grid is the
+// format's own.
+TEST_F(CpuQuantizeTest, RoundTakesTheNearestGridValue) {
+  const Floats w = Floats::Random(45, 128, 1, 0.05);  // a last tile that is not full
+  for (const Grid grid : kGrids) {
+    for (const int64_t group : {int64_t{32}, int64_t{64}, int64_t{128}, kPerChannel}) {
+      const QuantizedWeight q =
+          ops_->Round(w.view(), {.spec = {.group_size = group, .grid = grid}}, nullptr).value();
+      for (int64_t n = 0; n < q.rows; ++n) {
+        for (int64_t g = 0; g < q.groups(); ++g) {
+          const auto at = static_cast<size_t>(n * q.groups() + g);
+          const std::span<const float> values(&w.values[static_cast<size_t>(
+                                                  n * 128 + g * q.group_length())],
+                                              static_cast<size_t>(q.group_length()));
+          const GroupGrid want = *FindGrid(values, grid);
+          ASSERT_EQ(FloatFromF16(q.scales[at]), want.scale);
+          ASSERT_EQ(q.zeros[at], want.zero);
+          for (int64_t i = 0; i < q.group_length(); ++i) {
+            ASSERT_EQ(q.Code(n, g * q.group_length() + i),
+                      want.Code(values[static_cast<size_t>(i)]));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CpuQuantizeTest, StatisticsAreMeansOverAllTokens) {
+  const Floats x = Floats::Random(50, 24, 2);
+  const auto statistics = Statistics(x);
+  EXPECT_EQ(statistics->tokens(), 50);
+  const auto squares = ops_->MeanSquares(*statistics), sizes = ops_->MeanMagnitudes(*statistics);
+  for (int64_t k = 0; k < 24; ++k) {
+    double square = 0, size = 0;
+    for (int64_t r = 0; r < 50; ++r) {
+      square += std::pow(x.At(r, k), 2) / 50;
+      size += std::abs(x.At(r, k)) / 50;
+    }
+    EXPECT_NEAR(squares[static_cast<size_t>(k)], square, 1e-5 * square);
+    EXPECT_NEAR(sizes[static_cast<size_t>(k)], size, 1e-5 * size);
+  }
+}
+
+TEST_F(CpuQuantizeTest, OutputErrorIsThatOfTheOutputs) {
+  const Floats x = Floats::Random(60, 32, 3), a = Floats::Random(10, 32, 4),
+               b = Floats::Random(10, 32, 5);
+  const auto statistics = Statistics(x);
+  double want = 0;
+  for (int64_t r = 0; r < x.rows; ++r) {
+    for (int64_t n = 0; n < a.rows; ++n) {
+      double difference = 0;
+      for (int64_t k = 0; k < 32; ++k) difference += (a.At(n, k) - b.At(n, k)) * x.At(r, k);
+      want += difference * difference / 60;
+    }
+  }
+  EXPECT_NEAR(ops_->OutputError(a.view(), b.view(), *statistics), want, 1e-4 * want);
+}
+
+// UᵀU is the inverse of the damped Hessian, in the order asked for.
+TEST_F(CpuQuantizeTest, FactorIsOfTheInverse) {
+  constexpr int64_t n = 20;
+  Floats x = Floats::Random(100, n, 6);
+  for (int64_t r = 0; r < x.rows; ++r) x.At(r, 7) = 0;  // an input that is never there
+  const auto statistics = Statistics(x);
+  std::vector<int32_t> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  std::reverse(order.begin() + 3, order.end());
+  const Matrix factor = *ops_->Factorize(*statistics, order, 0.02);
+  std::vector<double> h(n * n);
+  double trace = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 0;
+      for (int64_t r = 0; r < x.rows; ++r) {
+        sum += x.At(r, order[static_cast<size_t>(i)]) * x.At(r, order[static_cast<size_t>(j)]);
+      }
+      h[static_cast<size_t>(i * n + j)] = 2 * sum / 100;
+    }
+    double& diagonal = h[static_cast<size_t>(i * n + i)];
+    if (diagonal == 0) diagonal = 1;
+    trace += diagonal;
+  }
+  for (int64_t i = 0; i < n; ++i) h[static_cast<size_t>(i * n + i)] += 0.02 * trace / n;
+  const MatrixView u = factor.view();
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      if (j < i) EXPECT_EQ(u.row<float>(i)[j], 0);
+      double product = 0;  // (UᵀU · H)_ij
+      for (int64_t k = 0; k < n; ++k) {
+        double inverse = 0;
+        for (int64_t l = 0; l < n; ++l) inverse += u.row<float>(l)[i] * u.row<float>(l)[k];
+        product += inverse * h[static_cast<size_t>(k * n + j)];
+      }
+      EXPECT_NEAR(product, i == j, 1e-4);
+    }
+  }
+}
+
+TEST_F(CpuQuantizeTest, AnInputOfOneTokenNeedsDamping) {
+  const Floats x = Floats::Random(3, 16, 7);
+  const auto statistics = Statistics(x);
+  std::vector<int32_t> order(16);
+  std::iota(order.begin(), order.end(), 0);
+  EXPECT_EQ(ops_->Factorize(*statistics, order, -1e-3).error().code(), ErrorCode::kBadInput);
+  EXPECT_TRUE(ops_->Factorize(*statistics, order, 0.01));
+}
+
+TEST_F(CpuQuantizeTest, PseudoQuantizeUndoesTheScales) {
+  const Floats w = Floats::Random(33, 64, 8);
+  Floats scaled = w, out(33, 64);
+  std::vector<float> scales;
+  for (int64_t k = 0; k < 64; ++k) scales.push_back(0.5f + 0.03f * static_cast<float>(k));
+  for (int64_t n = 0; n < 33; ++n) {
+    for (int64_t k = 0; k < 64; ++k) scaled.At(n, k) *= scales[static_cast<size_t>(k)];
+  }
+  const GridOptions options{.spec = {.group_size = 32}};
+  const QuantizedWeight q = *ops_->Round(scaled.view(), options, nullptr);
+  ops_->PseudoQuantize(w.view(), options, scales, out.view());
+  for (int64_t n = 0; n < 33; ++n) {
+    for (int64_t k = 0; k < 64; ++k) {
+      EXPECT_FLOAT_EQ(out.At(n, k), q.At(n, k) / scales[static_cast<size_t>(k)]);
+    }
+  }
+}
+
+// The search can only find ranges that cost less than the whole one, by its own measure.
+TEST_F(CpuQuantizeTest, ScaleSearchLowersItsLoss) {
+  const Floats w = Floats::Random(40, 128, 9), x = Floats::Random(300, 128, 10);
+  const auto statistics = Statistics(x);
+  const std::vector<float> squares = ops_->MeanSquares(*statistics);
+  const auto loss = [&](ScaleSearch search, const QuantizedWeight& q) {
+    double sum = 0;
+    for (int64_t n = 0; n < 40; ++n) {
+      for (int64_t k = 0; k < 128; ++k) {
+        const double error = std::abs(w.At(n, k) - q.At(n, k));
+        sum += search == ScaleSearch::kMse ? std::pow(error, 2.4)
+                                           : error * error * squares[static_cast<size_t>(k)];
+      }
+    }
+    return sum;
+  };
+  for (const Grid grid : kGrids) {
+    const QuantSpec spec{.group_size = 64, .grid = grid};
+    const QuantizedWeight whole = *ops_->Round(w.view(), {.spec = spec}, nullptr);
+    for (const ScaleSearch search : {ScaleSearch::kMse, ScaleSearch::kHessian}) {
+      const QuantizedWeight found =
+          *ops_->Round(w.view(), {.spec = spec, .search = search}, statistics.get());
+      EXPECT_LT(loss(search, found), loss(search, whole));
+    }
+  }
+}
+
+TEST_F(CpuQuantizeTest, ClippingNeverCostsOutput) {
+  Floats w = Floats::Random(40, 64, 11);
+  for (int64_t n = 0; n < 40; ++n) w.At(n, n % 64) *= 6;  // outliers that do not matter much
+  const Floats x = Floats::Random(300, 64, 12);
+  const auto statistics = Statistics(x);
+  const std::vector<float> ones(64, 1.0f);
+  for (const int64_t group : {int64_t{64}, kPerChannel}) {
+    const GridOptions options{.spec = {.group_size = group}};
+    Floats clipped = w, rounded(40, 64), rounded_clipped(40, 64);
+    ops_->Clip(clipped.view(), options, ones, *statistics);
+    ops_->PseudoQuantize(w.view(), options, ones, rounded.view());
+    ops_->PseudoQuantize(clipped.view(), options, ones, rounded_clipped.view());
+    EXPECT_LT(ops_->OutputError(w.view(), rounded_clipped.view(), *statistics),
+              ops_->OutputError(w.view(), rounded.view(), *statistics));
+  }
+}
+
+TEST_F(CpuQuantizeTest, TheResultDoesNotDependOnTheThreads) {
+  const Floats w = Floats::Random(70, 256, 13), x = Floats::Random(400, 256, 14);
+  std::vector<int32_t> order(256);
+  std::iota(order.begin(), order.end(), 0);
+  std::vector<QuantizedWeight> results;
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    const auto ops = MakeCpuQuantizeOps(pool, memory_);
+    auto statistics = *ops->CreateStatistics(256);
+    ops->Accumulate(x.view(), *statistics);
+    const Matrix factor = *ops->Factorize(*statistics, order, 0.05);
+    results.push_back(*ops->Sweep(w.view(), *statistics, factor, {.order = order}));
+  }
+  int64_t equal = 0;
+  for (int64_t n = 0; n < 70; ++n) {
+    for (int64_t k = 0; k < 256; ++k) equal += results[0].Code(n, k) == results[1].Code(n, k);
+  }
+  // The matrix products' sums may be cut differently, which moves a code at a boundary.
+  EXPECT_GE(equal, 70 * 256 * 999 / 1000);
+}
+
+// Values far from zero need a scale that float16 does not have.
+TEST_F(CpuQuantizeTest, NamesAGroupWithoutAScale) {
+  Floats w = Floats::Random(3, 64, 15);
+  w.At(1, 40) = 3e7f;
+  const auto result = ops_->Round(w.view(), {.spec = {.group_size = 32}}, nullptr);
+  ASSERT_FALSE(result);
+  EXPECT_NE(result.error().message().find("row 1, group 1"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace nibble
