@@ -69,10 +69,11 @@ Status Quantize(const QuantizeCommandOptions& options, const CommandContext& con
 }  // namespace
 
 void AddQuantizeCommand(Program& program) {
-  CLI::App* command = program.Add(
-      "quantize", "Quantize to 4 bits, into a checkpoint that other tools load too",
-      "  nibble quantize ./model --method rtn --output ./model-rtn\n"
-      "  nibble quantize model.gguf --method rtn --group-size 64 --grid sym --output ./model-4bit\n");
+  CLI::App* command =
+      program.Add("quantize", "Quantize to 4 bits, into a checkpoint that other tools load too",
+                  "  nibble quantize ./model --method rtn --output ./model-rtn\n"
+                  "  nibble quantize model.gguf --method rtn --group-size 64 --grid sym --output "
+                  "./model-4bit\n");
   auto options = std::make_shared<QuantizeCommandOptions>();
   command->add_option("model", options->model, "the model")->required();
   command->add_option("--method", options->method, "rtn")->capture_default_str();
@@ -80,7 +81,8 @@ void AddQuantizeCommand(Program& program) {
                       "weights that share a scale: 32, 64, 128 (default) or channel");
   command->add_option("--grid", options->grid, "asym (default), sym or sym-full");
   command->add_option("--format", options->format,
-                      "awq (asymmetric; its default), gptq (symmetric; its default) or gptq_v2");
+                      "awq (asymmetric; its default), gptq (symmetric; its default), gptq_v2 or "
+                      "compressed-tensors");
   command->add_option("--output", options->output, "a directory that does not exist yet")
       ->required();
   program.Run(command, [options](const CommandContext& c) { return Quantize(*options, c); });

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "src/base/checked.h"
+#include "src/checkpoint/quantized_linear.h"
 
 namespace nibble {
 namespace {
@@ -19,7 +20,8 @@ std::string PostAttentionNorm(int64_t layer) {
   return LayerPrefix(layer) + "post_attention_layernorm.weight";
 }
 
-// How the weight of this name is quantized, if it is. An embedding never is: only linear layers are.
+// How the weight of this name is quantized, if it is. An embedding never is: only linear layers
+// are.
 std::optional<QuantizationConfig> QuantizationOf(const ModelDescription& model,
                                                  std::string_view name) {
   const bool quantized =
@@ -40,8 +42,8 @@ class TensorAudit {
   Status Linear(const LinearName& linear) {
     if (QuantizationOf(model_, linear.name)) {
       // ReadWeight checks shapes and contents against the quantization when it reads them.
-      for (const char* part : {".qweight", ".qzeros", ".scales", ".g_idx"}) {
-        used_.insert(linear.name + part);
+      for (const std::string_view part : QuantizedSuffixes()) {
+        used_.insert(linear.name + std::string(part));
       }
     } else {
       NIBBLE_RETURN_IF_ERROR(Tensor(linear.name + ".weight",
@@ -58,9 +60,8 @@ class TensorAudit {
       const std::string_view name = tensor.name;
       // Tables of the rotary embedding follow from the configuration; a tied output layer is a copy
       // that transformers ignores too.
-      const bool redundant =
-          name.ends_with("rotary_emb.inv_freq") ||
-          (name == "lm_head.weight" && model_.config.tied_embeddings);
+      const bool redundant = name.ends_with("rotary_emb.inv_freq") ||
+                             (name == "lm_head.weight" && model_.config.tied_embeddings);
       if (!used_.contains(tensor.name) && !redundant) {
         return BadInput("{}: tensor {} {} has no place in {} as its config describes it",
                         checkpoint_.path(), tensor.name, tensor.shape.ToString(),
@@ -89,8 +90,7 @@ class TensorAudit {
   // GPTQ tools write biases of zeros for layers that have none.
   Status ZeroBias(const std::string& name, int64_t length) {
     NIBBLE_RETURN_IF_ERROR(Vector(name, length));
-    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values,
-                            ReadVector(checkpoint_, name, length));
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, ReadVector(checkpoint_, name, length));
     if (std::any_of(values.begin(), values.end(), [](float v) { return v != 0; })) {
       return BadInput("{}: {} is not zero, but the config gives {} no bias there",
                       checkpoint_.path(), name, model_.config.architecture);
@@ -116,6 +116,21 @@ Result<Matrix> LoadNorm(const Checkpoint& checkpoint, const std::string& name, i
   return backend.Upload(gain);
 }
 
+// Linears that are packed together share their input, and so the order in which it is read.
+Status WantSameOrder(const Checkpoint& checkpoint, const LinearName& first_name,
+                     const Weight& first, const LinearName& name, const Weight& weight) {
+  const auto* a = std::get_if<QuantizedWeight>(&first);
+  const auto* b = std::get_if<QuantizedWeight>(&weight);
+  if (a == nullptr || b == nullptr || a->column_of_input == b->column_of_input) return {};
+  const auto differ = std::mismatch(a->column_of_input.begin(), a->column_of_input.end(),
+                                    b->column_of_input.begin(), b->column_of_input.end());
+  return BadInput(
+      "{}: the group indices (g_idx) of {} and {} differ, first at input {}; nibble multiplies "
+      "these "
+      "layers together and wants one order for both",
+      checkpoint.path(), first_name.name, name.name, differ.first - a->column_of_input.begin());
+}
+
 // Reads the linears that form one prepared linear, packs them, and lets their pages go.
 Result<std::unique_ptr<PreparedLinear>> LoadLinear(const Checkpoint& checkpoint,
                                                    const ModelDescription& model,
@@ -124,10 +139,9 @@ Result<std::unique_ptr<PreparedLinear>> LoadLinear(const Checkpoint& checkpoint,
   std::vector<Weight> weights;
   std::vector<std::vector<float>> biases;
   for (const LinearName* part : parts) {
-    NIBBLE_ASSIGN_OR_RETURN(Weight weight,
-                            ReadWeight(checkpoint, part->name, part->out_features,
-                                       part->in_features,
-                                       QuantizationOf(model, part->name)));
+    NIBBLE_ASSIGN_OR_RETURN(
+        Weight weight, ReadWeight(checkpoint, part->name, part->out_features, part->in_features,
+                                  QuantizationOf(model, part->name)));
     biases.emplace_back();
     if (part->bias) {
       NIBBLE_ASSIGN_OR_RETURN(biases.back(),
@@ -140,6 +154,8 @@ Result<std::unique_ptr<PreparedLinear>> LoadLinear(const Checkpoint& checkpoint,
         return BadInput("{}: {} and {} are stored in different types, which nibble does not mix",
                         checkpoint.path(), (*parts.begin())->name, part->name);
       }
+      NIBBLE_RETURN_IF_ERROR(
+          WantSameOrder(checkpoint, **parts.begin(), weights.front(), *part, weight));
     }
     weights.push_back(std::move(weight));
   }
@@ -147,9 +163,7 @@ Result<std::unique_ptr<PreparedLinear>> LoadLinear(const Checkpoint& checkpoint,
   for (size_t i = 0; i < weights.size(); ++i) sources.push_back({&weights[i], biases[i]});
   auto prepared = backend.Prepare(sources, interleave);
   for (const LinearName* part : parts) {
-    for (const char* suffix : {".weight", ".qweight", ".qzeros", ".scales"}) {
-      if (checkpoint.Find(part->name + suffix) != nullptr) checkpoint.Release(part->name + suffix);
-    }
+    checkpoint.Release(part->name + ".weight");
   }
   return prepared;
 }
@@ -172,9 +186,9 @@ LayerLinears LinearsOfLayer(const ModelConfig& c, int64_t layer) {
 
 Result<ModelDescription> DescribeModel(const Checkpoint& checkpoint) {
   ModelDescription model;
-  NIBBLE_ASSIGN_OR_RETURN(model.config,
-                          ParseModelConfig(checkpoint.config(), checkpoint.generation_config(),
-                                           checkpoint.path()));
+  NIBBLE_ASSIGN_OR_RETURN(
+      model.config,
+      ParseModelConfig(checkpoint.config(), checkpoint.generation_config(), checkpoint.path()));
   NIBBLE_ASSIGN_OR_RETURN(model.quantization,
                           ParseQuantizationConfig(checkpoint.config(), checkpoint.path()));
   const ModelConfig& config = model.config;
@@ -226,9 +240,8 @@ Result<ModelWeights> LoadModel(const Checkpoint& checkpoint, const ModelDescript
     weights.layers.push_back(std::move(layer));
     progress(i + 1, model.config.layers);
   }
-  NIBBLE_ASSIGN_OR_RETURN(
-      weights.final_norm,
-      LoadNorm(checkpoint, std::string(kFinalNorm), model.config.hidden, backend));
+  NIBBLE_ASSIGN_OR_RETURN(weights.final_norm, LoadNorm(checkpoint, std::string(kFinalNorm),
+                                                       model.config.hidden, backend));
   if (!model.config.tied_embeddings) {
     NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, load(LmHeadLinear(model.config)));
   }
