@@ -273,8 +273,7 @@ Status CheckExpressible(const QuantizationConfig& config, std::string_view name,
   if (config.spec.order == GroupOrder::kConsecutive && !HasNaturalOrder(weight)) {
     return BadInput(
         "{}: its groups are not consecutive inputs (act-order), which the {} layout cannot "
-        "express; "
-        "gptq, gptq_v2 and compressed-tensors can",
+        "express; gptq, gptq_v2 and compressed-tensors can",
         name, Name(config.layout));
   }
   if (!IsSymmetric(config.spec)) return {};

@@ -69,11 +69,10 @@ Status Quantize(const QuantizeCommandOptions& options, const CommandContext& con
 }  // namespace
 
 void AddQuantizeCommand(Program& program) {
-  CLI::App* command =
-      program.Add("quantize", "Quantize to 4 bits, into a checkpoint that other tools load too",
-                  "  nibble quantize ./model --method rtn --output ./model-rtn\n"
-                  "  nibble quantize model.gguf --method rtn --group-size 64 --grid sym --output "
-                  "./model-4bit\n");
+  CLI::App* command = program.Add(
+      "quantize", "Quantize to 4 bits, into a checkpoint that other tools load too",
+      "  nibble quantize ./model --method rtn --output ./model-rtn\n"
+      "  nibble quantize model.gguf --method rtn --group-size 64 --grid sym --output ./model-4bit\n");
   auto options = std::make_shared<QuantizeCommandOptions>();
   command->add_option("model", options->model, "the model")->required();
   command->add_option("--method", options->method, "rtn")->capture_default_str();
