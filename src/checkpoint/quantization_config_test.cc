@@ -65,7 +65,7 @@ TEST(QuantizationConfig, ActOrder) {
 
 TEST(QuantizationConfig, ModulesThatGptqLeavesDense) {
   const auto config = Parse(R"({"quant_method":"gptq","bits":4,"group_size":64,"dynamic":{)"
-                            R"("-:.*\.(?:1|2)\.mlp":{},"-:^model\.layers\.7\.x$":false}})");
+                            R"("-:.*\\.(?:1|2)\\.mlp":{},"-:^model\\.layers\\.7\\.x$":false}})");
   ASSERT_OK(config);
   EXPECT_FALSE((*config)->Covers("model.layers.2.mlp.down_proj"));
   EXPECT_TRUE((*config)->Covers("model.layers.3.mlp.down_proj"));
@@ -88,7 +88,7 @@ TEST(QuantizationConfig, CompressedTensors) {
   const auto config = Parse(Compressed(
       R"("num_bits":4,"type":"int","symmetric":false,"strategy":"group","group_size":32,)"
       R"("dynamic":false,"actorder":"weight","observer":"mse","block_structure":null)",
-      R"("ignore":["lm_head","model.layers.1.mlp.up_proj","re:.*\.2\.mlp\..*"],)"
+      R"("ignore":["lm_head","model.layers.1.mlp.up_proj","re:.*\\.2\\.mlp\\..*"],)"
       R"("quantization_status":"compressed","kv_cache_scheme":null,"version":"0.11.0",)"
       R"("sparsity_config":{"format":"dense"},"transform_config":{})"));
   ASSERT_OK(config);
