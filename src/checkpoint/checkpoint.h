@@ -78,10 +78,11 @@ class Checkpoint {
 Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& model);
 
 // The weight [out_features, in_features] of a linear layer, for example
-// "model.layers.0.self_attn.q_proj": NAME.weight as it is, or NAME.qweight, .qzeros, .scales and
-// .g_idx unpacked, as `quantization` says. Fails where a tensor is missing or has another shape or
-// type than these, where what the file holds and `quantization` disagree, and where a scale is not
-// finite.
+// "model.layers.0.self_attn.q_proj": NAME.weight as it is, or the layout's tensors (NAME.qweight
+// and so on, see src/format) unpacked, as `quantization` says. Scales may lie in the file as
+// float16, or as a wider type that holds nothing but float16 numbers. Fails where a tensor is
+// missing or has another shape or type than these, where what the file holds and `quantization`
+// disagree, and where a scale is not finite.
 Result<Weight> ReadWeight(const Checkpoint& checkpoint, std::string_view linear_name,
                           int64_t out_features, int64_t in_features,
                           const std::optional<QuantizationConfig>& quantization);

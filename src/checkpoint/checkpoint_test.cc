@@ -4,6 +4,7 @@
 
 #include "src/checkpoint/test_files.h"
 #include "src/format/awq_layout.h"
+#include "src/format/compressed_layout.h"
 #include "src/format/gptq_layout.h"
 
 namespace nibble {
@@ -190,6 +191,23 @@ class QuantizedLayer : public testing::Test {
             {"l.scales", "F16", {2, 8}, RawAll(t.scales)},
             {"l.g_idx", "I32", {16}, RawAll(t.g_idx)}};
   }
+  std::vector<FileTensor> Compressed(ZeroPoints zeros = ZeroPoints::kStored) const {
+    const CompressedTensors t = PackCompressed(weight_, zeros);
+    std::vector<FileTensor> tensors = {{"l.weight_packed", "I32", {8, 2}, RawAll(t.weight_packed)},
+                                       {"l.weight_scale", "F16", {8, 2}, RawAll(t.weight_scale)},
+                                       {"l.weight_shape", "I64", {2}, RawAll<int64_t>({8, 16})}};
+    if (zeros == ZeroPoints::kStored) {
+      tensors.push_back({"l.weight_zero_point", "I32", {1, 2}, RawAll(t.weight_zero_point)});
+    }
+    return tensors;
+  }
+  static std::string CompressedConfig(std::string_view weights) {
+    return fmt::format(
+        R"({{"quant_method":"compressed-tensors","format":"pack-quantized","ignore":["lm_head"],)"
+        R"("config_groups":{{"group_0":{{"targets":["Linear"],)"
+        R"("weights":{{"num_bits":4,"group_size":8,{}}}}}}}}})",
+        weights);
+  }
   Result<Weight> Read(const std::vector<FileTensor>& tensors, std::string_view quantization,
                       int64_t out = 8, int64_t in = 16) {
     directory_.Write("config.json", fmt::format(R"({{"quantization_config":{}}})", quantization));
@@ -212,6 +230,8 @@ class QuantizedLayer : public testing::Test {
       R"({"quant_method":"gptq","bits":4,"group_size":8,"sym":false})";
   static constexpr const char* kGptqV2 =
       R"({"quant_method":"gptq","bits":4,"group_size":8,"sym":false,"checkpoint_format":"gptq_v2"})";
+  static constexpr const char* kGptqActOrder =
+      R"({"quant_method":"gptq","bits":4,"group_size":8,"sym":false,"desc_act":true})";
   static constexpr const char* kGptqSym =
       R"({"quant_method":"gptq","bits":4,"group_size":8,"sym":true})";
   QuantizedWeight weight_;
@@ -228,9 +248,16 @@ TEST_F(QuantizedLayer, IsReadFromEveryLayout) {
   std::vector<FileTensor> tensors = Gptq(GptqVersion::kV2);
   tensors.pop_back();
   ExpectWeight(Read(tensors, kGptqV2));
+  ExpectWeight(Read(Compressed(), CompressedConfig(R"("symmetric":false)")));
+  EXPECT_EQ(checkpoint_->label(), "compressed-tensors-g8-asym");
+  // weight_shape may be I32.
+  tensors = Compressed();
+  tensors[2] = {"l.weight_shape", "I32", {2}, RawAll<int32_t>({8, 16})};
+  ExpectWeight(Read(tensors, CompressedConfig(R"("symmetric":false)")));
   std::fill(weight_.zeros.begin(), weight_.zeros.end(), uint8_t{8});
   ExpectWeight(Read(Gptq(GptqVersion::kV1), kGptqSym));
   EXPECT_EQ(checkpoint_->label(), "gptq-g8-sym");
+  ExpectWeight(Read(Compressed(ZeroPoints::kImplied), CompressedConfig(R"("symmetric":true)")));
 }
 
 TEST_F(QuantizedLayer, MustAgreeWithTheConfiguration) {
@@ -258,8 +285,9 @@ TEST_F(QuantizedLayer, MustHaveItsTensorsInShape) {
   EXPECT_ERROR(Read(tensors, kAwq), ErrorCode::kBadInput,
                "l.scales: want f16 [2, 8], got F16 [1, 16]");
   tensors = Awq();
-  tensors[2].type = "BF16";
-  EXPECT_ERROR(Read(tensors, kAwq), ErrorCode::kBadInput, "l.scales: want f16 [2, 8], got BF16");
+  tensors[2].type = "I32";
+  tensors[2].bytes += tensors[2].bytes;
+  EXPECT_ERROR(Read(tensors, kAwq), ErrorCode::kBadInput, "l.scales: want f16 [2, 8], got I32");
   tensors = Awq();
   tensors[1] = {"l.qzeros", "I64", {2, 1}, std::string(16, '\0')};
   EXPECT_ERROR(Read(tensors, kAwq), ErrorCode::kBadInput, "l.qzeros: want i32 [2, 1], got I64");
@@ -279,7 +307,103 @@ TEST_F(QuantizedLayer, MustHaveFiniteScalesAndConsecutiveGroups) {
   std::vector<FileTensor> tensors = Gptq(GptqVersion::kV1);
   tensors[3].bytes = RawAll<int32_t>({0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1});
   EXPECT_ERROR(Read(tensors, kGptq), ErrorCode::kBadInput,
-               "l.g_idx: input 1 is in group 1, want 0: groups in activation order (desc_act)");
+               "l.g_idx: input 1 is in group 1, want 0: the quantization config says neither");
+}
+
+TEST_F(QuantizedLayer, ScalesOfOtherTypesMustBeFloat16Numbers) {
+  std::vector<FileTensor> tensors = Compressed();
+  for (uint16_t& scale : weight_.scales) scale = F16FromFloat(0.0078125f);
+  weight_.scales[5] = F16FromFloat(-0x1.02p-17f);  // subnormal in float16, and exact
+  std::vector<uint16_t> bf16;
+  std::vector<float> f32;
+  for (const uint16_t scale : weight_.scales) {
+    f32.push_back(FloatFromF16(scale));
+    bf16.push_back(BF16FromFloat(f32.back()));
+  }
+  const std::string config = CompressedConfig(R"("symmetric":false)");
+  tensors[1] = {"l.weight_scale", "BF16", {8, 2}, RawAll(bf16)};
+  ExpectWeight(Read(tensors, config));
+  tensors[1] = {"l.weight_scale", "F32", {8, 2}, RawAll(f32)};
+  ExpectWeight(Read(tensors, config));
+  for (const float odd : {0x1.02p-18f, 0x1p17f, 0x1.ffffp-3f}) {
+    f32[3] = odd;
+    tensors[1] = {"l.weight_scale", "F32", {8, 2}, RawAll(f32)};
+    EXPECT_ERROR(Read(tensors, config), ErrorCode::kBadInput,
+                 "at [1, 1] is no float16, in which nibble keeps scales");
+  }
+  bf16[3] = 0x7f80;
+  tensors[1] = {"l.weight_scale", "BF16", {8, 2}, RawAll(bf16)};
+  EXPECT_ERROR(Read(tensors, config), ErrorCode::kBadInput, "is not finite");
+}
+
+TEST_F(QuantizedLayer, InActOrderKnowsTheColumnOfEachInput) {
+  const std::vector<int32_t> index = {1, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 0, 1};
+  const auto check = [&](const Result<Weight>& read) {
+    ASSERT_OK(read);
+    const auto& weight = std::get<QuantizedWeight>(*read);
+    EXPECT_EQ(weight.spec.order, GroupOrder::kIndexed);
+    for (int64_t n = 0; n < 8; ++n) {
+      for (int64_t k = 0; k < 16; ++k) {
+        const auto at = static_cast<size_t>(2 * n + index[static_cast<size_t>(k)]);
+        EXPECT_EQ(weight.At(n, k), FloatFromF16(weight_.scales[at]) *
+                                       static_cast<float>(weight_.Code(n, k) - weight_.zeros[at]))
+            << n << ", " << k;
+      }
+    }
+  };
+  std::vector<FileTensor> tensors = Gptq(GptqVersion::kV1);
+  tensors[3].bytes = RawAll(index);
+  check(Read(tensors, kGptqActOrder));
+  tensors[3].bytes = RawAll<int32_t>({0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1});
+  EXPECT_ERROR(Read(tensors, kGptqActOrder), ErrorCode::kBadInput,
+               "l.g_idx: group 0 has 7 inputs, want 8");
+  tensors[3].bytes = RawAll<int32_t>({0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2});
+  EXPECT_ERROR(Read(tensors, kGptqActOrder), ErrorCode::kBadInput,
+               "l.g_idx: input 15 is in group 2, want 0 to 1");
+  tensors[3] = {"l.g_idx", "I32", {8}, std::string(32, '\0')};
+  EXPECT_ERROR(Read(tensors, kGptqActOrder), ErrorCode::kBadInput,
+               "l.g_idx: want i32 [16], got I32 [8]");
+  tensors.pop_back();
+  EXPECT_ERROR(Read(tensors, kGptqActOrder), ErrorCode::kBadInput, "l.g_idx is missing");
+
+  tensors = Compressed();
+  tensors.push_back({"l.weight_g_idx", "I32", {16}, RawAll(index)});
+  check(Read(tensors, CompressedConfig(R"("symmetric":false,"actorder":"group")")));
+  EXPECT_ERROR(Read(tensors, CompressedConfig(R"("symmetric":false,"actorder":"weight")")),
+               ErrorCode::kBadInput, "l.weight_g_idx: input 0 is in group 1, want 0");
+}
+
+TEST_F(QuantizedLayer, CompressedTensorsContradictTheirConfiguration) {
+  const std::string asymmetric = CompressedConfig(R"("symmetric":false)");
+  const std::string symmetric = CompressedConfig(R"("symmetric":true)");
+  EXPECT_ERROR(Read(Compressed(), symmetric), ErrorCode::kBadInput,
+               "l.weight_zero_point is there, where the quantization config says symmetric");
+  std::vector<FileTensor> tensors = Compressed();
+  tensors.pop_back();
+  EXPECT_ERROR(Read(tensors, asymmetric), ErrorCode::kBadInput,
+               "l.weight_zero_point is missing: want i32 [1, 2]");
+  tensors = Compressed();
+  tensors[2].bytes = RawAll<int64_t>({8, 15});
+  EXPECT_ERROR(Read(tensors, asymmetric), ErrorCode::kBadInput,
+               "l.weight_shape: want [8, 16], got [8, 15]");
+  tensors = Compressed();
+  tensors[3].shape = {2, 1};
+  EXPECT_ERROR(Read(tensors, asymmetric), ErrorCode::kBadInput,
+               "l.weight_zero_point: want i32 [1, 2], got I32 [2, 1] (in groups of 8");
+  EXPECT_ERROR(Read(Compressed(), "null"), ErrorCode::kBadInput,
+               "l.weight_packed: according to the quantization config this layer is not");
+  EXPECT_ERROR(
+      Read(Compressed(), kAwq), ErrorCode::kBadInput,
+      "l.weight_packed is there, which the layout of the quantization config (awq) has not");
+}
+
+TEST_F(QuantizedLayer, OldGptqCheckpointsHaveTheirConfigurationInAFileOfItsOwn) {
+  directory_.Write("quantize_config.json",
+                   R"({"bits":4,"group_size":8,"sym":false,"desc_act":false,"damp_percent":0.01})");
+  ExpectWeight(Read(Gptq(GptqVersion::kV1), "null"));
+  EXPECT_EQ(checkpoint_->label(), "gptq-g8-asym");
+  directory_.Write("quantize_config.json", R"({"bits":3,"group_size":8})");
+  EXPECT_ERROR(Read(Gptq(GptqVersion::kV1), "null"), ErrorCode::kBadInput, "3 bits");
 }
 
 TEST(Checkpoint, Fixtures) {

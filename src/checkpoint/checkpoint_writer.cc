@@ -15,9 +15,8 @@
 #include "src/base/checked.h"
 #include "src/base/file.h"
 #include "src/base/units.h"
+#include "src/checkpoint/quantized_linear.h"
 #include "src/checkpoint/safetensors.h"
-#include "src/format/awq_layout.h"
-#include "src/format/gptq_layout.h"
 
 namespace nibble {
 namespace fs = std::filesystem;
@@ -113,9 +112,14 @@ std::string Text(const Json& json) {
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-template <typename T>
-TensorView ViewOf(DType dtype, Shape shape, const std::vector<T>& values) {
-  return {.dtype = dtype, .shape = std::move(shape), .bytes = std::as_bytes(std::span(values))};
+// Other tools round the scales, float16 as the layouts want them, to the type they compute in, and
+// AWQ's kernels know float16 only: the config asks for it. The other tensors stay as the source has
+// them, since loaders convert what they read to that type.
+void AskForFloat16(Json& config) {
+  // Newer files say "dtype", older ones "torch_dtype".
+  if (config.contains("dtype")) config["dtype"] = "float16";
+  if (config.contains("torch_dtype") || !config.contains("dtype"))
+    config["torch_dtype"] = "float16";
 }
 
 }  // namespace
@@ -127,22 +131,12 @@ void CheckpointPlan::AddTensor(std::string name, DType dtype, Shape shape) {
 Status CheckpointPlan::AddLinear(std::string_view linear_name, int64_t out_features,
                                  int64_t in_features) {
   CHECK(quantization);
-  const QuantSpec& spec = quantization->spec;
-  const bool awq = quantization->layout == QuantLayout::kAwqGemm;
-  if (!(awq ? FitsAwq(spec, out_features, in_features)
-            : FitsGptq(spec, out_features, in_features))) {
-    return BadInput(
-        "{}: a weight of [{}, {}] in groups of {} does not fit the {} layout: want rows in a "
-        "multiple of 8 and a group size that divides the columns",
-        linear_name, out_features, in_features, spec.group_size, Name(quantization->layout));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<LinearTensor> parts,
+                          TensorsOfLinear(*quantization, linear_name, out_features, in_features));
+  for (const LinearTensor& part : parts) {
+    AddTensor(fmt::format("{}{}", linear_name, part.suffix), part.dtype, part.shape);
   }
-  const int64_t groups = in_features / spec.GroupLength(in_features);
-  const std::string name(linear_name);
-  AddTensor(name + ".qweight", DType::kI32,
-            awq ? Shape{in_features, out_features / 8} : Shape{in_features / 8, out_features});
-  AddTensor(name + ".qzeros", DType::kI32, Shape{groups, out_features / 8});
-  AddTensor(name + ".scales", DType::kF16, Shape{groups, out_features});
-  if (!awq) AddTensor(name + ".g_idx", DType::kI32, Shape{in_features});
+  packs_linears = true;
   return {};
 }
 
@@ -233,10 +227,12 @@ Status CheckpointWriter::State::WriteFiles() const {
     return WriteFileAtomic(JoinPath(partial, name), content);
   };
   Json config = plan.config;
+  if (plan.packs_linears) AskForFloat16(config);
   if (plan.quantization) {
     const Json quantization = plan.quantization->ToJson();
     config["quantization_config"] = quantization;
-    if (plan.quantization->layout != QuantLayout::kAwqGemm) {
+    const QuantLayout layout = plan.quantization->layout;
+    if (layout == QuantLayout::kGptqV1 || layout == QuantLayout::kGptqV2) {
       NIBBLE_RETURN_IF_ERROR(write("quantize_config.json", Text(quantization)));
     }
   }
@@ -351,25 +347,10 @@ Status CheckpointWriter::AddLinear(std::string_view linear_name, const Quantized
     return Fail(ErrorCode::kInternal, "{}: {}: not quantized as planned", state_->directory,
                 linear_name);
   }
-  const std::string name(linear_name);
-  const int64_t out = weight.rows, in = weight.columns, groups = weight.groups();
-  if (quantization->layout == QuantLayout::kAwqGemm) {
-    const AwqTensors packed = PackAwq(weight);
-    NIBBLE_RETURN_IF_ERROR(
-        Add(name + ".qweight", ViewOf(DType::kI32, Shape{in, out / 8}, packed.qweight)));
-    NIBBLE_RETURN_IF_ERROR(
-        Add(name + ".qzeros", ViewOf(DType::kI32, Shape{groups, out / 8}, packed.qzeros)));
-    return Add(name + ".scales", ViewOf(DType::kF16, Shape{groups, out}, packed.scales));
-  }
-  const GptqTensors packed = PackGptq(
-      weight, quantization->layout == QuantLayout::kGptqV1 ? GptqVersion::kV1 : GptqVersion::kV2);
-  NIBBLE_RETURN_IF_ERROR(
-      Add(name + ".qweight", ViewOf(DType::kI32, Shape{in / 8, out}, packed.qweight)));
-  NIBBLE_RETURN_IF_ERROR(
-      Add(name + ".qzeros", ViewOf(DType::kI32, Shape{groups, out / 8}, packed.qzeros)));
-  NIBBLE_RETURN_IF_ERROR(
-      Add(name + ".scales", ViewOf(DType::kF16, Shape{groups, out}, packed.scales)));
-  return Add(name + ".g_idx", ViewOf(DType::kI32, Shape{in}, packed.g_idx));
+  return PackQuantizedLinear(*quantization, linear_name, weight,
+                             [&](std::string_view suffix, const TensorView& tensor) {
+                               return Add(fmt::format("{}{}", linear_name, suffix), tensor);
+                             });
 }
 
 Status CheckpointWriter::Finish() {

@@ -44,11 +44,12 @@ struct CheckpointPlan {
   // Becomes config.json's quantization_config and, for GPTQ, quantize_config.json.
   std::optional<QuantizationConfig> quantization;
   uint64_t max_shard_bytes = 5'000'000'000;  // a shard with a larger tensor holds just that
+  // Set by AddLinear. config.json's dtype then becomes float16, the type of the layouts' scales.
+  bool packs_linears = false;
 
   void AddTensor(std::string name, DType dtype, Shape shape);
   // The tensors of a quantized linear layer in the layout of `quantization`, which must be set.
-  // Fails where the layout cannot hold the shape (out_features a multiple of 8, groups that divide
-  // in_features).
+  // Fails where the layout cannot hold the shape (multiples of 8, groups that divide in_features).
   Status AddLinear(std::string_view linear_name, int64_t out_features, int64_t in_features);
   // Bytes of all the tensors.
   uint64_t tensor_bytes() const;
@@ -66,7 +67,8 @@ class CheckpointWriter {
 
   // The tensor must be in the plan with this type and shape, and be written once.
   Status Add(std::string_view name, const TensorView& tensor);
-  // GPTQ version 1 holds any zeros, but its readers disagree about 0: write symmetric weights only.
+  // Fails where the layout, as the plan's `quantization` describes it, cannot express the weight:
+  // see PackQuantizedLinear.
   Status AddLinear(std::string_view linear_name, const QuantizedWeight& weight);
   // A file whose content is known only once the weights are.
   void AddFile(Checkpoint::File file);

@@ -8,7 +8,6 @@
 #include <filesystem>
 
 #include "src/base/random.h"
-#include "src/checkpoint/convert.h"
 #include "src/checkpoint/test_files.h"
 
 namespace nibble {
@@ -145,8 +144,7 @@ TEST(CheckpointWriter, TooLittleDisk) {
 }
 
 TEST(CheckpointWriter, QuantizedLayersInEveryLayout) {
-  for (const QuantLayout layout :
-       {QuantLayout::kAwqGemm, QuantLayout::kGptqV1, QuantLayout::kGptqV2}) {
+  for (const QuantLayout layout : kQuantLayouts) {
     SCOPED_TRACE(Name(layout));
     const TempDirectory temp;
     const bool symmetric = layout == QuantLayout::kGptqV1;
@@ -168,7 +166,8 @@ TEST(CheckpointWriter, QuantizedLayersInEveryLayout) {
     ASSERT_OK(writer);
     ASSERT_OK((*writer)->AddLinear("l", weight));
     ASSERT_OK((*writer)->Finish());
-    EXPECT_EQ(FileExists(temp / "out/quantize_config.json"), layout != QuantLayout::kAwqGemm);
+    EXPECT_EQ(FileExists(temp / "out/quantize_config.json"),
+              layout == QuantLayout::kGptqV1 || layout == QuantLayout::kGptqV2);
 
     const auto checkpoint = OpenCheckpoint(temp / "out");
     ASSERT_OK(checkpoint);
@@ -185,8 +184,7 @@ TEST(CheckpointWriter, QuantizedLayersInEveryLayout) {
 
 // tests/oracles/unpack_layouts.py knows the layouts from their description and not from this code.
 TEST(CheckpointWriter, LayoutsAgreeWithAnIndependentUnpacker) {
-  for (const QuantLayout layout :
-       {QuantLayout::kAwqGemm, QuantLayout::kGptqV1, QuantLayout::kGptqV2}) {
+  for (const QuantLayout layout : kQuantLayouts) {
     SCOPED_TRACE(Name(layout));
     const TempDirectory temp;
     CheckpointPlan plan;
@@ -224,55 +222,55 @@ TEST(CheckpointWriter, LayoutsAgreeWithAnIndependentUnpacker) {
   }
 }
 
-TEST(Convert, CopiesEveryTensorAndFile) {
-  const TempDirectory temp;
-  const std::string fixture = JoinPath(NIBBLE_SHARED_DATA, "models/stories260K");
-  if (!IsDirectory(fixture)) GTEST_SKIP() << fixture << " is absent";
-  const auto source = OpenCheckpoint(fixture);
-  ASSERT_OK(source);
-  ASSERT_OK(ConvertToDirectory(**source, temp / "out",
-                               {.model_card = "# Stories\n", .max_shard_bytes = 300'000}));
-  const auto copy = OpenCheckpoint(temp / "out");
-  ASSERT_OK(copy);
-  EXPECT_TRUE(FileExists(temp / "out/tokenizer.model"));
-  EXPECT_TRUE(FileExists(temp / "out/README.md"));
-  EXPECT_TRUE(FileExists(temp / "out/model.safetensors.index.json"));
-  EXPECT_EQ((*copy)->config(), (*source)->config());
-  EXPECT_EQ((*copy)->tensors().size(), (*source)->tensors().size());
-  for (const TensorInfo& tensor : (*source)->tensors()) {
-    const auto a = (*source)->Read(tensor.name), b = (*copy)->Read(tensor.name);
-    ASSERT_OK(b);
-    ASSERT_EQ(a->bytes.size(), b->bytes.size());
-    EXPECT_EQ(std::memcmp(a->bytes.data(), b->bytes.data(), a->bytes.size()), 0) << tensor.name;
+TEST(CheckpointWriter, RefusesWhatTheLayoutCannotExpress) {
+  for (const QuantLayout layout : {QuantLayout::kGptqV1, QuantLayout::kCompressedTensors}) {
+    const TempDirectory temp;
+    CheckpointPlan plan;
+    plan.quantization = QuantizationConfig{.layout = layout};
+    plan.quantization->spec = {.group_size = 16, .grid = Grid::kSymmetric};
+    ASSERT_OK(plan.AddLinear("l", 8, 32));
+    QuantizedWeight weight = QuantizedWeight::Empty({.group_size = 16}, 8, 32);
+    auto writer = CheckpointWriter::Create(temp / "out", std::move(plan));
+    ASSERT_OK(writer);
+    EXPECT_ERROR((*writer)->AddLinear("l", weight), ErrorCode::kBadInput,
+                 "l: a zero of 0, where a symmetric");
+    std::fill(weight.zeros.begin(), weight.zeros.end(), uint8_t{8});
+    EXPECT_OK((*writer)->AddLinear("l", weight));
+    EXPECT_OK((*writer)->Finish());
   }
+  const TempDirectory temp;
+  CheckpointPlan plan;
+  plan.quantization = QuantizationConfig{};
+  plan.quantization->spec.group_size = 16;
+  ASSERT_OK(plan.AddLinear("l", 8, 32));
+  QuantizedWeight weight =
+      QuantizedWeight::Empty({.group_size = 16, .order = GroupOrder::kIndexed}, 8, 32);
+  std::swap(weight.column_of_input[3], weight.column_of_input[20]);
+  auto writer = CheckpointWriter::Create(temp / "out", std::move(plan));
+  ASSERT_OK(writer);
+  EXPECT_ERROR((*writer)->AddLinear("l", weight), ErrorCode::kBadInput,
+               "gptq, gptq_v2 and compressed-tensors can");
 }
 
-TEST(Convert, SyntheticModelsStayMarked) {
-  const TempDirectory temp;
-  const auto source = OpenCheckpoint("random:smollm2-135m:gptq-g64-sym");
-  ASSERT_OK(source);
-  ASSERT_OK(ConvertToDirectory(**source, temp / "out", {}));
-  const auto copy = OpenCheckpoint(temp / "out");
-  ASSERT_OK(copy);
-  EXPECT_TRUE((*copy)->synthetic());
-  EXPECT_EQ((*copy)->label(), "gptq-g64-sym");
-  const auto config = ParseQuantizationConfig((*copy)->config(), "config.json");
-  const auto a = ReadWeight(**source, "model.layers.7.mlp.down_proj", 576, 1536, *config);
-  const auto b = ReadWeight(**copy, "model.layers.7.mlp.down_proj", 576, 1536, *config);
-  ASSERT_OK(a);
-  ASSERT_OK(b);
-  EXPECT_EQ(std::get<QuantizedWeight>(*a).codes, std::get<QuantizedWeight>(*b).codes);
-}
-
-TEST(Convert, StopsWhenAskedAndLeavesNothing) {
-  const TempDirectory temp;
-  const auto source = OpenCheckpoint("random:smollm2-135m");
-  ASSERT_OK(source);
-  CancelToken cancel;
-  cancel.Request();
-  EXPECT_ERROR(ConvertToDirectory(**source, temp / "out", {.cancel = &cancel}),
-               ErrorCode::kInterrupted, "interrupted");
-  EXPECT_TRUE(FilesIn(temp.path()).empty());
+TEST(CheckpointWriter, QuantizedModelsAskForFloat16) {
+  for (const auto& [before, after] :
+       {std::pair<Json, Json>{{{"torch_dtype", "bfloat16"}}, {{"torch_dtype", "float16"}}},
+        {{{"dtype", "bfloat16"}}, {{"dtype", "float16"}}},
+        {{{"a", 1}}, {{"a", 1}, {"torch_dtype", "float16"}}}}) {
+    const TempDirectory temp;
+    CheckpointPlan plan;
+    plan.config = before;
+    plan.quantization = QuantizationConfig{};
+    plan.quantization->spec.group_size = 16;
+    ASSERT_OK(plan.AddLinear("l", 8, 16));
+    auto writer = CheckpointWriter::Create(temp / "out", std::move(plan));
+    ASSERT_OK(writer);
+    ASSERT_OK((*writer)->AddLinear("l", QuantizedWeight::Empty({.group_size = 16}, 8, 16)));
+    ASSERT_OK((*writer)->Finish());
+    Json config = *ReadJsonFile(temp / "out/config.json");
+    config.erase("quantization_config");
+    EXPECT_EQ(config, after);
+  }
 }
 
 }  // namespace

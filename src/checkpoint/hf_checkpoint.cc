@@ -122,6 +122,7 @@ class HfCheckpoint final : public Checkpoint {
       return BadInput("{}: not a model directory: it has no config.json", path_);
     }
     NIBBLE_ASSIGN_OR_RETURN(config_, ReadJsonFile(config_file, kMaxConfigBytes));
+    NIBBLE_RETURN_IF_ERROR(AddGptqConfig(config_file));
     NIBBLE_ASSIGN_OR_RETURN(const JsonObject config, JsonObject::Of(config_, config_file));
     NIBBLE_ASSIGN_OR_RETURN(synthetic_, config.BooleanOr("nibble_synthetic", false));
     NIBBLE_ASSIGN_OR_RETURN(quantization_, ParseQuantizationConfig(config_, config_file));
@@ -131,6 +132,19 @@ class HfCheckpoint final : public Checkpoint {
       NIBBLE_ASSIGN_OR_RETURN(generation_config_, ReadJsonFile(generation_file, kMaxConfigBytes));
       NIBBLE_RETURN_IF_ERROR(JsonObject::Of(generation_config_, generation_file));
     }
+    return {};
+  }
+
+  // AutoGPTQ once described its quantization in a file of its own only.
+  Status AddGptqConfig(const std::string& config_file) {
+    constexpr const char* kKey = "quantization_config";
+    NIBBLE_ASSIGN_OR_RETURN(const JsonObject config, JsonObject::Of(config_, config_file));
+    const std::string file = JoinPath(path_, "quantize_config.json");
+    if (config.Has(kKey) || !FileExists(file)) return {};
+    NIBBLE_ASSIGN_OR_RETURN(Json quantization, ReadJsonFile(file, kMaxConfigBytes));
+    NIBBLE_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(quantization, file));
+    if (!object.Has("quant_method")) quantization["quant_method"] = "gptq";
+    config_[kKey] = std::move(quantization);
     return {};
   }
 

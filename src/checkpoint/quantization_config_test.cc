@@ -53,12 +53,105 @@ TEST(QuantizationConfig, Gptq) {
   EXPECT_EQ((*old)->spec.grid, Grid::kAsymmetric);
 }
 
+TEST(QuantizationConfig, ActOrder) {
+  const auto order = [](std::string_view members) {
+    const auto config = Parse(fmt::format(R"({{"quant_method":"gptq","bits":4,{}}})", members));
+    return (*config)->spec.order;
+  };
+  EXPECT_EQ(order(R"("group_size":128,"desc_act":true)"), GroupOrder::kIndexed);
+  EXPECT_EQ(order(R"("group_size":128,"desc_act":false)"), GroupOrder::kConsecutive);
+  EXPECT_EQ(order(R"("group_size":-1,"desc_act":true)"), GroupOrder::kConsecutive);
+}
+
+TEST(QuantizationConfig, ModulesThatGptqLeavesDense) {
+  const auto config = Parse(R"({"quant_method":"gptq","bits":4,"group_size":64,"dynamic":{)"
+                            R"("-:.*\\.(?:1|2)\\.mlp":{},"-:^model\\.layers\\.7\\.x$":false}})");
+  ASSERT_OK(config);
+  EXPECT_FALSE((*config)->Covers("model.layers.2.mlp.down_proj"));
+  EXPECT_TRUE((*config)->Covers("model.layers.3.mlp.down_proj"));
+  EXPECT_TRUE((*config)->Covers("model.layers.2.self_attn.q_proj"));
+  EXPECT_FALSE((*config)->Covers("model.layers.7.x"));
+  EXPECT_TRUE((*config)->Covers("model.layers.7.xy"));
+  EXPECT_TRUE((*config)->Covers("a.model.layers.7.x"));  // matched from the beginning
+}
+
+// `weights` and `more` are members of config_groups.group_0.weights and of the whole.
+std::string Compressed(std::string_view weights,
+                       std::string_view more = R"("ignore":["lm_head"])") {
+  return fmt::format(
+      R"({{"quant_method":"compressed-tensors","format":"pack-quantized",{},"config_groups":)"
+      R"({{"group_0":{{"targets":["Linear"],"input_activations":null,"weights":{{{}}}}}}}}})",
+      more, weights);
+}
+
+TEST(QuantizationConfig, CompressedTensors) {
+  const auto config = Parse(Compressed(
+      R"("num_bits":4,"type":"int","symmetric":false,"strategy":"group","group_size":32,)"
+      R"("dynamic":false,"actorder":"weight","observer":"mse","block_structure":null)",
+      R"("ignore":["lm_head","model.layers.1.mlp.up_proj","re:.*\\.2\\.mlp\\..*"],)"
+      R"("quantization_status":"compressed","kv_cache_scheme":null,"version":"0.11.0",)"
+      R"("sparsity_config":{"format":"dense"},"transform_config":{})"));
+  ASSERT_OK(config);
+  const QuantizationConfig& ct = **config;
+  EXPECT_EQ(ct.layout, QuantLayout::kCompressedTensors);
+  EXPECT_EQ(ct.spec, (QuantSpec{.group_size = 32, .grid = Grid::kAsymmetric}));
+  EXPECT_FALSE(ct.Covers("lm_head"));
+  EXPECT_FALSE(ct.Covers("model.layers.1.mlp.up_proj"));
+  EXPECT_TRUE(ct.Covers("model.layers.1.mlp.up_proj_2"));  // whole names, not parts
+  EXPECT_FALSE(ct.Covers("model.layers.2.mlp.up_proj"));
+  EXPECT_TRUE(ct.Covers("model.layers.3.mlp.up_proj"));
+  EXPECT_EQ(ct.Label(), "compressed-tensors-g32-asym");
+
+  const auto channel = Parse(Compressed(
+      R"("num_bits":4,"symmetric":true,"strategy":"channel","group_size":null)", R"("ignore":[])"));
+  ASSERT_OK(channel);
+  EXPECT_EQ((*channel)->spec, (QuantSpec{.group_size = kPerChannel, .grid = Grid::kSymmetric}));
+  EXPECT_TRUE((*channel)->Covers("lm_head"));
+  const auto ordered = Parse(Compressed(R"("num_bits":4,"group_size":64,"actorder":"group")"));
+  ASSERT_OK(ordered);
+  EXPECT_EQ((*ordered)->spec.order, GroupOrder::kIndexed);
+}
+
+TEST(QuantizationConfig, CompressedTensorsRefusesByName) {
+  const auto refused = [](const std::string& text, const char* message) {
+    SCOPED_TRACE(text);
+    EXPECT_ERROR(Parse(text), ErrorCode::kBadInput, message);
+  };
+  const std::string good = R"("num_bits":4,"group_size":32)";
+  EXPECT_OK(Parse(Compressed(good)));
+  refused(R"({"quant_method":"compressed-tensors"})", "\"format\" is missing");
+  refused(Compressed(R"("num_bits":8,"group_size":32)"), "8 bits; nibble reads 4");
+  refused(Compressed(good + R"(,"type":"float")"), "\"type\" is \"float\"");
+  refused(Compressed(good + R"(,"dynamic":true)"), "\"dynamic\"");
+  refused(Compressed(good + R"(,"strategy":"channel")"), "strategy \"channel\" with group_size 32");
+  refused(Compressed(R"("num_bits":4,"strategy":"group")"), "strategy \"group\"");
+  refused(Compressed(R"("num_bits":4,"strategy":"tensor")"), "strategy \"tensor\"");
+  refused(Compressed(good + R"(,"actorder":"up")"), "\"actorder\"");
+  refused(Compressed(good, R"("kv_cache_scheme":{"num_bits":8})"), "\"kv_cache_scheme\"");
+  refused(Compressed(good, R"("transform_config":{"a":1})"), "\"transform_config\"");
+  refused(Compressed(good, R"("sparsity_config":{"format":"sparse-24-bitmask"})"),
+          "sparse-24-bitmask");
+  refused(Compressed(good, R"("quantization_status":"calibration")"), "\"calibration\"");
+  refused(Compressed(good, R"("ignore":["re:("])"), "\"ignore\"");
+  refused(R"({"quant_method":"compressed-tensors","format":"int-quantized"})", "int-quantized");
+  refused(R"({"quant_method":"compressed-tensors","format":"pack-quantized"})",
+          "\"config_groups\" is missing");
+  refused(R"({"quant_method":"compressed-tensors","format":"pack-quantized","config_groups":{}})",
+          "0 config_groups");
+  refused(R"({"quant_method":"compressed-tensors","format":"pack-quantized","config_groups":)"
+          R"({"g":{"targets":["re:.*q_proj"],"weights":{"num_bits":4,"group_size":32}}}})",
+          "\"targets\"");
+  refused(R"({"quant_method":"compressed-tensors","format":"pack-quantized","config_groups":)"
+          R"({"g":{"targets":["Linear"],"input_activations":{"num_bits":8},"weights":{}}}})",
+          "\"input_activations\"");
+}
+
 TEST(QuantizationConfig, WhatIsWrittenIsReadBack) {
-  for (const QuantLayout layout :
-       {QuantLayout::kAwqGemm, QuantLayout::kGptqV1, QuantLayout::kGptqV2}) {
+  for (const QuantLayout layout : kQuantLayouts) {
     QuantizationConfig config{.layout = layout};
     config.spec.group_size = 32;
     config.spec.grid = layout == QuantLayout::kAwqGemm ? Grid::kAsymmetric : Grid::kSymmetric;
+    if (layout != QuantLayout::kAwqGemm) config.spec.order = GroupOrder::kIndexed;
     config.modules_to_not_convert = {"model.layers.0.mlp.down_proj"};
     const auto read = Parse(config.ToJson().dump());
     ASSERT_OK(read);
@@ -66,12 +159,15 @@ TEST(QuantizationConfig, WhatIsWrittenIsReadBack) {
     EXPECT_EQ((*read)->spec, config.spec);
     EXPECT_EQ((*read)->modules_to_not_convert, config.modules_to_not_convert);
     EXPECT_EQ((*read)->only_modules, config.only_modules);
+    EXPECT_FALSE((*read)->Covers("model.layers.0.mlp.down_proj"));
+    EXPECT_TRUE((*read)->Covers("model.layers.0.mlp.up_proj"));
+    EXPECT_FALSE((*read)->Covers("lm_head"));
+    EXPECT_EQ(QuantLayoutFromName(Name(layout)), layout);
   }
 }
 
 TEST(QuantizationConfig, RefusesByName) {
   const std::pair<const char*, const char*> cases[] = {
-      {R"({"quant_method":"compressed-tensors"})", "\"compressed-tensors\" is not supported"},
       {R"({"quant_method":"bitsandbytes","load_in_4bit":true})", "\"bitsandbytes\""},
       {R"({"quant_method":"fp8"})", "\"fp8\""},
       {R"({"bits":4})", "\"quant_method\" is missing"},
@@ -91,6 +187,8 @@ TEST(QuantizationConfig, RefusesByName) {
       {R"({"quant_method":"gptq","bits":4,"group_size":128,"pack_dtype":"int8"})",
        "pack_dtype \"int8\""},
       {R"({"quant_method":"gptq","bits":4,"group_size":128,"dynamic":{"-:.*":{}}})", "\"dynamic\""},
+      {R"({"quant_method":"gptq","bits":4,"group_size":128,"dynamic":{"+:a":{"bits":8}}})",
+       "(\"dynamic\": \"+:a\")"},
       {R"({"quant_method":"gptq","bits":4,"group_size":128,"sym":1})", "\"sym\": want true or"},
   };
   for (const auto& [text, message] : cases) {

@@ -113,7 +113,8 @@ void AddQuantizeCommand(Program& program) {
   command->add_option("--grid", options->grid,
                       "asym (default but for gptq), sym (gptq's default) or sym-full");
   command->add_option("--format", options->format,
-                      "awq (asymmetric; its default), gptq (symmetric; its default) or gptq_v2");
+                      "awq (asymmetric; its default), gptq (symmetric; its default), gptq_v2 or "
+                      "compressed-tensors");
   options->solver.AddTo(*command, "--seed");
   command->add_option("--max-host-memory", options->max_host_memory,
                       "activations beyond it are kept in files, for example 16GiB");

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "src/format/group_index.h"
+
 namespace nibble {
 namespace {
 
@@ -67,7 +69,7 @@ QuantizedWeight UnpackAwq(const QuantSpec& spec, int64_t out_features, int64_t i
 }
 
 AwqTensors PackAwq(const QuantizedWeight& weight) {
-  CHECK(FitsAwq(weight.spec, weight.rows, weight.columns));
+  CHECK(FitsAwq(weight.spec, weight.rows, weight.columns) && HasNaturalOrder(weight));
   const int64_t words = weight.rows / 8;
   const int64_t groups = weight.groups();
   const int64_t row_bytes = weight.columns / 2;

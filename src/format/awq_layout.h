@@ -32,6 +32,7 @@ QuantizedWeight UnpackAwq(const QuantSpec& spec, int64_t out_features, int64_t i
                           std::span<const uint32_t> qweight, std::span<const uint32_t> qzeros,
                           std::span<const uint16_t> scales);
 
+// The groups must be consecutive inputs.
 AwqTensors PackAwq(const QuantizedWeight& weight);
 
 }  // namespace nibble

@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstring>
 
+#include "src/format/group_index.h"
+
 namespace nibble {
 namespace {
 
@@ -72,14 +74,15 @@ GptqTensors PackGptq(const QuantizedWeight& weight, GptqVersion version) {
   packed.qweight.resize(static_cast<size_t>(row_words * weight.rows));
   packed.qzeros.resize(static_cast<size_t>(groups * weight.rows / 8));
   packed.scales.resize(static_cast<size_t>(groups * weight.rows));
-  packed.g_idx.resize(static_cast<size_t>(weight.columns));
+  packed.g_idx = GroupOfInput(weight);
+  const std::vector<uint8_t> codes = CodesInInputOrder(weight);
 
   for (int64_t n0 = 0; n0 < weight.rows; n0 += kTile) {
     for (int64_t r0 = 0; r0 < row_words; r0 += kTile) {
       for (int64_t r = r0; r < std::min(r0 + kTile, row_words); ++r) {
         for (int64_t n = n0; n < std::min(n0 + kTile, weight.rows); ++n) {
           std::memcpy(packed.qweight.data() + r * weight.rows + n,
-                      weight.codes.data() + 4 * (n * row_words + r), 4);
+                      codes.data() + 4 * (n * row_words + r), 4);
         }
       }
     }
@@ -97,10 +100,6 @@ GptqTensors PackGptq(const QuantizedWeight& weight, GptqVersion version) {
       packed.scales[static_cast<size_t>(g * weight.rows + n)] =
           weight.scales[static_cast<size_t>(n * groups + g)];
     }
-  }
-  const int64_t group = weight.group_length();
-  for (int64_t k = 0; k < weight.columns; ++k) {
-    packed.g_idx[static_cast<size_t>(k)] = static_cast<int32_t>(k / group);
   }
   return packed;
 }

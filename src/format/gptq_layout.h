@@ -3,8 +3,8 @@
 //   qweight  u32 [in / 8, out]          nibble i of word [r][n] holds input 8r + i
 //   qzeros   u32 [in / group, out / 8]  nibble i of word [g][c] holds output 8c + i
 //   scales   f16 [in / group, out]
-//   g_idx    i32 [in]                   the group of each input: k / group here
-//   weight[n][k] = scales[k / group][n] * (q[k][n] - z[k / group][n])
+//   g_idx    i32 [in]                   the group of each input, k / group unless in act-order
+//   weight[n][k] = scales[g_idx[k]][n] * (q[k][n] - z[g_idx[k]][n])
 //
 // Version 1 (checkpoint_format "gptq") stores zeros less one: each word of qzeros minus 0x11111111
 // as one 32-bit number, so that a zero of 0 borrows from its neighbour. Version 2 ("gptq_v2")
@@ -35,7 +35,8 @@ struct GptqTensors {
 // multiple of the group's length.
 bool FitsGptq(const QuantSpec& spec, int64_t out_features, int64_t in_features);
 
-// The shape must fit and the spans have the sizes above; the groups are taken to be k / group.
+// The shape must fit and the spans have the sizes above. The columns are left in the inputs' order:
+// see SortColumns.
 QuantizedWeight UnpackGptq(const QuantSpec& spec, GptqVersion version, int64_t out_features,
                            int64_t in_features, std::span<const uint32_t> qweight,
                            std::span<const uint32_t> qzeros, std::span<const uint16_t> scales);

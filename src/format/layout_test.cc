@@ -2,7 +2,9 @@
 
 #include "src/base/random.h"
 #include "src/format/awq_layout.h"
+#include "src/format/compressed_layout.h"
 #include "src/format/gptq_layout.h"
+#include "src/format/group_index.h"
 
 namespace nibble {
 namespace {
@@ -105,6 +107,100 @@ TEST(GptqLayout, RoundTripWithZerosOfZero) {
                  weight);
     }
   }
+}
+
+TEST(CompressedLayout, LiteralWords) {
+  const QuantizedWeight weight = EightOutputs(8);
+  const CompressedTensors packed = PackCompressed(weight, ZeroPoints::kStored);
+  EXPECT_EQ(packed.weight_packed,
+            (std::vector<uint32_t>{0xF0, 0xE1, 0xD2, 0xC3, 0xB4, 0xA5, 0x96, 0x87}));
+  EXPECT_EQ(packed.weight_zero_point, (std::vector<uint32_t>{0x76543210u}));
+  EXPECT_EQ(packed.weight_scale, weight.scales);
+  ExpectSame(UnpackCompressed(weight.spec, 8, 8, packed.weight_packed, packed.weight_scale,
+                              packed.weight_zero_point),
+             weight);
+}
+
+TEST(CompressedLayout, ZerosArePackedAlongTheOutputs) {
+  QuantizedWeight weight = QuantizedWeight::Empty({.group_size = 8}, 16, 24);
+  for (int n = 0; n < 16; ++n)
+    weight.zeros[static_cast<size_t>(3 * n + 1)] = static_cast<uint8_t>(n);
+  const CompressedTensors packed = PackCompressed(weight, ZeroPoints::kStored);
+  EXPECT_EQ(packed.weight_zero_point,
+            (std::vector<uint32_t>{0, 0x76543210u, 0, 0, 0xFEDCBA98u, 0}));  // [2, 3]
+}
+
+TEST(CompressedLayout, RoundTrip) {
+  for (const auto& [rows, columns, group] :
+       {std::tuple<int, int, int>{8, 8, 8}, {40, 96, 32}, {136, 384, 128}, {64, 136, 136}}) {
+    QuantizedWeight weight = RandomWeight({.group_size = group}, rows, columns, 11);
+    CompressedTensors packed = PackCompressed(weight, ZeroPoints::kStored);
+    ExpectSame(UnpackCompressed(weight.spec, rows, columns, packed.weight_packed,
+                                packed.weight_scale, packed.weight_zero_point),
+               weight);
+    weight.spec.grid = Grid::kSymmetric;
+    std::fill(weight.zeros.begin(), weight.zeros.end(), uint8_t{8});
+    packed = PackCompressed(weight, ZeroPoints::kImplied);
+    EXPECT_TRUE(packed.weight_zero_point.empty());
+    ExpectSame(
+        UnpackCompressed(weight.spec, rows, columns, packed.weight_packed, packed.weight_scale, {}),
+        weight);
+  }
+}
+
+TEST(CompressedLayout, ShapesItCannotHold) {
+  EXPECT_TRUE(FitsCompressed({.group_size = 64}, 8, 128));
+  EXPECT_FALSE(FitsCompressed({.group_size = 64}, 12, 128));
+  EXPECT_TRUE(FitsCompressed({.group_size = 64, .grid = Grid::kSymmetric}, 12, 128));
+  EXPECT_FALSE(FitsCompressed({.group_size = 64}, 8, 96));
+  EXPECT_FALSE(FitsCompressed({.group_size = 6}, 8, 12));
+  EXPECT_FALSE(FitsCompressed({.group_size = 0}, 8, 32));
+}
+
+// Eight inputs in two groups, as act-order leaves them.
+TEST(GroupIndex, SortsColumnsByGroup) {
+  const std::vector<int32_t> index = {1, 0, 0, 1, 1, 0, 1, 0};
+  const auto columns = ColumnsByGroup(index, 4);
+  ASSERT_TRUE(columns);
+  EXPECT_EQ(*columns, (std::vector<int32_t>{4, 0, 1, 5, 6, 2, 7, 3}));
+
+  QuantizedWeight weight = QuantizedWeight::Empty({.group_size = 4}, 8, 8);
+  for (int n = 0; n < 8; ++n) {
+    for (int k = 0; k < 8; ++k) weight.SetCode(n, k, (n + 2 * k) % 16);
+    for (size_t g = 0; g < 2; ++g) {
+      weight.scales[static_cast<size_t>(2 * n) + g] = F16FromFloat(1.0f + static_cast<float>(g));
+      weight.zeros[static_cast<size_t>(2 * n) + g] = static_cast<uint8_t>(3 + 6 * g);
+    }
+  }
+  const QuantizedWeight in_input_order = weight;
+  SortColumns(*columns, weight);
+  EXPECT_EQ(weight.spec.order, GroupOrder::kIndexed);
+  EXPECT_FALSE(HasNaturalOrder(weight));
+  for (int n = 0; n < 8; ++n) {
+    for (int k = 0; k < 8; ++k) {
+      const int group = index[static_cast<size_t>(k)];
+      const int zero = 3 + 6 * group;
+      EXPECT_EQ(weight.At(n, k), static_cast<float>((1 + group) * ((n + 2 * k) % 16 - zero)));
+    }
+  }
+  EXPECT_EQ(CodesInInputOrder(weight), in_input_order.codes);
+  EXPECT_EQ(GroupOfInput(weight), index);
+  const GptqTensors packed = PackGptq(weight, GptqVersion::kV2);
+  EXPECT_EQ(packed.g_idx, index);
+  EXPECT_EQ(packed.qweight, PackGptq(in_input_order, GptqVersion::kV2).qweight);
+}
+
+TEST(GroupIndex, RefusesWhatIsNoOrder) {
+  const auto message = [](std::vector<int32_t> index) {
+    const auto columns = ColumnsByGroup(index, 2);
+    return columns ? std::string() : columns.error().message();
+  };
+  EXPECT_EQ(message({0, 1, 1, 0}), "");
+  EXPECT_EQ(message({0, 1, 2, 0}), "input 2 is in group 2, want 0 to 1");
+  EXPECT_EQ(message({0, -1, 1, 0}), "input 1 is in group -1, want 0 to 1");
+  EXPECT_EQ(message({0, 1, 1, 1}), "group 0 has 1 inputs, want 2");
+  EXPECT_TRUE(IsConsecutive(std::vector<int32_t>{0, 0, 1, 1}, 2));
+  EXPECT_FALSE(IsConsecutive(std::vector<int32_t>{0, 1, 0, 1}, 2));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "src/format/weight.h"
 
 #include <cstring>
+#include <numeric>
 
 namespace nibble {
 namespace {
@@ -37,7 +38,8 @@ void QuantizedWeight::SetCode(int64_t row, int64_t column, int code) {
   byte = static_cast<uint8_t>((byte & ~(15 << shift)) | (code << shift));
 }
 
-float QuantizedWeight::At(int64_t row, int64_t column) const {
+float QuantizedWeight::At(int64_t row, int64_t input) const {
+  const int64_t column = ColumnOf(input);
   const auto at = static_cast<size_t>(row * groups() + column / group_length());
   return FloatFromF16(scales[at]) * static_cast<float>(Code(row, column) - zeros[at]);
 }
@@ -49,6 +51,10 @@ QuantizedWeight QuantizedWeight::Empty(const QuantSpec& spec, int64_t rows, int6
   weight.codes.resize(static_cast<size_t>(rows * columns / 2));
   weight.scales.resize(static_cast<size_t>(rows * weight.groups()));
   weight.zeros.resize(static_cast<size_t>(rows * weight.groups()));
+  if (spec.order == GroupOrder::kIndexed) {
+    weight.column_of_input.resize(static_cast<size_t>(columns));
+    std::iota(weight.column_of_input.begin(), weight.column_of_input.end(), 0);
+  }
   return weight;
 }
 

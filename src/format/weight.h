@@ -3,6 +3,8 @@
 // A linear layer's weight is a matrix [out, in]. A quantized one stands for
 //   weight[n][k] = scale[n][k / group] * (code[n][k] - zero[n][k / group])
 // with 4-bit codes 0 … 15, float16 scales and zeros 0 … 15 (8 everywhere for symmetric grids).
+// Where the groups are not consecutive inputs (GPTQ's plain act-order), the columns are kept sorted
+// by group, so that the equation still holds for columns, and the weight knows each input's column.
 #ifndef NIBBLE_FORMAT_WEIGHT_H_
 #define NIBBLE_FORMAT_WEIGHT_H_
 
@@ -29,10 +31,15 @@ std::optional<Grid> GridFromName(std::string_view name);
 
 inline constexpr int64_t kPerChannel = -1;  // one group as long as the row
 
+// Which inputs form a group: consecutive ones, or those that an index names (g_idx, as GPTQ's
+// act-order without static groups leaves them).
+enum class GroupOrder : uint8_t { kConsecutive, kIndexed };
+
 struct QuantSpec {
   int bits = 4;
   int64_t group_size = 128;  // or kPerChannel
   Grid grid = Grid::kAsymmetric;
+  GroupOrder order = GroupOrder::kConsecutive;
 
   int64_t GroupLength(int64_t columns) const {
     return group_size == kPerChannel ? columns : group_size;
@@ -60,16 +67,23 @@ struct QuantizedWeight {
   std::vector<uint8_t> codes;    // [rows, columns / 2]: column 2i low nibble, 2i + 1 high
   std::vector<uint16_t> scales;  // [rows, groups], float16 bits
   std::vector<uint8_t> zeros;    // [rows, groups]
+  // Under kIndexed [columns]: the column that multiplies each input, a permutation. Else empty.
+  std::vector<int32_t> column_of_input;
 
   int64_t group_length() const { return spec.GroupLength(columns); }
   int64_t groups() const { return columns / group_length(); }
+  int64_t ColumnOf(int64_t input) const {
+    return column_of_input.empty() ? input : column_of_input[static_cast<size_t>(input)];
+  }
   int Code(int64_t row, int64_t column) const {
-    return (codes[static_cast<size_t>(row * (columns / 2) + column / 2)] >> (4 * (column & 1))) & 15;
+    return (codes[static_cast<size_t>(row * (columns / 2) + column / 2)] >> (4 * (column & 1))) &
+           15;
   }
   void SetCode(int64_t row, int64_t column, int code);
-  float At(int64_t row, int64_t column) const;
+  float At(int64_t row, int64_t input) const;
 
-  // An all-zero weight of this shape. The group's length must divide `columns`.
+  // An all-zero weight of this shape, its columns in the inputs' order. The group's length must
+  // divide `columns`.
   static QuantizedWeight Empty(const QuantSpec& spec, int64_t rows, int64_t columns);
 };
 

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "src/base/checked.h"
+#include "src/checkpoint/quantized_linear.h"
 
 namespace nibble {
 namespace {
@@ -35,8 +36,8 @@ class TensorAudit {
   Status Linear(const LinearName& linear) {
     if (QuantizationOf(model_, linear.name)) {
       // ReadWeight checks shapes and contents against the quantization when it reads them.
-      for (const char* part : {".qweight", ".qzeros", ".scales", ".g_idx"}) {
-        used_.insert(linear.name + part);
+      for (const std::string_view part : QuantizedSuffixes()) {
+        used_.insert(linear.name + std::string(part));
       }
     } else {
       NIBBLE_RETURN_IF_ERROR(Tensor(linear.name + ".weight",
@@ -111,6 +112,20 @@ Result<Matrix> LoadNorm(const Checkpoint& checkpoint, const std::string& name, i
   return backend.Upload(gain);
 }
 
+// Linears that are packed together share their input, and so the order in which it is read.
+Status WantSameOrder(const Checkpoint& checkpoint, const LinearName& first_name,
+                     const Weight& first, const LinearName& name, const Weight& weight) {
+  const auto* a = std::get_if<QuantizedWeight>(&first);
+  const auto* b = std::get_if<QuantizedWeight>(&weight);
+  if (a == nullptr || b == nullptr || a->column_of_input == b->column_of_input) return {};
+  const auto differ = std::mismatch(a->column_of_input.begin(), a->column_of_input.end(),
+                                    b->column_of_input.begin(), b->column_of_input.end());
+  return BadInput(
+      "{}: the group indices (g_idx) of {} and {} differ, first at input {}; nibble multiplies "
+      "these layers together and wants one order for both",
+      checkpoint.path(), first_name.name, name.name, differ.first - a->column_of_input.begin());
+}
+
 // Reads the linears that form one prepared linear, packs them, and lets their pages go.
 Result<std::unique_ptr<PreparedLinear>> LoadLinear(const Checkpoint& checkpoint,
                                                    const ModelDescription& model,
@@ -135,6 +150,8 @@ Result<std::unique_ptr<PreparedLinear>> LoadLinear(const Checkpoint& checkpoint,
         return BadInput("{}: {} and {} are stored in different types, which nibble does not mix",
                         checkpoint.path(), (*parts.begin())->name, part->name);
       }
+      NIBBLE_RETURN_IF_ERROR(
+          WantSameOrder(checkpoint, **parts.begin(), weights.front(), *part, weight));
     }
     weights.push_back(std::move(weight));
   }
@@ -142,9 +159,7 @@ Result<std::unique_ptr<PreparedLinear>> LoadLinear(const Checkpoint& checkpoint,
   for (size_t i = 0; i < weights.size(); ++i) sources.push_back({&weights[i], biases[i]});
   auto prepared = backend.Prepare(sources, interleave);
   for (const LinearName* part : parts) {
-    for (const char* suffix : {".weight", ".qweight", ".qzeros", ".scales"}) {
-      if (checkpoint.Find(part->name + suffix) != nullptr) checkpoint.Release(part->name + suffix);
-    }
+    checkpoint.Release(part->name + ".weight");
   }
   return prepared;
 }

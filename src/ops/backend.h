@@ -111,7 +111,7 @@ class Backend {
   // A vector that operations read, such as a norm's gain, as a [1, n] matrix of class kWeights.
   virtual Result<Matrix> Upload(std::span<const float> values) = 0;
   // Concatenates the sources by rows and packs them. All have the same columns; dense sources share
-  // one type and quantized ones one spec.
+  // one type and quantized ones one spec and one order of columns.
   virtual Result<std::unique_ptr<PreparedLinear>> Prepare(std::span<const LinearSource> sources,
                                                           Interleave interleave) = 0;
   // bytes() of the linear that Prepare would make of one weight of this form, so that memory can be

@@ -508,6 +508,12 @@ Result<std::unique_ptr<LayerQuantizer>> LayerQuantizer::Create(
   const Tools tools{checkpoint, model, plan, options, backend, ops, pool};
   if (method == QuantMethod::kRtn) return std::make_unique<RtnQuantizer>(tools);
   CHECK(calibration != nullptr);
+  for (const int32_t token : calibration->tokens) {
+    if (token < 0 || token >= model.config.vocabulary) {
+      return BadInput("{}: calibration token {} is outside the vocabulary of {}", checkpoint.path(),
+                      token, model.config.vocabulary);
+    }
+  }
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<PreparedLinear> embedding,
                           LoadEmbedding(checkpoint, model, backend));
   const auto make_runner = [&]() -> Result<std::unique_ptr<CalibrationRunner>> {

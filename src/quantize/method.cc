@@ -71,24 +71,25 @@ Status CheckLayout(QuantLayout layout, Grid grid) {
   const bool symmetric = grid != Grid::kAsymmetric;
   if (layout == QuantLayout::kGptqV1 && !symmetric) {
     return WrongUsage(
-        "the gptq layout (version 1) holds symmetric grids only; for {} use --format awq or "
-        "gptq_v2",
+        "the gptq layout (version 1) holds symmetric grids only; for {} use --format awq, "
+        "gptq_v2 or compressed-tensors",
         Name(grid));
   }
   if (layout == QuantLayout::kAwqGemm && symmetric) {
     return WrongUsage(
-        "the awq layout marks its weights as asymmetric; for {} use --format gptq or gptq_v2",
+        "the awq layout marks its weights as asymmetric; for {} use --format gptq, gptq_v2 "
+        "or compressed-tensors",
         Name(grid));
   }
   return {};
 }
 
 Result<QuantLayout> ParseLayout(std::string_view text) {
-  for (const QuantLayout layout :
-       {QuantLayout::kAwqGemm, QuantLayout::kGptqV1, QuantLayout::kGptqV2}) {
-    if (text == Name(layout)) return layout;
+  const std::optional<QuantLayout> layout = QuantLayoutFromName(text);
+  if (!layout) {
+    return WrongUsage("format \"{}\": want awq, gptq, gptq_v2 or compressed-tensors", text);
   }
-  return WrongUsage("format \"{}\": want awq, gptq or gptq_v2", text);
+  return *layout;
 }
 
 }  // namespace nibble

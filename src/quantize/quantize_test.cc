@@ -104,7 +104,7 @@ class QuantizeCheckpointTest : public ::testing::TestWithParam<Case> {
     set_.samples = 6;
     set_.sequence_length = 40;
     for (int64_t i = 0; i < set_.token_count(); ++i) {
-      set_.tokens.push_back(static_cast<int32_t>(random.Below(200)));
+      set_.tokens.push_back(static_cast<int32_t>(random.Below(64)));
     }
   }
   void TearDown() override { Remove(); }
@@ -206,6 +206,13 @@ TEST_P(QuantizeCheckpointTest, CalibrationPays) {
     if (!module.contains("awq")) continue;
     EXPECT_LE(module["awq"]["loss"].get<double>(), module["awq"]["rtn_loss"].get<double>());
   }
+}
+
+TEST_F(QuantizeCheckpointTest, RefusesTokensThatTheModelDoesNotHave) {
+  set_.tokens[7] = 64;
+  const auto record = Quantize({QuantMethod::kGptq, "gptq"}, output_, CancelToken(), kIgnore);
+  ASSERT_FALSE(record);
+  EXPECT_THAT(record.error().message(), HasSubstr("token 64 is outside the vocabulary of 64"));
 }
 
 std::map<std::string, std::string> Contents(const std::string& directory) {

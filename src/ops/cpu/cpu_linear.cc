@@ -59,9 +59,11 @@ LinearLayout LinearLayout::Of(int64_t out_features, int64_t in_features, DType d
     layout.bias_at =
         RoundUp(layout.zeros_at + (layout.has_zeros ? panels * groups * kRows : 0), kAlignment);
   }
-  layout.total_bytes =
-      RoundUp(std::max<size_t>(layout.bias_at + (bias ? panels * kRows * sizeof(float) : 0), 1),
-              kAlignment);
+  layout.order_at = layout.bias_at + (bias ? panels * kRows * sizeof(float) : 0);
+  layout.has_order = quant != nullptr && quant->order == GroupOrder::kIndexed;
+  const size_t order_bytes =
+      layout.has_order ? static_cast<size_t>(in_features) * sizeof(int32_t) : 0;
+  layout.total_bytes = RoundUp(std::max<size_t>(layout.order_at + order_bytes, 1), kAlignment);
   return layout;
 }
 
@@ -99,7 +101,7 @@ float CpuLinear::At(int64_t row, int64_t column) const {
   const int64_t i = in_group % Segments::kBlockColumns;
   const uint32_t word =
       reinterpret_cast<const uint32_t*>(panel(p))[static_cast<size_t>(block * kPanelRows + lane)];
-  const int code = static_cast<int>(word >> (4 * (i / 2) + 16 * (i % 2))) & 15;
+  const int code = static_cast<int>(word >> (4 * i)) & 15;
   const auto scale_at = static_cast<size_t>(group * kPanelRows + lane);
   const int zero = layout_.has_zeros ? zeros(p)[scale_at] : 8;
   return FloatFromF16(scales(p)[scale_at]) * static_cast<float>(code - zero);

@@ -13,6 +13,8 @@
 //           then for all panels scales [groups][16] as float16
 //           and, unless the grid is symmetric, zeros [groups][16] as bytes.
 //   bias:   float32 [16] per panel.
+//   order:  int32 [in], where groups are not consecutive inputs: the input of
+//           each column. Activations are gathered by it when they are quantized.
 #ifndef NIBBLE_OPS_CPU_CPU_LINEAR_H_
 #define NIBBLE_OPS_CPU_CPU_LINEAR_H_
 
@@ -71,11 +73,13 @@ struct LinearLayout {
   int64_t panels = 0;
   bool has_zeros = false;
   bool has_bias = false;
+  bool has_order = false;
   Segments segments; // for kQ4
   size_t panel_bytes = 0;
   size_t scales_at = 0;
   size_t zeros_at = 0;
   size_t bias_at = 0;
+  size_t order_at = 0;
   size_t total_bytes = 0; // a multiple of 64
 
   // `quant` is null for a dense weight.
@@ -116,8 +120,15 @@ public:
            panel * kPanelRows;
   }
 
-  float At(int64_t row,
-           int64_t column) const; // an element of an uninterleaved weight
+  int32_t *order() const { // [in], or null
+    if (!layout_.has_order)
+      return nullptr;
+    return reinterpret_cast<int32_t *>(memory_.as<std::byte>() +
+                                       layout_.order_at);
+  }
+
+  // An element of an uninterleaved weight, by its column (see order()).
+  float At(int64_t row, int64_t column) const;
 
 private:
   LinearLayout layout_;

@@ -121,7 +121,10 @@ void StoreToken(const CpuKvCache& cache, int64_t layer, int64_t block, int64_t s
 }
 
 void EmbedRow(const CpuLinear& table, int64_t row, float* out) {
-  for (int64_t k = 0; k < table.in_features(); ++k) out[k] = table.At(row, k);
+  const int32_t* order = table.order();
+  for (int64_t k = 0; k < table.in_features(); ++k) {
+    out[order == nullptr ? k : order[k]] = table.At(row, k);
+  }
 }
 
 std::string_view TargetName() { return HWY_DYNAMIC_DISPATCH(Target)(); }

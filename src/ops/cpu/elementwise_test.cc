@@ -65,6 +65,8 @@ TEST(ElementwiseTest, EmbeddingIsTheWeightsRow) {
   for (const Grid grid : {Grid::kAsymmetric, Grid::kSymmetric}) {
     tables.push_back(RandomQuantized({.group_size = 36, .grid = grid}, 111, 72, random));
     tables.push_back(RandomQuantized({.group_size = kPerChannel, .grid = grid}, 111, 172, random));
+    tables.push_back(RandomQuantized(
+        {.group_size = 36, .grid = grid, .order = GroupOrder::kIndexed}, 111, 72, random));
   }
   auto cpu = MakeCpu(2);
   auto plan = MakePlan(*cpu, 300);

@@ -267,15 +267,21 @@ void RunQ4(const LinearTask& task, int64_t panel_begin, int64_t panel_end, int t
   }
 }
 
-// x[0, count) to integers out[0, count), which is padded with zeros to `padded`
-// (a multiple of 8, at most 128). Returns the step; `sum` is the integers' sum.
-float QuantizeSegment(const float* HWY_RESTRICT x, int64_t count, int64_t padded,
-                      int32_t* HWY_RESTRICT out, int32_t& sum) {
+// Columns [column, column + count) of the activations x to integers
+// out[0, count), which is padded with zeros to `padded` (a multiple of 8, at
+// most 128). Returns the step; `sum` is the integers' sum.
+float QuantizeSegment(const float* HWY_RESTRICT x, const int32_t* HWY_RESTRICT order,
+                      int64_t column, int64_t count, int64_t padded, int32_t* HWY_RESTRICT out,
+                      int32_t& sum) {
   const F32 df;
   const I32 di;
   HWY_ALIGN float values[Segments::kMaxColumns];
   const int64_t end = RoundUp<int64_t>(padded, kLanes);
-  std::copy_n(x, count, values);
+  if (order == nullptr) {
+    std::copy_n(x + column, count, values);
+  } else {
+    for (int64_t k = 0; k < count; ++k) values[k] = x[order[column + k]];
+  }
   std::fill(values + count, values + end, 0.0f);
   // Compared as integers, magnitudes order as floats do, with infinity and then
   // NaN above all.
@@ -321,7 +327,7 @@ void Quantize(const LinearTask& task, int64_t tile_begin, int64_t tile_end) {
         HWY_ALIGN std::array<int32_t, Segments::kMaxColumns> integers;
         int32_t sum = 0;
         scales[s * size + t] =
-            QuantizeSegment(x + segment.column, segment.columns,
+            QuantizeSegment(x, task.weight->order(), segment.column, segment.columns,
                             segment.blocks * Segments::kBlockColumns, integers.data(), sum);
         negated_sums[s * size + t] = -sum;
         int32_t* to = pairs + segment.block * 4 * size + t;

@@ -241,6 +241,26 @@ TEST(LinearTest, FourBitsAgreeWithRef) {
   }
 }
 
+TEST(LinearTest, FourBitsInGroupsByIndexAgreeWithRef) {
+  Random random(31);
+  for (const Grid grid : {Grid::kAsymmetric, Grid::kSymmetric}) {
+    const auto weight = [&](int64_t out, int64_t in, int64_t group) {
+      const QuantSpec spec{.group_size = group, .grid = grid, .order = GroupOrder::kIndexed};
+      return RandomQuantized(spec, out, in, random);
+    };
+    CheckAgainstRef({.weights = {weight(24, 1000, 125)}}, fmt::format("{} ragged", Name(grid)));
+    CheckAgainstRef({.weights = {weight(40, 4096, 128)}}, fmt::format("{} long", Name(grid)));
+    // Packed together, with one order.
+    Problem two{.weights = {weight(40, 256, 64), weight(40, 256, 64)},
+                .interleave = Interleave::kGateUp,
+                .epilogue = Epilogue::kSiluMul};
+    std::get<QuantizedWeight>(two.weights[1]).column_of_input =
+        std::get<QuantizedWeight>(two.weights[0]).column_of_input;
+    two.biases = RandomBiases(two.weights, random);
+    CheckAgainstRef(two, fmt::format("{} gate and up", Name(grid)));
+  }
+}
+
 TEST(LinearTest, FourBitEpiloguesAgreeWithRef) {
   Random random(4);
   const QuantSpec spec{.group_size = 32};

@@ -128,7 +128,8 @@ Result<std::unique_ptr<PreparedLinear>> PackLinear(std::span<const LinearSource>
   for (const LinearSource& source : sources) {
     CHECK(ColumnsOf(*source.weight) == in && source.weight->index() == first.index());
     if (quantized) {
-      CHECK(std::get<QuantizedWeight>(*source.weight).spec == quantized->spec);
+      const auto& weight = std::get<QuantizedWeight>(*source.weight);
+      CHECK(weight.spec == quantized->spec && weight.column_of_input == quantized->column_of_input);
     } else {
       CHECK(std::get<DenseWeight>(*source.weight).dtype == dtype);
     }
@@ -151,6 +152,11 @@ Result<std::unique_ptr<PreparedLinear>> PackLinear(std::span<const LinearSource>
   NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
                           AllocateHost(memory, MemoryClass::kWeights, layout.total_bytes));
   auto linear = std::make_unique<CpuLinear>(layout, std::move(buffer));
+  if (layout.has_order) {
+    for (int64_t k = 0; k < in; ++k) {
+      linear->order()[quantized->ColumnOf(k)] = static_cast<int32_t>(k);
+    }
+  }
   std::atomic<bool> as_expected{true};
   const auto pack = [&](int64_t begin, int64_t end, int) {
     for (int64_t p = begin; p < end; ++p) {

@@ -18,6 +18,8 @@ std::vector<Weight> Weights(int64_t out, int64_t in, Random& random) {
   for (const Grid grid : {Grid::kAsymmetric, Grid::kSymmetric, Grid::kSymmetricFull}) {
     for (const int64_t group : {int64_t{12}, int64_t{36}, kPerChannel}) {
       weights.push_back(RandomQuantized({.group_size = group, .grid = grid}, out, in, random));
+      weights.push_back(RandomQuantized(
+          {.group_size = group, .grid = grid, .order = GroupOrder::kIndexed}, out, in, random));
     }
   }
   return weights;
@@ -43,7 +45,8 @@ TEST(PackTest, KeepsEveryElement) {
     const auto& linear = static_cast<const CpuLinear&>(*prepared);
     for (int64_t n = 0; n < 74; ++n) {
       for (int64_t k = 0; k < 216; ++k) {
-        const float want = std::visit([&](const auto& w) { return w.At(n % 37, k); }, weight);
+        const int64_t input = linear.order() == nullptr ? k : linear.order()[k];
+        const float want = std::visit([&](const auto& w) { return w.At(n % 37, input); }, weight);
         ASSERT_EQ(linear.At(n, k), want) << n << ", " << k;
       }
     }

@@ -138,6 +138,12 @@ inline Weight RandomQuantized(const QuantSpec &spec, int64_t rows,
                ? static_cast<uint8_t>(random.Below(16))
                : uint8_t{8};
   }
+  if (spec.order == GroupOrder::kIndexed) {
+    for (size_t k = weight.column_of_input.size(); k > 1; --k) {
+      std::swap(weight.column_of_input[k - 1],
+                weight.column_of_input[random.Below(k)]);
+    }
+  }
   return weight;
 }
 
