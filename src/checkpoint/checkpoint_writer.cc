@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <stdio.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 #include "src/base/checked.h"
 #include "src/base/file.h"
 #include "src/base/units.h"
+#include "src/checkpoint/partial_directory.h"
 #include "src/checkpoint/quantized_linear.h"
 #include "src/checkpoint/safetensors.h"
 
@@ -159,11 +159,11 @@ struct CheckpointWriter::State {
     bool written = false;
   };
 
-  std::string directory, partial;
+  std::string directory;
+  PartialDirectory partial;
   CheckpointPlan plan;
   std::vector<Shard> shards;
   std::map<std::string, Place, std::less<>> places;
-  bool partial_made = false;
 
   void AssignShards();
   Status StartShards();
@@ -212,7 +212,8 @@ Status CheckpointWriter::State::StartShard(size_t index) {
     CHECK(added, "{} is planned twice", plan.tensors[i].name);
     offset += BytesOfTensor(plan.tensors[i]);
   }
-  NIBBLE_ASSIGN_OR_RETURN(shard.file, OutputFile::Create(JoinPath(partial, shard.name), offset));
+  NIBBLE_ASSIGN_OR_RETURN(shard.file,
+                          OutputFile::Create(JoinPath(partial.path(), shard.name), offset));
   NIBBLE_RETURN_IF_ERROR(shard.file.Write(std::as_bytes(std::span(&header_bytes, 1)), 0));
   return shard.file.Write(std::as_bytes(std::span(text)), sizeof(header_bytes));
 }
@@ -224,7 +225,7 @@ Status CheckpointWriter::State::StartShards() {
 
 Status CheckpointWriter::State::WriteFiles() const {
   const auto write = [&](std::string_view name, std::string_view content) {
-    return WriteFileAtomic(JoinPath(partial, name), content);
+    return WriteFileAtomic(JoinPath(partial.path(), name), content);
   };
   Json config = plan.config;
   if (plan.packs_linears) AskForFloat16(config);
@@ -259,29 +260,24 @@ Status CheckpointWriter::State::WriteFiles() const {
 }
 
 Status CheckpointWriter::State::Rename() {
-  NIBBLE_RETURN_IF_ERROR(SyncDirectory(partial));
+  NIBBLE_RETURN_IF_ERROR(SyncDirectory(partial.path()));
   int result =
-      ::renameat2(AT_FDCWD, partial.c_str(), AT_FDCWD, directory.c_str(), RENAME_NOREPLACE);
+      ::renameat2(AT_FDCWD, partial.path().c_str(), AT_FDCWD, directory.c_str(), RENAME_NOREPLACE);
   if (result != 0 && errno == EINVAL) {  // the file system has no such rename
     NIBBLE_RETURN_IF_ERROR(CheckOutputDirectory(directory));
-    result = ::rename(partial.c_str(), directory.c_str());
+    result = ::rename(partial.path().c_str(), directory.c_str());
   }
   if (result != 0 && errno == EEXIST) {
     return WrongUsage("{}: exists already; give another output", directory);
   }
   if (result != 0) return SystemError(directory, "create");
-  partial_made = false;
+  partial.Keep();
   return SyncDirectory(fs::absolute(directory).parent_path().string());
 }
 
 CheckpointWriter::CheckpointWriter(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
-CheckpointWriter::~CheckpointWriter() {
-  if (state_->partial_made) {
-    std::error_code ignored;
-    fs::remove_all(state_->partial, ignored);
-  }
-}
+CheckpointWriter::~CheckpointWriter() = default;
 
 Status CheckOutputDirectory(const std::string& directory) {
   if (FileExists(directory)) {
@@ -295,8 +291,8 @@ Result<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(const std::st
   NIBBLE_RETURN_IF_ERROR(CheckOutputDirectory(directory));
   auto state = std::make_unique<State>();
   state->directory = WithoutTrailingSlash(directory);
-  state->partial = fmt::format("{}.partial-{}", state->directory, ::getpid());
   state->plan = std::move(plan);
+  RemoveAbandonedPartials(state->directory);  // which may be what the disk is full of
 
   uint64_t needed = state->plan.tensor_bytes() + kSpareBytes;
   for (const Checkpoint::File& file : state->plan.files) needed += file.content.size();
@@ -307,10 +303,7 @@ Result<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(const std::st
   }
   const fs::path parent = fs::absolute(state->directory).parent_path();
   NIBBLE_RETURN_IF_ERROR(MakeDirectories(parent.string()));
-  if (::mkdir(state->partial.c_str(), 0777) != 0) {
-    return SystemError(state->partial, "create the directory");
-  }
-  state->partial_made = true;
+  NIBBLE_ASSIGN_OR_RETURN(state->partial, PartialDirectory::Create(state->directory));
   // From here on the destructor removes what was written.
   std::unique_ptr<CheckpointWriter> writer(new CheckpointWriter(std::move(state)));
   writer->state_->AssignShards();

@@ -1,5 +1,6 @@
 // Writes a checkpoint in Hugging Face layout so that a directory that exists is complete:
-// everything goes to DIR.partial-<pid>, which is renamed at the end and removed on failure.
+// everything goes to DIR.partial-<pid>, which is renamed at the end and removed on failure. What a
+// killed process left there is removed by the next that writes to DIR.
 //
 // All sizes are planned first; then tensors are written one by one, in any order.
 //

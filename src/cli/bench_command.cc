@@ -24,8 +24,8 @@ Status RunBench(const BenchOptions& options, const CommandContext& context) {
                             OpenModel(options.model, RandomWeights::kAllow));
     NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
                             MakeBackend(context.common.device));
-    NIBBLE_ASSIGN_OR_RETURN(const DType kv_dtype, KvTypeFor(context.common.device, *backend,
-                                                            model.description.config));
+    NIBBLE_ASSIGN_OR_RETURN(const DType kv_dtype,
+                            KvTypeFor(context.common.device, *backend, model.description.config));
     NIBBLE_RETURN_IF_ERROR(CheckWorkload(workload, *model.checkpoint, model.description, *backend,
                                          kv_dtype, AvailableBytes(*backend)));
   }
@@ -34,13 +34,11 @@ Status RunBench(const BenchOptions& options, const CommandContext& context) {
     ThreadPool pool(ThreadsFor(context.common.device));
     limits = MeasureHostLimits(pool);
   }
-  NIBBLE_ASSIGN_OR_RETURN(
-      const std::unique_ptr<LoadedModel> model,
-      LoadModelOn(options.model, context.common.device, RandomWeights::kAllow,
-                  context.common.progress(), context.cancel));
-  NIBBLE_ASSIGN_OR_RETURN(
-      const Json document,
-      Bench(*model, workload, limits, context.common.progress(), context.cancel));
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model,
+                          LoadModelOn(options.model, context.common.device, RandomWeights::kAllow,
+                                      context.common.progress(), context.cancel));
+  NIBBLE_ASSIGN_OR_RETURN(const Json document, Bench(*model, workload, limits,
+                                                     context.common.progress(), context.cancel));
   fmt::print("read bandwidth {:.1f} GB/s, matrix product {:.0f} GFLOP/s\n{}",
              limits.read_bytes_per_second / 1e9, limits.matrix_flops_per_second / 1e9,
              FormatBench(document));

@@ -19,9 +19,7 @@ struct CommonOptions {
   bool quiet = false;
   std::string log_level = "info";
 
-  ProgressStyle progress() const {
-    return quiet ? ProgressStyle::kQuiet : DetectProgressStyle();
-  }
+  ProgressStyle progress() const { return quiet ? ProgressStyle::kQuiet : DetectProgressStyle(); }
 };
 
 // What a command runs once its options are parsed.

@@ -41,14 +41,13 @@ Status EvaluateModel(const EvaluateOptions& options, const CommandContext& conte
       const std::unique_ptr<LoadedModel> model,
       LoadModelOn(options.model, context.common.device, AllowRandom(options.allow_random),
                   context.common.progress(), context.cancel));
-  NIBBLE_ASSIGN_OR_RETURN(EvalResult result,
-                          Evaluate(*model, data, {prompt_template, scoring},
-                                   context.common.progress(), context.cancel));
+  NIBBLE_ASSIGN_OR_RETURN(EvalResult result, Evaluate(*model, data, {prompt_template, scoring},
+                                                      context.common.progress(), context.cancel));
   if (reference) {
     NIBBLE_ASSIGN_OR_RETURN(result, Compare(*reference, std::move(result)));
   }
-  fmt::print("{}", FormatEvalTable(result,
-                                   options.subjects ? SubjectRows::kShow : SubjectRows::kHide));
+  fmt::print("{}",
+             FormatEvalTable(result, options.subjects ? SubjectRows::kShow : SubjectRows::kHide));
   return WriteOutput(options.output, result.ToJson());
 }
 
@@ -64,8 +63,9 @@ void AddEvaluateCommand(Program& program) {
   command->add_option("model", options->model, "the model")->required();
   command->add_option("--task", options->task, "mmlu")->capture_default_str();
   options->mmlu.AddTo(*command);
-  command->add_option("--scoring", options->scoring,
-                      "letters: the probabilities of A to D; cloze: of the answers' texts")
+  command
+      ->add_option("--scoring", options->scoring,
+                   "letters: the probabilities of A to D; cloze: of the answers' texts")
       ->capture_default_str();
   command->add_option("--reference", options->reference,
                       "the JSON of another evaluation to compare with, question by question");

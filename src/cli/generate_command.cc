@@ -26,8 +26,7 @@ struct GenerateOptions {
 // The prompt as the model's chat template arranges it.
 Result<std::string> ChatPrompt(const GenerateOptions& options, const Checkpoint& checkpoint,
                                const Tokenizer& tokenizer) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::optional<std::string> source,
-                          checkpoint.ChatTemplateSource());
+  NIBBLE_ASSIGN_OR_RETURN(const std::optional<std::string> source, checkpoint.ChatTemplateSource());
   if (!source) return BadInput("{}: the model has no chat template", checkpoint.path());
   NIBBLE_ASSIGN_OR_RETURN(const ChatTemplate chat_template,
                           ChatTemplate::Parse(*source, checkpoint.path()));
@@ -43,8 +42,8 @@ Result<std::string> ChatPrompt(const GenerateOptions& options, const Checkpoint&
   return chat_template.Render(messages, template_options);
 }
 
-Result<std::vector<int32_t>> PromptTokens(const GenerateOptions& options,
-                                          const LoadedModel& model, const Tokenizer* tokenizer) {
+Result<std::vector<int32_t>> PromptTokens(const GenerateOptions& options, const LoadedModel& model,
+                                          const Tokenizer* tokenizer) {
   if (!options.token_ids.empty()) return ParseTokenIds(options.token_ids);
   std::vector<int32_t> tokens;
   if (options.chat) {
@@ -58,14 +57,14 @@ Result<std::vector<int32_t>> PromptTokens(const GenerateOptions& options,
   if (!tokens.empty()) return tokens;
   const std::optional<TokenId> bos = tokenizer->bos() ? tokenizer->bos() : model.weights.config.bos;
   if (!bos) {
-    return BadInput("{}: an empty prompt starts from BOS, and the model has none",
-                    options.model);
+    return BadInput("{}: an empty prompt starts from BOS, and the model has none", options.model);
   }
   return std::vector<int32_t>{*bos};
 }
 
 Status Generate(const GenerateOptions& options, const CommandContext& context) {
-  if (options.max_tokens < 1) return WrongUsage("--max-tokens {}: want at least 1", options.max_tokens);
+  if (options.max_tokens < 1)
+    return WrongUsage("--max-tokens {}: want at least 1", options.max_tokens);
   if (options.sampling.temperature < 0 || options.sampling.top_p <= 0 ||
       options.sampling.top_p > 1 || options.sampling.top_k < 0) {
     return WrongUsage("want --temperature ≥ 0, 0 < --top-p ≤ 1 and --top-k ≥ 0");
@@ -73,10 +72,9 @@ Status Generate(const GenerateOptions& options, const CommandContext& context) {
   if (!options.token_ids.empty() && (options.chat || !options.prompt.empty())) {
     return WrongUsage("--token-ids goes with neither --prompt nor --chat");
   }
-  NIBBLE_ASSIGN_OR_RETURN(
-      const std::unique_ptr<LoadedModel> model,
-      LoadModelOn(options.model, context.common.device, RandomWeights::kAllow,
-                  context.common.progress(), context.cancel));
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model,
+                          LoadModelOn(options.model, context.common.device, RandomWeights::kAllow,
+                                      context.common.progress(), context.cancel));
   // A model without a tokenizer still continues token ids.
   std::unique_ptr<Tokenizer> tokenizer;
   if (Result<std::unique_ptr<Tokenizer>> loaded = model->checkpoint().LoadTokenizer()) {
@@ -117,10 +115,11 @@ Status Generate(const GenerateOptions& options, const CommandContext& context) {
         print(decoder ? decoder->Push(token) : fmt::format("{}{}", first ? "" : ",", token));
         first = false;
       },
-      [&](Scheduler::RequestId, FinishReason) { print((decoder ? decoder->Finish() : "") + "\n"); });
-  GenerationRequest request{.prompt = std::move(prompt),
-                            .max_tokens = options.max_tokens,
-                            .sampling = options.sampling};
+      [&](Scheduler::RequestId, FinishReason) {
+        print((decoder ? decoder->Finish() : "") + "\n");
+      });
+  GenerationRequest request{
+      .prompt = std::move(prompt), .max_tokens = options.max_tokens, .sampling = options.sampling};
   if (!options.ignore_eos) request.stop_tokens = config.eos;
   NIBBLE_RETURN_IF_ERROR(scheduler.Add(std::move(request)));
   while (true) {
@@ -143,8 +142,7 @@ void AddGenerateCommand(Program& program) {
   command->add_option("--token-ids", options->token_ids, "the prompt as ids, nothing added");
   command->add_flag("--chat", options->chat, "put the prompt into the model's chat template");
   command->add_option("--system", options->system, "the system message, with --chat");
-  command->add_option("--max-tokens", options->max_tokens, "tokens at most")
-      ->capture_default_str();
+  command->add_option("--max-tokens", options->max_tokens, "tokens at most")->capture_default_str();
   command->add_flag("--ignore-eos", options->ignore_eos, "do not stop at end of sequence");
   command->add_option("--temperature", options->sampling.temperature, "0: greedy")
       ->capture_default_str();

@@ -91,8 +91,7 @@ Status Inspect(const InspectOptions& options, const CommandContext& context) {
     entry["tensors"] = entry["tensors"].get<int64_t>() + 1;
     entry["bytes"] = entry["bytes"].get<uint64_t>() + tensor.stored_bytes;
   }
-  const WeightBytes bytes =
-      PredictWeightBytes(*model.checkpoint, model.description, *backend);
+  const WeightBytes bytes = PredictWeightBytes(*model.checkpoint, model.description, *backend);
   const uint64_t available = AvailableBytes(*backend);
   Workload workload{.input_length = options.input_length, .output_length = options.output_length};
   if (workload.input_length < 1 || workload.output_length < 2) {
@@ -110,41 +109,40 @@ Status Inspect(const InspectOptions& options, const CommandContext& context) {
                     {"fits", use.total() <= available}});
   }
   const auto& quantization = model.description.quantization;
-  const Json document = {
-      {"schema", "nibble.inspect/1"},
-      {"path", options.model},
-      {"weights", model.checkpoint->label()},
-      {"synthetic", model.checkpoint->synthetic()},
-      {"quantization", quantization ? quantization->ToJson() : Json()},
-      {"model",
-       {{"architecture", c.architecture},
-        {"parameters", c.ParameterCount()},
-        {"layers", c.layers},
-        {"hidden_size", c.hidden},
-        {"intermediate_size", c.intermediate},
-        {"heads", c.heads},
-        {"kv_heads", c.kv_heads},
-        {"head_dim", c.head_dim},
-        {"vocabulary", c.vocabulary},
-        {"context", c.max_context},
-        {"rope", RopeRecord(c.rope)},
-        {"tied_embeddings", c.tied_embeddings},
-        {"not_looked_at", c.unrecognized}}},
-      {"stored", std::move(stored)},
-      {"device", backend->description()},
-      {"available_bytes", available},
-      {"weight_bytes",
-       {{"embedding", bytes.embedding},
-        {"lm_head", bytes.lm_head},
-        {"attention", bytes.attention},
-        {"mlp", bytes.mlp},
-        {"norms", bytes.norms},
-        {"total", bytes.total()}}},
-      {"predicted_memory",
-       {{"input_length", options.input_length},
-        {"output_length", options.output_length},
-        {"kv_dtype", Name(kv_dtype)},
-        {"by_batch_size", std::move(rows)}}}};
+  const Json document = {{"schema", "nibble.inspect/1"},
+                         {"path", options.model},
+                         {"weights", model.checkpoint->label()},
+                         {"synthetic", model.checkpoint->synthetic()},
+                         {"quantization", quantization ? quantization->ToJson() : Json()},
+                         {"model",
+                          {{"architecture", c.architecture},
+                           {"parameters", c.ParameterCount()},
+                           {"layers", c.layers},
+                           {"hidden_size", c.hidden},
+                           {"intermediate_size", c.intermediate},
+                           {"heads", c.heads},
+                           {"kv_heads", c.kv_heads},
+                           {"head_dim", c.head_dim},
+                           {"vocabulary", c.vocabulary},
+                           {"context", c.max_context},
+                           {"rope", RopeRecord(c.rope)},
+                           {"tied_embeddings", c.tied_embeddings},
+                           {"not_looked_at", c.unrecognized}}},
+                         {"stored", std::move(stored)},
+                         {"device", backend->description()},
+                         {"available_bytes", available},
+                         {"weight_bytes",
+                          {{"embedding", bytes.embedding},
+                           {"lm_head", bytes.lm_head},
+                           {"attention", bytes.attention},
+                           {"mlp", bytes.mlp},
+                           {"norms", bytes.norms},
+                           {"total", bytes.total()}}},
+                         {"predicted_memory",
+                          {{"input_length", options.input_length},
+                           {"output_length", options.output_length},
+                           {"kv_dtype", Name(kv_dtype)},
+                           {"by_batch_size", std::move(rows)}}}};
   Print(document);
   return WriteOutput(options.output, document);
 }

@@ -24,7 +24,8 @@ void OnSignal(int signal) {
 void SetUpLogging(const CommonOptions& options) {
   auto logger = spdlog::stderr_color_mt("nibble");
   logger->set_pattern("%^%l%$: %v");
-  logger->set_level(options.quiet ? spdlog::level::err : spdlog::level::from_str(options.log_level));
+  logger->set_level(options.quiet ? spdlog::level::err
+                                  : spdlog::level::from_str(options.log_level));
   spdlog::set_default_logger(std::move(logger));
 }
 

@@ -56,9 +56,10 @@ void AddPerplexityCommand(Program& program) {
   command->add_option("--text", options->text, "a UTF-8 text file")->required();
   command->add_option("--context", options->context,
                       "tokens of a window; default: 2048, or the model's context if shorter");
-  command->add_option("--join", options->join,
-                      "raw: the file as it is; paper: rows joined by blank lines, as the literature\n"
-                      "scores WikiText-2")
+  command
+      ->add_option("--join", options->join,
+                   "raw: the file as it is; paper: rows joined by blank lines, as the literature\n"
+                   "scores WikiText-2")
       ->capture_default_str();
   command->add_option("--max-windows", options->max_windows, "windows at most; 0: all")
       ->capture_default_str();

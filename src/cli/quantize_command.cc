@@ -70,9 +70,9 @@ Status Quantize(const QuantizeCommandOptions& options, const CommandContext& con
         record, QuantizeCheckpoint(
                     *model.checkpoint, model.description, quantize, *backend, *ops, pool,
                     [&](int64_t done, int64_t total, std::string_view name, const Json& module) {
-                      progress.Update(done, total,
-                                      fmt::format("{} {:.2e}", name,
-                                                  module["error"].get<double>()));
+                      progress.Update(
+                          done, total,
+                          fmt::format("{} {:.2e}", name, module["error"].get<double>()));
                     },
                     context.cancel));
   }
@@ -102,8 +102,10 @@ void AddQuantizeCommand(Program& program) {
   CLI::App* command = program.Add(
       "quantize", "Quantize to 4 bits, into a checkpoint that other tools load too",
       "  nibble quantize ./model --method gptq --calibration c4.txt --output ./model-gptq\n"
-      "  nibble quantize ./model --method awq --calibration chats.jsonl --samples 64 --output ./awq\n"
-      "  nibble quantize model.gguf --method rtn --group-size 64 --grid sym --output ./model-4bit\n");
+      "  nibble quantize ./model --method awq --calibration chats.jsonl --samples 64 --output "
+      "./awq\n"
+      "  nibble quantize model.gguf --method rtn --group-size 64 --grid sym --output "
+      "./model-4bit\n");
   auto options = std::make_shared<QuantizeCommandOptions>();
   command->add_option("model", options->model, "the model")->required();
   command->add_option("--method", options->method, "rtn, awq, gptq or awq+gptq")

@@ -103,14 +103,14 @@ Status Score(const ScoreOptions& options, const CommandContext& context) {
       context.cancel));
 
   for (const Json& token : scored) {
-    fmt::print("{:>8} {:>12} {}\n", token["id"].get<int32_t>(),
-               token["logprob"].is_null()
-                   ? "-"
-                   : fmt::format("{:.6f}", token["logprob"].get<double>()),
-               token["text"].is_null() ? "" : token["text"].dump());
+    fmt::print(
+        "{:>8} {:>12} {}\n", token["id"].get<int32_t>(),
+        token["logprob"].is_null() ? "-" : fmt::format("{:.6f}", token["logprob"].get<double>()),
+        token["text"].is_null() ? "" : token["text"].dump());
     for (const Json& other : token["top"]) {
-      fmt::print("{:>8} {:>12} {:>8} {}\n", "", fmt::format("{:.6f}", other["logprob"].get<double>()),
-                 other["id"].get<int32_t>(), other["text"].is_null() ? "" : other["text"].dump());
+      fmt::print("{:>8} {:>12} {:>8} {}\n", "",
+                 fmt::format("{:.6f}", other["logprob"].get<double>()), other["id"].get<int32_t>(),
+                 other["text"].is_null() ? "" : other["text"].dump());
     }
   }
   fmt::print("sum {:.6f} over {} tokens\n", total, length - 1);
@@ -125,10 +125,10 @@ Status Score(const ScoreOptions& options, const CommandContext& context) {
 }  // namespace
 
 void AddScoreCommand(Program& program) {
-  CLI::App* command = program.Add(
-      "score", "The log-probability of every token of a text",
-      "  nibble score ./model --text 'The sky is blue.' --top 3\n"
-      "  nibble score ./model --token-ids 1,15,7 --dtype f32 --output score.json\n");
+  CLI::App* command =
+      program.Add("score", "The log-probability of every token of a text",
+                  "  nibble score ./model --text 'The sky is blue.' --top 3\n"
+                  "  nibble score ./model --token-ids 1,15,7 --dtype f32 --output score.json\n");
   auto options = std::make_shared<ScoreOptions>();
   command->add_option("model", options->model, "the model")->required();
   command->add_option("--text", options->text, "the text; BOS is added if the tokenizer adds one");

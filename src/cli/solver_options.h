@@ -32,18 +32,21 @@ struct SolverCommandOptions {
         ->capture_default_str();
     command.add_option(seed_option, calibration.seed, "which sequences are drawn")
         ->capture_default_str();
-    command.add_option("--search-tokens", search_tokens,
-                       "awq: tokens that a block's loss is measured on")
+    command
+        .add_option("--search-tokens", search_tokens,
+                    "awq: tokens that a block's loss is measured on")
         ->check(CLI::PositiveNumber)
         ->capture_default_str();
-    command.add_option("--awq-form", awq_form,
-                       "awq: scales from activations (x), from weights too (xw), or both")
+    command
+        .add_option("--awq-form", awq_form,
+                    "awq: scales from activations (x), from weights too (xw), or both")
         ->check(CLI::IsMember({"x", "xw", "both"}))
         ->capture_default_str();
     command.add_option("--order", order, "gptq: columns by natural, act or group order")
         ->check(CLI::IsMember({"natural", "act", "group"}))
         ->capture_default_str();
-    command.add_option("--scale-search", scale_search, "gptq: groups' ranges by none, mse or hessian")
+    command
+        .add_option("--scale-search", scale_search, "gptq: groups' ranges by none, mse or hessian")
         ->check(CLI::IsMember({"none", "mse", "hessian"}))
         ->capture_default_str();
     command.add_option("--damping", damping, "gptq: of the Hessian's mean diagonal")

@@ -78,15 +78,17 @@ Status RunStudy(const StudyCommandOptions& options, const CommandContext& contex
 }  // namespace
 
 void AddStudyCommand(Program& program) {
-  CLI::App* command = program.Add(
-      "study", "Quantize, evaluate, measure and report, in one command that resumes",
-      "  nibble study ./model --data ./mmlu --text wiki.test.raw --output ./study\n"
-      "  nibble study ./model --methods fp16,rtn,rtn-g64-sym --data ./mmlu --text wiki.test.raw \\\n"
-      "      --max-accuracy-drop 1 --memory-budget 8GiB --output ./study\n");
+  CLI::App* command =
+      program.Add("study", "Quantize, evaluate, measure and report, in one command that resumes",
+                  "  nibble study ./model --data ./mmlu --text wiki.test.raw --output ./study\n"
+                  "  nibble study ./model --methods fp16,rtn,rtn-g64-sym --data ./mmlu --text "
+                  "wiki.test.raw \\\n"
+                  "      --max-accuracy-drop 1 --memory-budget 8GiB --output ./study\n");
   auto options = std::make_shared<StudyCommandOptions>();
   command->add_option("model", options->model, "the model")->required();
-  command->add_option("--methods", options->methods,
-                      "the baseline first, then NAME[-gN][-asym|-sym|-sym-full]")
+  command
+      ->add_option("--methods", options->methods,
+                   "the baseline first, then NAME[-gN][-asym|-sym|-sym-full]")
       ->delimiter(',')
       ->capture_default_str();
   options->mmlu.AddTo(*command);
@@ -96,15 +98,17 @@ void AddStudyCommand(Program& program) {
   command->add_option("--text", options->text, "the text for perplexity")->required();
   command->add_option("--join", options->join, "raw or paper (see nibble perplexity)")
       ->capture_default_str();
-  command->add_option("--context", options->context,
-                      "tokens of a perplexity window, at most the model's context")
+  command
+      ->add_option("--context", options->context,
+                   "tokens of a perplexity window, at most the model's context")
       ->capture_default_str();
   command->add_option("--max-windows", options->max_windows, "windows at most; 0: all")
       ->capture_default_str();
   options->solver.AddTo(*command, "--calibration-seed");
   options->workload.AddTo(*command);
-  command->add_option("--max-accuracy-drop", options->max_accuracy_drop,
-                      "percentage points that deployment may lose")
+  command
+      ->add_option("--max-accuracy-drop", options->max_accuracy_drop,
+                   "percentage points that deployment may lose")
       ->check(CLI::Range(0.0, 100.0));
   command->add_option("--memory-budget", options->memory_budget,
                       "memory that deployment may take, for example 16GiB");

@@ -21,8 +21,7 @@ struct WorkloadOptions {
         ->capture_default_str();
     command.add_option("--repetitions", workload.repetitions, "the median is reported")
         ->capture_default_str();
-    command.add_option("--seed", workload.seed, "of the prompts' token ids")
-        ->capture_default_str();
+    command.add_option("--seed", workload.seed, "of the prompts' token ids")->capture_default_str();
   }
 };
 

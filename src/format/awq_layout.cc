@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cstring>
 
 #include "src/format/group_index.h"
 
@@ -14,9 +16,64 @@ constexpr std::array<int, 8> kOutputOfNibble = {0, 2, 4, 6, 1, 3, 5, 7};
 constexpr int UnpackNibble(uint32_t word, int i) { return (word >> (4 * i)) & 15; }
 static_assert(UnpackNibble(0xF0u, 1) == 15);
 
+// A word of eight codes along the input is, byte for byte, four bytes of QuantizedWeight::codes.
+static_assert(std::endian::native == std::endian::little);
+
+// Eight words of eight nibbles: rows and columns of a square.
+using NibbleSquare = std::array<uint32_t, 8>;
+
+// Exchanges, across the diagonal, blocks of `kSize` nibbles each way; kLow: the lower of each two.
+template <size_t kSize, uint32_t kLow>
+constexpr void ExchangeBlocks(NibbleSquare& square) {
+#pragma GCC unroll 4
+  for (size_t pair = 0; pair < 4; ++pair) {
+    const size_t k = pair / kSize * 2 * kSize + pair % kSize;
+    const uint32_t moved = ((square[k] >> (4 * kSize)) ^ square[k + kSize]) & kLow;
+    square[k] ^= moved << (4 * kSize);
+    square[k + kSize] ^= moved;
+  }
+}
+
+// Nibble i of word k becomes nibble k of word i.
+constexpr NibbleSquare Transposed(NibbleSquare square) {
+  ExchangeBlocks<4, 0x0000FFFFu>(square);
+  ExchangeBlocks<2, 0x00FF00FFu>(square);
+  ExchangeBlocks<1, 0x0F0F0F0Fu>(square);
+  return square;
+}
+static_assert(Transposed({0x76543210u})[5] == 5u);
+static_assert(Transposed({0, 0, 0, 0xFEDCBA98u})[1] == 0x9000u);
+
+// The words of `inputs` (at most 8) become `bytes` = inputs / 2 bytes in each of eight rows of
+// codes. Inlined, so that where both are constants they are known to the compiler.
+[[gnu::always_inline]] inline void UnpackSquare(const uint32_t* from, int64_t words, int64_t inputs,
+                                                uint8_t* to, int64_t row_bytes, size_t bytes) {
+  NibbleSquare square{};
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < inputs; ++i) square[static_cast<size_t>(i)] = from[i * words];
+  square = Transposed(square);
+#pragma GCC unroll 8
+  for (size_t i = 0; i < 8; ++i) {
+    std::memcpy(to + kOutputOfNibble[i] * row_bytes, &square[i], bytes);
+  }
+}
+
+// The reverse.
+[[gnu::always_inline]] inline void PackSquare(const uint8_t* from, int64_t row_bytes, size_t bytes,
+                                              uint32_t* to, int64_t words, int64_t inputs) {
+  NibbleSquare square{};
+#pragma GCC unroll 8
+  for (size_t i = 0; i < 8; ++i) {
+    std::memcpy(&square[i], from + kOutputOfNibble[i] * row_bytes, bytes);
+  }
+  square = Transposed(square);
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < inputs; ++i) to[i * words] = square[static_cast<size_t>(i)];
+}
+
 // Inputs that are handled together: their words of one cache line's width stay in the first-level
-// cache while each is read for sixteen different outputs.
-constexpr int64_t kTileInputs = 64;
+// cache while each is read for sixteen different outputs, and a row's codes are a cache line.
+constexpr int64_t kTileInputs = 128;
 
 }  // namespace
 
@@ -41,13 +98,13 @@ QuantizedWeight UnpackAwq(const QuantSpec& spec, int64_t out_features, int64_t i
   for (int64_t tile = 0; tile < in_features; tile += kTileInputs) {
     const int64_t end = std::min(tile + kTileInputs, in_features);
     for (int64_t c = 0; c < words; ++c) {
-      for (int64_t k = tile; k < end; k += 2) {
-        const uint32_t even = qweight[static_cast<size_t>(k * words + c)];
-        const uint32_t odd = qweight[static_cast<size_t>((k + 1) * words + c)];
-        uint8_t* column = weight.codes.data() + 8 * c * row_bytes + k / 2;
-        for (int i = 0; i < 8; ++i) {
-          column[kOutputOfNibble[i] * row_bytes] =
-              static_cast<uint8_t>(UnpackNibble(even, i) | (UnpackNibble(odd, i) << 4));
+      for (int64_t k = tile; k < end; k += 8) {
+        const uint32_t* from = qweight.data() + k * words + c;
+        uint8_t* to = weight.codes.data() + 8 * c * row_bytes + k / 2;
+        if (end - k >= 8) {
+          UnpackSquare(from, words, 8, to, row_bytes, 4);
+        } else {
+          UnpackSquare(from, words, end - k, to, row_bytes, static_cast<size_t>(end - k) / 2);
         }
       }
     }
@@ -81,16 +138,14 @@ AwqTensors PackAwq(const QuantizedWeight& weight) {
   for (int64_t tile = 0; tile < weight.columns; tile += kTileInputs) {
     const int64_t end = std::min(tile + kTileInputs, weight.columns);
     for (int64_t c = 0; c < words; ++c) {
-      for (int64_t k = tile; k < end; k += 2) {
-        const uint8_t* column = weight.codes.data() + 8 * c * row_bytes + k / 2;
-        uint32_t even = 0, odd = 0;
-        for (int i = 0; i < 8; ++i) {
-          const uint32_t pair = column[kOutputOfNibble[i] * row_bytes];
-          even |= (pair & 15) << (4 * i);
-          odd |= (pair >> 4) << (4 * i);
+      for (int64_t k = tile; k < end; k += 8) {
+        const uint8_t* from = weight.codes.data() + 8 * c * row_bytes + k / 2;
+        uint32_t* to = packed.qweight.data() + k * words + c;
+        if (end - k >= 8) {
+          PackSquare(from, row_bytes, 4, to, words, 8);
+        } else {
+          PackSquare(from, row_bytes, static_cast<size_t>(end - k) / 2, to, words, end - k);
         }
-        packed.qweight[static_cast<size_t>(k * words + c)] = even;
-        packed.qweight[static_cast<size_t>((k + 1) * words + c)] = odd;
       }
     }
   }

@@ -16,8 +16,7 @@ void OutputInput(const LayerContext& l, MatrixView qkv_input, MatrixView qkv, Ma
   l.backend.Attend(l.plan, attention, l.cache_layer, queries, l.cache, out);
 }
 
-void MlpInput(const LayerContext& l, MatrixView output_input, MatrixView residual,
-              MatrixView out) {
+void MlpInput(const LayerContext& l, MatrixView output_input, MatrixView residual, MatrixView out) {
   l.backend.Linear(l.plan, *l.weights.output, output_input, Epilogue::kAdd, residual);
   l.backend.RmsNorm(residual, l.weights.post_attention_norm.view(), l.config.rms_epsilon, out);
 }
@@ -42,8 +41,14 @@ MatrixView Forward::Run(const Batch& batch, KvCache& cache) {
   backend_.SetBatch(*plan_, batch);
   backend_.Embed(*plan_, *weights_.embedding, residual);
   for (int64_t i = 0; i < weights_.config.layers; ++i) {
-    const LayerContext layer{backend_, weights_.config, weights_.layers[static_cast<size_t>(i)],
-                             RopeSpec{rope_frequencies_}, i, *plan_, cache, i};
+    const LayerContext layer{backend_,
+                             weights_.config,
+                             weights_.layers[static_cast<size_t>(i)],
+                             RopeSpec{rope_frequencies_},
+                             i,
+                             *plan_,
+                             cache,
+                             i};
     QkvInput(layer, residual, normed);
     OutputInput(layer, normed, qkv, attention);
     MlpInput(layer, attention, residual, normed);
@@ -75,8 +80,7 @@ Result<std::unique_ptr<Forward>> Forward::Create(const ModelWeights& weights, Ba
   NIBBLE_ASSIGN_OR_RETURN(forward->attention_, allocate(type, limits.rows, c.q_features()));
   NIBBLE_ASSIGN_OR_RETURN(forward->gated_, allocate(type, limits.rows, c.intermediate));
   NIBBLE_ASSIGN_OR_RETURN(forward->gathered_, allocate(type, limits.logit_rows, c.hidden));
-  NIBBLE_ASSIGN_OR_RETURN(forward->logits_,
-                          allocate(DType::kF32, limits.logit_rows, c.vocabulary));
+  NIBBLE_ASSIGN_OR_RETURN(forward->logits_, allocate(DType::kF32, limits.logit_rows, c.vocabulary));
   return forward;
 }
 

@@ -12,26 +12,70 @@ constexpr int64_t kMaxLayers = 4096;
 
 // Members that ParseModelConfig reads.
 const std::set<std::string_view>& ReadMembers() {
-  static const std::set<std::string_view> kMembers = {
-      "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size",
-      "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-      "max_position_embeddings", "rms_norm_eps", "attention_bias", "mlp_bias", "hidden_act",
-      "tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "sliding_window",
-      "use_sliding_window", "max_window_layers", "layer_types", "bos_token_id", "eos_token_id",
-      "torch_dtype", "dtype", "quantization_config", "nibble_synthetic"};
+  static const std::set<std::string_view> kMembers = {"architectures",
+                                                      "model_type",
+                                                      "vocab_size",
+                                                      "hidden_size",
+                                                      "intermediate_size",
+                                                      "num_hidden_layers",
+                                                      "num_attention_heads",
+                                                      "num_key_value_heads",
+                                                      "head_dim",
+                                                      "max_position_embeddings",
+                                                      "rms_norm_eps",
+                                                      "attention_bias",
+                                                      "mlp_bias",
+                                                      "hidden_act",
+                                                      "tie_word_embeddings",
+                                                      "rope_theta",
+                                                      "rope_scaling",
+                                                      "rope_parameters",
+                                                      "sliding_window",
+                                                      "use_sliding_window",
+                                                      "max_window_layers",
+                                                      "layer_types",
+                                                      "bos_token_id",
+                                                      "eos_token_id",
+                                                      "torch_dtype",
+                                                      "dtype",
+                                                      "quantization_config",
+                                                      "nibble_synthetic"};
   return kMembers;
 }
 
 // Members that do not change what the model computes.
 const std::set<std::string_view>& NeutralMembers() {
-  static const std::set<std::string_view> kMembers = {
-      "_name_or_path", "transformers_version", "use_cache", "pad_token_id", "unk_token_id",
-      "initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "pretraining_tp",
-      "output_attentions", "output_hidden_states", "return_dict", "is_llama_config", "id2label",
-      "label2id", "problem_type", "torchscript", "pruned_heads", "chunk_size_feed_forward",
-      "is_encoder_decoder", "is_decoder", "add_cross_attention", "tie_encoder_decoder",
-      "finetuning_task", "task_specific_params", "auto_map", "transformers.js_config",
-      "max_length", "_attn_implementation_autoset", "attn_implementation"};
+  static const std::set<std::string_view> kMembers = {"_name_or_path",
+                                                      "transformers_version",
+                                                      "use_cache",
+                                                      "pad_token_id",
+                                                      "unk_token_id",
+                                                      "initializer_range",
+                                                      "attention_dropout",
+                                                      "hidden_dropout",
+                                                      "resid_pdrop",
+                                                      "pretraining_tp",
+                                                      "output_attentions",
+                                                      "output_hidden_states",
+                                                      "return_dict",
+                                                      "is_llama_config",
+                                                      "id2label",
+                                                      "label2id",
+                                                      "problem_type",
+                                                      "torchscript",
+                                                      "pruned_heads",
+                                                      "chunk_size_feed_forward",
+                                                      "is_encoder_decoder",
+                                                      "is_decoder",
+                                                      "add_cross_attention",
+                                                      "tie_encoder_decoder",
+                                                      "finetuning_task",
+                                                      "task_specific_params",
+                                                      "auto_map",
+                                                      "transformers.js_config",
+                                                      "max_length",
+                                                      "_attn_implementation_autoset",
+                                                      "attn_implementation"};
   return kMembers;
 }
 
@@ -42,19 +86,30 @@ Status RefuseUnsupported(const JsonObject& config) {
     std::string_view key;
     Json value;
   };
-  static const std::vector<Neutral> kNeutral = {
-      {"partial_rotary_factor", 1.0},   {"rope_interleaved", false},
-      {"attn_logit_softcapping", nullptr}, {"final_logit_softcapping", nullptr},
-      {"logit_scale", 1.0},             {"logits_scaling", 1.0},
-      {"embedding_multiplier", 1.0},    {"residual_multiplier", 1.0},
-      {"query_pre_attn_scalar", nullptr},  {"attention_multiplier", nullptr},
-      {"clip_qkv", nullptr},            {"qk_layernorm", false},
-      {"use_qk_norm", false},           {"qk_norm", false},
-      {"attention_out_bias", false},    {"use_mrope", false},
-      {"num_experts", 0},               {"num_local_experts", 0},
-      {"n_routed_experts", 0},          {"attention_chunk_size", nullptr},
-      {"no_rope_layers", nullptr},      {"alibi", false},
-      {"position_embedding_type", "rope"}, {"scale_embeddings", false}};
+  static const std::vector<Neutral> kNeutral = {{"partial_rotary_factor", 1.0},
+                                                {"rope_interleaved", false},
+                                                {"attn_logit_softcapping", nullptr},
+                                                {"final_logit_softcapping", nullptr},
+                                                {"logit_scale", 1.0},
+                                                {"logits_scaling", 1.0},
+                                                {"embedding_multiplier", 1.0},
+                                                {"residual_multiplier", 1.0},
+                                                {"query_pre_attn_scalar", nullptr},
+                                                {"attention_multiplier", nullptr},
+                                                {"clip_qkv", nullptr},
+                                                {"qk_layernorm", false},
+                                                {"use_qk_norm", false},
+                                                {"qk_norm", false},
+                                                {"attention_out_bias", false},
+                                                {"use_mrope", false},
+                                                {"num_experts", 0},
+                                                {"num_local_experts", 0},
+                                                {"n_routed_experts", 0},
+                                                {"attention_chunk_size", nullptr},
+                                                {"no_rope_layers", nullptr},
+                                                {"alibi", false},
+                                                {"position_embedding_type", "rope"},
+                                                {"scale_embeddings", false}};
   for (const Neutral& neutral : kNeutral) {
     const Json* value = config.Find(neutral.key);
     if (value == nullptr || *value == neutral.value) continue;
@@ -116,8 +171,8 @@ Result<RopeConfig> ParseRope(const JsonObject& config) {
       NIBBLE_ASSIGN_OR_RETURN(rope.high_frequency_factor, scaling.Number("high_freq_factor"));
       NIBBLE_ASSIGN_OR_RETURN(rope.original_context,
                               scaling.Number("original_max_position_embeddings"));
-      known.insert({"factor", "low_freq_factor", "high_freq_factor",
-                    "original_max_position_embeddings"});
+      known.insert(
+          {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"});
       if (rope.high_frequency_factor <= rope.low_frequency_factor || rope.original_context < 1 ||
           rope.low_frequency_factor <= 0) {
         return BadInput(
@@ -173,8 +228,9 @@ Result<std::vector<std::optional<int64_t>>> ParseWindows(const JsonObject& confi
         windows[i].reset();
       } else if (type == "sliding_attention") {
         if (!window) {
-          return BadInput("{}: layer {} is \"sliding_attention\" but there is no \"sliding_window\"",
-                          config.source(), i);
+          return BadInput(
+              "{}: layer {} is \"sliding_attention\" but there is no \"sliding_window\"",
+              config.source(), i);
         }
         windows[i] = window;
       } else {
@@ -216,8 +272,7 @@ Result<DType> ParseDType(const JsonObject& config) {
 int64_t ModelConfig::ParameterCount() const {
   const int64_t attention = hidden * qkv_features() + q_features() * hidden +
                             (qkv_bias ? qkv_features() : 0) + (output_bias ? hidden : 0);
-  const int64_t mlp =
-      3 * hidden * intermediate + (mlp_bias ? 2 * intermediate + hidden : 0);
+  const int64_t mlp = 3 * hidden * intermediate + (mlp_bias ? 2 * intermediate + hidden : 0);
   return vocabulary * hidden * (tied_embeddings ? 1 : 2) + hidden +
          layers * (attention + mlp + 2 * hidden);
 }
@@ -310,10 +365,9 @@ std::vector<float> RopeFrequencies(const RopeConfig& rope, int64_t head_dim) {
       // Wavelengths the original context holds often stay, those it holds rarely are stretched by
       // the factor, those between are interpolated.
       const double periods = rope.original_context * plain / (2 * std::numbers::pi);
-      const double share =
-          std::clamp((periods - rope.low_frequency_factor) /
-                         (rope.high_frequency_factor - rope.low_frequency_factor),
-                     0.0, 1.0);
+      const double share = std::clamp((periods - rope.low_frequency_factor) /
+                                          (rope.high_frequency_factor - rope.low_frequency_factor),
+                                      0.0, 1.0);
       frequency = (1 - share) * plain / rope.factor + share * plain;
     }
     frequencies[static_cast<size_t>(i)] = static_cast<float>(frequency);

@@ -22,7 +22,7 @@ struct RopeConfig {
   enum class Type { kDefault, kLinear, kLlama3 };
   Type type = Type::kDefault;
   double theta = 10000;
-  double factor = 1;             // linear, llama3
+  double factor = 1;                 // linear, llama3
   double low_frequency_factor = 1;   // llama3
   double high_frequency_factor = 4;  // llama3
   double original_context = 8192;    // llama3, tokens
@@ -47,7 +47,7 @@ struct ModelConfig {
   std::vector<std::optional<int64_t>> windows;  // [layers] sliding-window length, or none
   std::optional<int32_t> bos;
   std::vector<int32_t> eos;
-  DType dtype = DType::kF16;  // as the config declares it
+  DType dtype = DType::kF16;              // as the config declares it
   std::vector<std::string> unrecognized;  // members that were not looked at, for `inspect`
 
   int64_t q_features() const { return heads * head_dim; }

@@ -151,9 +151,9 @@ TEST(RopeFrequenciesTest, FollowTheirDefinitions) {
                                                      .high_frequency_factor = 4,
                                                      .original_context = 64},
                                                     8);
-  EXPECT_FLOAT_EQ(llama3[0], 1.0f);              // wavelength 6.3
-  EXPECT_FLOAT_EQ(llama3[3], 0.001f / 8);        // wavelength 6283
-  const double periods = 64 * 0.1 / 6.283185307; // wavelength 62.8: between
+  EXPECT_FLOAT_EQ(llama3[0], 1.0f);               // wavelength 6.3
+  EXPECT_FLOAT_EQ(llama3[3], 0.001f / 8);         // wavelength 6283
+  const double periods = 64 * 0.1 / 6.283185307;  // wavelength 62.8: between
   const double share = (periods - 1) / 3;
   EXPECT_NEAR(llama3[1], (1 - share) * 0.1 / 8 + share * 0.1, 1e-7);
 }

@@ -15,7 +15,8 @@ constexpr std::string_view kFinalNorm = "model.norm.weight";
 constexpr std::string_view kLmHead = "lm_head";
 
 std::string LayerPrefix(int64_t layer) { return fmt::format("model.layers.{}.", layer); }
-// How the weight of this name is quantized, if it is. An embedding never is: only linear layers are.
+// How the weight of this name is quantized, if it is. An embedding never is: only linear layers
+// are.
 std::optional<QuantizationConfig> QuantizationOf(const ModelDescription& model,
                                                  std::string_view name) {
   const bool quantized =
@@ -54,9 +55,8 @@ class TensorAudit {
       const std::string_view name = tensor.name;
       // Tables of the rotary embedding follow from the configuration; a tied output layer is a copy
       // that transformers ignores too.
-      const bool redundant =
-          name.ends_with("rotary_emb.inv_freq") ||
-          (name == "lm_head.weight" && model_.config.tied_embeddings);
+      const bool redundant = name.ends_with("rotary_emb.inv_freq") ||
+                             (name == "lm_head.weight" && model_.config.tied_embeddings);
       if (!used_.contains(tensor.name) && !redundant) {
         return BadInput("{}: tensor {} {} has no place in {} as its config describes it",
                         checkpoint_.path(), tensor.name, tensor.shape.ToString(),
@@ -85,8 +85,7 @@ class TensorAudit {
   // GPTQ tools write biases of zeros for layers that have none.
   Status ZeroBias(const std::string& name, int64_t length) {
     NIBBLE_RETURN_IF_ERROR(Vector(name, length));
-    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values,
-                            ReadVector(checkpoint_, name, length));
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, ReadVector(checkpoint_, name, length));
     if (std::any_of(values.begin(), values.end(), [](float v) { return v != 0; })) {
       return BadInput("{}: {} is not zero, but the config gives {} no bias there",
                       checkpoint_.path(), name, model_.config.architecture);
@@ -134,10 +133,9 @@ Result<std::unique_ptr<PreparedLinear>> LoadLinear(const Checkpoint& checkpoint,
   std::vector<Weight> weights;
   std::vector<std::vector<float>> biases;
   for (const LinearName* part : parts) {
-    NIBBLE_ASSIGN_OR_RETURN(Weight weight,
-                            ReadWeight(checkpoint, part->name, part->out_features,
-                                       part->in_features,
-                                       QuantizationOf(model, part->name)));
+    NIBBLE_ASSIGN_OR_RETURN(
+        Weight weight, ReadWeight(checkpoint, part->name, part->out_features, part->in_features,
+                                  QuantizationOf(model, part->name)));
     biases.emplace_back();
     if (part->bias) {
       NIBBLE_ASSIGN_OR_RETURN(biases.back(),
@@ -182,9 +180,9 @@ LayerLinears LinearsOfLayer(const ModelConfig& c, int64_t layer) {
 
 Result<ModelDescription> DescribeModel(const Checkpoint& checkpoint) {
   ModelDescription model;
-  NIBBLE_ASSIGN_OR_RETURN(model.config,
-                          ParseModelConfig(checkpoint.config(), checkpoint.generation_config(),
-                                           checkpoint.path()));
+  NIBBLE_ASSIGN_OR_RETURN(
+      model.config,
+      ParseModelConfig(checkpoint.config(), checkpoint.generation_config(), checkpoint.path()));
   NIBBLE_ASSIGN_OR_RETURN(model.quantization,
                           ParseQuantizationConfig(checkpoint.config(), checkpoint.path()));
   const ModelConfig& config = model.config;
@@ -245,13 +243,12 @@ Result<ModelWeights> LoadModel(const Checkpoint& checkpoint, const ModelDescript
     weights.layers.push_back(std::move(layer));
     progress(i + 1, model.config.layers);
   }
-  NIBBLE_ASSIGN_OR_RETURN(
-      weights.final_norm,
-      LoadNorm(checkpoint, std::string(kFinalNorm), model.config.hidden, backend));
+  NIBBLE_ASSIGN_OR_RETURN(weights.final_norm, LoadNorm(checkpoint, std::string(kFinalNorm),
+                                                       model.config.hidden, backend));
   if (!model.config.tied_embeddings) {
     const LinearName lm_head = LmHeadLinear(model.config);
-    NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, LoadLinear(checkpoint, model, {&lm_head},
-                                                        Interleave::kNone, backend));
+    NIBBLE_ASSIGN_OR_RETURN(weights.lm_head,
+                            LoadLinear(checkpoint, model, {&lm_head}, Interleave::kNone, backend));
   }
   return weights;
 }

@@ -17,10 +17,10 @@
 namespace nibble {
 
 struct LayerWeights {
-  Matrix input_norm;                       // [1, hidden]
-  std::unique_ptr<PreparedLinear> qkv;     // [(heads + 2 · kv_heads) · head_dim, hidden]
-  std::unique_ptr<PreparedLinear> output;  // [hidden, heads · head_dim]
-  Matrix post_attention_norm;              // [1, hidden]
+  Matrix input_norm;                        // [1, hidden]
+  std::unique_ptr<PreparedLinear> qkv;      // [(heads + 2 · kv_heads) · head_dim, hidden]
+  std::unique_ptr<PreparedLinear> output;   // [hidden, heads · head_dim]
+  Matrix post_attention_norm;               // [1, hidden]
   std::unique_ptr<PreparedLinear> gate_up;  // [2 · intermediate, hidden], Interleave::kGateUp
   std::unique_ptr<PreparedLinear> down;     // [hidden, intermediate]
 };

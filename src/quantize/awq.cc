@@ -48,7 +48,8 @@ std::vector<float> MeanNormalizedWeights(std::span<const MatrixView> weights,
     }
   }
   std::vector<float> means;
-  for (const double sum : sums) means.push_back(static_cast<float>(sum / static_cast<double>(rows)));
+  for (const double sum : sums)
+    means.push_back(static_cast<float>(sum / static_cast<double>(rows)));
   return means;
 }
 
@@ -60,8 +61,8 @@ Result<AwqSearch> SearchAwqScales(QuantizeOps& ops, std::span<const MatrixView> 
   std::vector<MatrixView> trial;
   for (const MatrixView& weight : weights) {
     memory.emplace_back(static_cast<size_t>(weight.rows * weight.columns));
-    trial.push_back({memory.back().data(), DType::kF32, weight.rows, weight.columns,
-                     weight.columns});
+    trial.push_back(
+        {memory.back().data(), DType::kF32, weight.rows, weight.columns, weight.columns});
   }
   const std::vector<float> mean_weights = MeanNormalizedWeights(weights, options.spec);
   AwqSearch search;

@@ -26,7 +26,8 @@ inline constexpr int kAwqRatios = 20;  // r = 0, 0.05 … 0.95
 std::vector<float> AwqScales(AwqForm form, double ratio, std::span<const float> mean_magnitudes,
                              std::span<const float> mean_weights);
 // Over all rows of all weights: the mean of |w| ÷ the largest |w| of its row's group, each column.
-std::vector<float> MeanNormalizedWeights(std::span<const MatrixView> weights, const QuantSpec& spec);
+std::vector<float> MeanNormalizedWeights(std::span<const MatrixView> weights,
+                                         const QuantSpec& spec);
 
 struct AwqTrial {
   AwqForm form = AwqForm::kActivations;

@@ -32,16 +32,20 @@ TEST(AwqScalesTest, LargerActivationsScaleMoreAndTheExtremesCancel) {
 // The loss of the MLP's output at each ratio, against the oracle's.
 TEST(AwqSearchTest, AgreesWithTheOracle) {
   const auto tensors = ReadQuantFixture("awq_mlp_256x384");
-  const auto text = ReadFile(std::string(NIBBLE_SHARED_DATA) + "/fixtures/quant/awq_mlp_256x384.json");
+  const auto text =
+      ReadFile(std::string(NIBBLE_SHARED_DATA) + "/fixtures/quant/awq_mlp_256x384.json");
   if (!tensors || !text) GTEST_SKIP() << "no reference data";
   const Json oracle = Json::parse(*text);
   const FloatMatrix &gate = tensors->at("gate"), &up = tensors->at("up"),
                     &down = tensors->at("down"), &inputs = tensors->at("inputs");
   const auto backend = *MakeCpuBackend({.threads = 2});
-  const auto plan = *backend->CreatePlan(
-      {.rows = inputs.rows, .sequences = 1, .context = 16},
-      {.hidden = 256, .intermediate = 384, .heads = 4, .kv_heads = 4, .head_dim = 64,
-       .vocabulary = 32});
+  const auto plan = *backend->CreatePlan({.rows = inputs.rows, .sequences = 1, .context = 16},
+                                         {.hidden = 256,
+                                          .intermediate = 384,
+                                          .heads = 4,
+                                          .kv_heads = 4,
+                                          .head_dim = 64,
+                                          .vocabulary = 32});
   const auto prepare = [&](std::initializer_list<MatrixView> parts, Interleave interleave) {
     std::vector<Weight> weights;
     for (const MatrixView& part : parts) {
@@ -71,16 +75,16 @@ TEST(AwqSearchTest, AgreesWithTheOracle) {
   ops->Accumulate(inputs.view(), *statistics);
   const MatrixView weights[] = {gate.view(), up.view()};
   const AwqForm forms[] = {AwqForm::kActivations};
-  const auto search = SearchAwqScales(
-      *ops, weights, ops->MeanMagnitudes(*statistics), {.spec = {.group_size = 128}}, forms,
-      [&](std::span<const MatrixView> trial) -> Result<double> {
-        const FloatMatrix got = run(trial[0], trial[1]);
-        double sum = 0;
-        for (size_t i = 0; i < got.values.size(); ++i) {
-          sum += std::pow(got.values[i] - want.values[i], 2);
-        }
-        return sum / static_cast<double>(got.values.size());
-      });
+  const auto search = SearchAwqScales(*ops, weights, ops->MeanMagnitudes(*statistics),
+                                      {.spec = {.group_size = 128}}, forms,
+                                      [&](std::span<const MatrixView> trial) -> Result<double> {
+                                        const FloatMatrix got = run(trial[0], trial[1]);
+                                        double sum = 0;
+                                        for (size_t i = 0; i < got.values.size(); ++i) {
+                                          sum += std::pow(got.values[i] - want.values[i], 2);
+                                        }
+                                        return sum / static_cast<double>(got.values.size());
+                                      });
   ASSERT_TRUE(search);
   for (int i = 0; i < kAwqRatios; ++i) {
     const double loss = oracle["loss"][static_cast<size_t>(i)];

@@ -12,9 +12,10 @@ namespace nibble {
 namespace {
 
 // The documents of a JSON-lines file; chats rendered.
-Result<std::vector<std::vector<int32_t>>> ParseLines(const std::string& path, std::string_view content,
-                                            const Tokenizer& tokenizer,
-                                            const ChatTemplate* chat_template) {
+Result<std::vector<std::vector<int32_t>>> ParseLines(const std::string& path,
+                                                     std::string_view content,
+                                                     const Tokenizer& tokenizer,
+                                                     const ChatTemplate* chat_template) {
   ChatTemplateOptions chat{.add_generation_prompt = false};
   if (tokenizer.bos()) chat.bos_token = std::string(tokenizer.TokenText(*tokenizer.bos()));
   if (tokenizer.eos()) chat.eos_token = std::string(tokenizer.TokenText(*tokenizer.eos()));
@@ -42,8 +43,8 @@ Result<std::vector<std::vector<int32_t>>> ParseLines(const std::string& path, st
           !message.contains("content") || !message["content"].is_string()) {
         return BadInput("{}: want each message as {{\"role\": …, \"content\": …}}", where);
       }
-      messages.push_back({message["role"].get<std::string>(),
-                          message["content"].get<std::string>()});
+      messages.push_back(
+          {message["role"].get<std::string>(), message["content"].get<std::string>()});
     }
     if (chat_template == nullptr) {
       return BadInput("{}: holds a chat, but the model has no chat template", where);
@@ -65,9 +66,10 @@ Result<CalibrationSet> MakeCalibrationSet(std::span<const std::vector<int32_t>> 
   set.sequence_length = options.sequence_length;
   if (set.sequence_length > max_context) {
     set.sequence_length = max_context;
-    set.notes.push_back(fmt::format("calibration sequences of {} tokens instead of {}: the model's "
-                                    "context is no longer",
-                                    max_context, options.sequence_length));
+    set.notes.push_back(
+        fmt::format("calibration sequences of {} tokens instead of {}: the model's "
+                    "context is no longer",
+                    max_context, options.sequence_length));
   }
   std::vector<int32_t> tokens;
   for (const auto& document : documents) {
@@ -80,8 +82,9 @@ Result<CalibrationSet> MakeCalibrationSet(std::span<const std::vector<int32_t>> 
   }
   set.samples = std::min(windows, options.samples);
   if (set.samples < options.samples) {
-    set.notes.push_back(fmt::format("{} calibration sequences instead of {}: the text holds no more",
-                                    set.samples, options.samples));
+    set.notes.push_back(
+        fmt::format("{} calibration sequences instead of {}: the text holds no more", set.samples,
+                    options.samples));
   }
   std::vector<int64_t> order(static_cast<size_t>(windows));
   std::iota(order.begin(), order.end(), 0);
@@ -97,13 +100,11 @@ Result<CalibrationSet> MakeCalibrationSet(std::span<const std::vector<int32_t>> 
 
 Result<CalibrationSet> LoadCalibrationSet(const CalibrationOptions& options,
                                           const Tokenizer& tokenizer,
-                                          const ChatTemplate* chat_template,
-                                          int64_t max_context) {
+                                          const ChatTemplate* chat_template, int64_t max_context) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string content, ReadFile(options.path));
   std::vector<std::vector<int32_t>> documents;
   if (options.path.ends_with(".jsonl")) {
-    NIBBLE_ASSIGN_OR_RETURN(documents,
-                            ParseLines(options.path, content, tokenizer, chat_template));
+    NIBBLE_ASSIGN_OR_RETURN(documents, ParseLines(options.path, content, tokenizer, chat_template));
   } else {
     documents.push_back(tokenizer.Encode(content, SpecialTokens::kAdd, ParseSpecial::kNo));
   }

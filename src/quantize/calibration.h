@@ -42,8 +42,8 @@ struct CalibrationSet {
 Result<CalibrationSet> MakeCalibrationSet(std::span<const std::vector<int32_t>> documents,
                                           const CalibrationOptions& options, int64_t max_context);
 
-// Reads and encodes options.path. Chats are rendered by `chat_template`, which may be null where the
-// file has none.
+// Reads and encodes options.path. Chats are rendered by `chat_template`, which may be null where
+// the file has none.
 Result<CalibrationSet> LoadCalibrationSet(const CalibrationOptions& options,
                                           const Tokenizer& tokenizer,
                                           const ChatTemplate* chat_template, int64_t max_context);

@@ -23,19 +23,18 @@ Result<std::unique_ptr<CalibrationRunner>> CalibrationRunner::Create(
       std::clamp<int64_t>(kRowsPerStep / length, 1, std::max<int64_t>(1, set.samples));
   const int64_t rows = runner->sequences_per_step_ * length;
   NIBBLE_ASSIGN_OR_RETURN(
-      runner->plan_, backend.CreatePlan({.rows = rows,
-                                         .sequences = runner->sequences_per_step_,
-                                         .context = length},
-                                        config.extents()));
+      runner->plan_,
+      backend.CreatePlan(
+          {.rows = rows, .sequences = runner->sequences_per_step_, .context = length},
+          config.extents()));
   const KvLayout layout{.layers = 1,
                         .kv_heads = config.kv_heads,
                         .head_dim = config.head_dim,
                         .block_tokens = backend.kv_block_tokens(),
                         .dtype = backend.activation_type()};
-  NIBBLE_ASSIGN_OR_RETURN(
-      runner->cache_,
-      backend.CreateKvCache(layout,
-                            runner->sequences_per_step_ * CeilDiv(length, layout.block_tokens)));
+  NIBBLE_ASSIGN_OR_RETURN(runner->cache_,
+                          backend.CreateKvCache(layout, runner->sequences_per_step_ *
+                                                            CeilDiv(length, layout.block_tokens)));
 
   const DType type = backend.activation_type();
   const auto store = [&](int64_t columns) -> Result<Matrix> {
@@ -81,16 +80,15 @@ void CalibrationRunner::SetBatch(const Step& step) {
     contexts.push_back(static_cast<int32_t>(length));
     for (int64_t b = 0; b < blocks; ++b) tables.push_back(static_cast<int32_t>(s * blocks + b));
   }
-  backend_.SetBatch(
-      *plan_, {.tokens = std::span(set_.tokens)
-                             .subspan(static_cast<size_t>(step.first * length),
-                                      static_cast<size_t>(step.sequences * length)),
-               .positions = positions,
-               .row_begin = row_begin,
-               .context_lengths = contexts,
-               .block_tables = tables,
-               .max_blocks = blocks,
-               .logit_rows = {}});
+  backend_.SetBatch(*plan_, {.tokens = std::span(set_.tokens)
+                                           .subspan(static_cast<size_t>(step.first * length),
+                                                    static_cast<size_t>(step.sequences * length)),
+                             .positions = positions,
+                             .row_begin = row_begin,
+                             .context_lengths = contexts,
+                             .block_tables = tables,
+                             .max_blocks = blocks,
+                             .logit_rows = {}});
 }
 
 MatrixView CalibrationRunner::RowsOf(const Matrix& matrix, const Step& step) const {

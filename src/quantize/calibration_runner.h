@@ -49,8 +49,8 @@ class CalibrationRunner {
   Status Layer(int64_t layer, const LayerWeights& weights, const CancelToken& cancel);
 
   // What a block adds to the residual stream for the first `sequences` sequences, [rows, hidden]
-  // into `out`: attention, right after QkvInput; the MLP, right after MlpInput. `weights` may differ
-  // from the stages'.
+  // into `out`: attention, right after QkvInput; the MLP, right after MlpInput. `weights` may
+  // differ from the stages'.
   void AttentionOutput(int64_t layer, const LayerWeights& weights, int64_t sequences,
                        MatrixView out);
   void MlpOutput(int64_t layer, const LayerWeights& weights, int64_t sequences, MatrixView out);

@@ -37,8 +37,8 @@ inline FloatMatrix Dequantize(const QuantizedWeight& weight) {
 
 // The matrices of fixtures/quant/NAME.safetensors by name; none where the reference data is absent.
 inline std::optional<std::map<std::string, FloatMatrix>> ReadQuantFixture(const std::string& name) {
-  const std::string path = std::string(NIBBLE_SHARED_DATA) + "/fixtures/quant/" + name +
-                           ".safetensors";
+  const std::string path =
+      std::string(NIBBLE_SHARED_DATA) + "/fixtures/quant/" + name + ".safetensors";
   const auto text = ReadFile(path);
   if (!text) return std::nullopt;
   const std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(text->data()),

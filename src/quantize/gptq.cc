@@ -91,9 +91,8 @@ Result<GptqSolver> GptqSolver::Create(QuantizeOps& ops, const InputStatistics& s
                              spec.GroupLength(statistics.columns()));
   const GridTime grid_time =
       options.order == ColumnOrder::kActivation ? GridTime::kStatic : options.grid_time;
-  solver.sweep_ = {.grid = {spec, options.search, options.rounding},
-                   .grid_time = grid_time,
-                   .order = {}};
+  solver.sweep_ = {
+      .grid = {spec, options.search, options.rounding}, .grid_time = grid_time, .order = {}};
   for (int attempt = 0;; ++attempt) {
     solver.damping_ = options.damping + kDampingStep * attempt;
     Result<Matrix> factor = ops.Factorize(statistics, solver.order_, solver.damping_);
@@ -103,9 +102,10 @@ Result<GptqSolver> GptqSolver::Create(QuantizeOps& ops, const InputStatistics& s
     }
     if (factor.error().code() != ErrorCode::kBadInput) return tl::unexpected(factor.error());
     if (solver.damping_ + kDampingStep > kMaxDamping) {
-      return BadInput("the Hessian of {} inputs over {} tokens stays singular with dampings from {} "
-                      "to {} of its mean diagonal",
-                      statistics.columns(), statistics.tokens(), options.damping, solver.damping_);
+      return BadInput(
+          "the Hessian of {} inputs over {} tokens stays singular with dampings from {} "
+          "to {} of its mean diagonal",
+          statistics.columns(), statistics.tokens(), options.damping, solver.damping_);
     }
   }
 }

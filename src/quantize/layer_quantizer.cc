@@ -97,8 +97,7 @@ struct Tools {
       std::vector<float> values = Dequantized(quantized, pool);
       std::vector<float> got = Unscaled(ViewLike(linear.view(), values), linear.scales);
       const MatrixView reference = ViewLike(linear.view(), want);
-      entry["output_error"] =
-          ops.OutputError(reference, ViewLike(linear.view(), got), *statistics);
+      entry["output_error"] = ops.OutputError(reference, ViewLike(linear.view(), got), *statistics);
       const std::vector<float> ones(linear.scales.size(), 1.0f);
       ops.PseudoQuantize(reference, grid(), ones, ViewLike(linear.view(), got));
       entry["rtn_output_error"] =
@@ -136,9 +135,8 @@ class RtnQuantizer final : public LayerQuantizer {
 
   Result<QuantizedLayer> Quantize(int64_t layer, const LinearDone& done,
                                   const CancelToken& cancel) override {
-    NIBBLE_ASSIGN_OR_RETURN(
-        LayerTensors t,
-        ReadLayerTensors(tools_.checkpoint, tools_.model, tools_.plan, layer, tools_.pool));
+    NIBBLE_ASSIGN_OR_RETURN(LayerTensors t, ReadLayerTensors(tools_.checkpoint, tools_.model,
+                                                             tools_.plan, layer, tools_.pool));
     QuantizedLayer result;
     for (LinearTensor* linear : Linears{&t.q, &t.k, &t.v, &t.output, &t.gate, &t.up, &t.down}) {
       if (!linear->quantized) continue;
@@ -168,11 +166,10 @@ class AwqScaler {
   // given, is called for linears whose tensors are final, with the statistics of their input.
   using Rounded = std::function<Status(const Linears&, const InputStatistics&, const Json& record)>;
   Status Scale(int64_t layer, LayerTensors& t, const Rounded& rounded, const CancelToken& cancel) {
-    NIBBLE_ASSIGN_OR_RETURN(
-        LayerWeights weights,
-        LoadLayer(tools_.checkpoint, tools_.model, layer, tools_.backend));
-    const auto gather = [&](const LinearTensor& linear, auto stage)
-        -> Result<std::unique_ptr<InputStatistics>> {
+    NIBBLE_ASSIGN_OR_RETURN(LayerWeights weights,
+                            LoadLayer(tools_.checkpoint, tools_.model, layer, tools_.backend));
+    const auto gather = [&](const LinearTensor& linear,
+                            auto stage) -> Result<std::unique_ptr<InputStatistics>> {
       NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<InputStatistics> statistics,
                               tools_.Statistics(linear));
       NIBBLE_RETURN_IF_ERROR((runner_.get()->*stage)(
@@ -186,17 +183,15 @@ class AwqScaler {
     Json qkv_record = Json::object(), output_record = Json::object();
     if (t.q.quantized) {
       const Linears linears = {&t.q, &t.k, &t.v};
-      NIBBLE_ASSIGN_OR_RETURN(
-          AwqSearch search,
-          SearchBlock(layer, weights, linears, *qkv_input, weights.qkv, Interleave::kNone,
-                      &CalibrationRunner::AttentionOutput));
+      NIBBLE_ASSIGN_OR_RETURN(AwqSearch search,
+                              SearchBlock(layer, weights, linears, *qkv_input, weights.qkv,
+                                          Interleave::kNone, &CalibrationRunner::AttentionOutput));
       FoldIntoNorm(t.input_norm, search.scales);
       for (LinearTensor* linear : linears) ScaleColumns(*linear, search.scales);
       qkv_record = Record(search);
     }
     NIBBLE_ASSIGN_OR_RETURN(auto output_input, gather(t.output, &CalibrationRunner::OutputInput));
-    if (t.output.quantized && t.v.quantized &&
-        t.output.name.in_features == t.v.name.out_features) {
+    if (t.output.quantized && t.v.quantized && t.output.name.in_features == t.v.name.out_features) {
       NIBBLE_ASSIGN_OR_RETURN(const AwqSearch search, SearchLinear(t.output, *output_input));
       DivideRows(t.v, search.scales);
       ScaleColumns(t.output, search.scales);
@@ -242,9 +237,8 @@ class AwqScaler {
   }
 
   Status Replay(int64_t layer, const CancelToken& cancel) {
-    NIBBLE_ASSIGN_OR_RETURN(
-        const LayerWeights weights,
-        LoadLayer(tools_.checkpoint, tools_.model, layer, tools_.backend));
+    NIBBLE_ASSIGN_OR_RETURN(const LayerWeights weights,
+                            LoadLayer(tools_.checkpoint, tools_.model, layer, tools_.backend));
     return runner_->Layer(layer, weights, cancel);
   }
 
@@ -270,9 +264,8 @@ class AwqScaler {
                                 std::unique_ptr<PreparedLinear>& prepared, Interleave interleave,
                                 void (CalibrationRunner::*block)(int64_t, const LayerWeights&,
                                                                  int64_t, MatrixView)) {
-    const int64_t sequences =
-        std::clamp<int64_t>(tools_.options.awq.search_tokens / runner_->sequence_length(), 1,
-                            runner_->samples());
+    const int64_t sequences = std::clamp<int64_t>(
+        tools_.options.awq.search_tokens / runner_->sequence_length(), 1, runner_->samples());
     const int64_t rows = sequences * runner_->sequence_length();
     const int64_t hidden = tools_.model.config.hidden;
     const auto allocate = [&] {
@@ -285,11 +278,10 @@ class AwqScaler {
     const auto loss = [&](std::span<const MatrixView> trial) -> Result<double> {
       std::vector<Weight> trial_weights;
       for (const MatrixView& view : trial) {
-        trial_weights.emplace_back(
-            DenseWeight{.dtype = DType::kF32,
-                        .rows = view.rows,
-                        .columns = view.columns,
-                        .data = static_cast<const std::byte*>(view.data)});
+        trial_weights.emplace_back(DenseWeight{.dtype = DType::kF32,
+                                               .rows = view.rows,
+                                               .columns = view.columns,
+                                               .data = static_cast<const std::byte*>(view.data)});
       }
       std::vector<LinearSource> sources;
       for (size_t i = 0; i < linears.size(); ++i) {
@@ -352,9 +344,8 @@ class AwqQuantizer final : public LayerQuantizer {
 
   Result<QuantizedLayer> Quantize(int64_t layer, const LinearDone& done,
                                   const CancelToken& cancel) override {
-    NIBBLE_ASSIGN_OR_RETURN(
-        LayerTensors t,
-        ReadLayerTensors(tools_.checkpoint, tools_.model, tools_.plan, layer, tools_.pool));
+    NIBBLE_ASSIGN_OR_RETURN(LayerTensors t, ReadLayerTensors(tools_.checkpoint, tools_.model,
+                                                             tools_.plan, layer, tools_.pool));
     QuantizedLayer result;
     auto start = Clock::now();
     NIBBLE_RETURN_IF_ERROR(scaler_.Scale(
@@ -400,9 +391,8 @@ class GptqQuantizer final : public LayerQuantizer {
 
   Result<QuantizedLayer> Quantize(int64_t layer, const LinearDone& done,
                                   const CancelToken& cancel) override {
-    NIBBLE_ASSIGN_OR_RETURN(
-        LayerTensors t,
-        ReadLayerTensors(tools_.checkpoint, tools_.model, tools_.plan, layer, tools_.pool));
+    NIBBLE_ASSIGN_OR_RETURN(LayerTensors t, ReadLayerTensors(tools_.checkpoint, tools_.model,
+                                                             tools_.plan, layer, tools_.pool));
     if (scaler_) NIBBLE_RETURN_IF_ERROR(scaler_->Scale(layer, t, nullptr, cancel));
     // The scales are part of the weights and of what feeds them now.
     for (LinearTensor* linear : Linears{&t.q, &t.k, &t.v, &t.output, &t.gate, &t.up, &t.down}) {
@@ -423,8 +413,8 @@ class GptqQuantizer final : public LayerQuantizer {
       std::vector<const QuantizedWeight*> quantized;
       if (linears[0]->quantized) {
         const size_t first = result.linears.size();
-        Result<GptqSolver> solver = GptqSolver::Create(tools_.ops, *statistics, tools_.plan.spec,
-                                                       tools_.options.gptq);
+        Result<GptqSolver> solver =
+            GptqSolver::Create(tools_.ops, *statistics, tools_.plan.spec, tools_.options.gptq);
         if (!solver) return tl::unexpected<Error>(solver.error().In(linears[0]->name.name));
         for (const LinearTensor* linear : linears) {
           Result<QuantizedWeight> solved = solver->Solve(linear->view());
@@ -440,13 +430,14 @@ class GptqQuantizer final : public LayerQuantizer {
       }
       NIBBLE_ASSIGN_OR_RETURN(
           prepared,
-          Prepare(tools_.backend, interleave, std::vector<const LinearTensor*>(linears.begin(), linears.end()), quantized));
+          Prepare(tools_.backend, interleave,
+                  std::vector<const LinearTensor*>(linears.begin(), linears.end()), quantized));
       return {};
     };
-    NIBBLE_RETURN_IF_ERROR(solve(&CalibrationRunner::QkvInput, {&t.q, &t.k, &t.v},
-                                 Interleave::kNone, weights.qkv));
-    NIBBLE_RETURN_IF_ERROR(solve(&CalibrationRunner::OutputInput, {&t.output}, Interleave::kNone,
-                                 weights.output));
+    NIBBLE_RETURN_IF_ERROR(
+        solve(&CalibrationRunner::QkvInput, {&t.q, &t.k, &t.v}, Interleave::kNone, weights.qkv));
+    NIBBLE_RETURN_IF_ERROR(
+        solve(&CalibrationRunner::OutputInput, {&t.output}, Interleave::kNone, weights.output));
     NIBBLE_RETURN_IF_ERROR(solve(&CalibrationRunner::MlpInput, {&t.gate, &t.up},
                                  Interleave::kGateUp, weights.gate_up));
     NIBBLE_RETURN_IF_ERROR(
@@ -457,9 +448,8 @@ class GptqQuantizer final : public LayerQuantizer {
   }
 
   Status Replay(int64_t layer, const QuantizedLayer& known, const CancelToken& cancel) override {
-    NIBBLE_ASSIGN_OR_RETURN(
-        LayerTensors t,
-        ReadLayerTensors(tools_.checkpoint, tools_.model, tools_.plan, layer, tools_.pool));
+    NIBBLE_ASSIGN_OR_RETURN(LayerTensors t, ReadLayerTensors(tools_.checkpoint, tools_.model,
+                                                             tools_.plan, layer, tools_.pool));
     for (const QuantizedLayer::Vector& vector : known.vectors) {
       for (NormTensor* norm : {&t.input_norm, &t.post_attention_norm}) {
         if (norm->name == vector.name) norm->gain = vector.values;
@@ -478,7 +468,8 @@ class GptqQuantizer final : public LayerQuantizer {
       }
       NIBBLE_ASSIGN_OR_RETURN(
           prepared,
-          Prepare(tools_.backend, interleave, std::vector<const LinearTensor*>(linears.begin(), linears.end()), quantized));
+          Prepare(tools_.backend, interleave,
+                  std::vector<const LinearTensor*>(linears.begin(), linears.end()), quantized));
       return {};
     };
     LayerWeights weights;

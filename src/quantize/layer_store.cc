@@ -97,9 +97,8 @@ Result<std::optional<QuantizedLayer>> LayerStore::Load(int64_t layer, const Quan
     const size_t dot = entry.name.rfind('.');
     const std::string part = dot == std::string::npos ? entry.name : entry.name.substr(dot);
     if (entry.name == kModules) {
-      NIBBLE_ASSIGN_OR_RETURN(
-          result.modules,
-          ParseJson(text.substr(entry.begin, entry.end - entry.begin), path));
+      NIBBLE_ASSIGN_OR_RETURN(result.modules,
+                              ParseJson(text.substr(entry.begin, entry.end - entry.begin), path));
     } else if (part == ".codes") {
       result.linears.push_back({entry.name.substr(0, dot), {}});
       QuantizedWeight& weight = result.linears.back().weight;

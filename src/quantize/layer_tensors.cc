@@ -13,9 +13,8 @@ Result<LinearTensor> ReadLinear(const Checkpoint& checkpoint, const LinearName& 
   linear.quantized = plan.Quantizes(name.name);
   linear.weight.resize(static_cast<size_t>(name.out_features * name.in_features));
   linear.scales.assign(static_cast<size_t>(name.in_features), 1.0f);
-  NIBBLE_ASSIGN_OR_RETURN(const Weight weight,
-                          ReadWeight(checkpoint, name.name, name.out_features, name.in_features,
-                                     std::nullopt));
+  NIBBLE_ASSIGN_OR_RETURN(const Weight weight, ReadWeight(checkpoint, name.name, name.out_features,
+                                                          name.in_features, std::nullopt));
   const DenseWeight& dense = std::get<DenseWeight>(weight);
   std::atomic<int64_t> bad_row{-1};
   pool.ParallelFor(name.out_features, 16, [&](int64_t begin, int64_t end, int) {
@@ -117,11 +116,11 @@ Result<std::unique_ptr<PreparedLinear>> Prepare(Backend& backend, Interleave int
     if (!quantized.empty()) {
       weights.emplace_back(*quantized[i]);
     } else {
-      weights.emplace_back(DenseWeight{
-          .dtype = DType::kF32,
-          .rows = linears[i]->name.out_features,
-          .columns = linears[i]->name.in_features,
-          .data = reinterpret_cast<const std::byte*>(linears[i]->weight.data())});
+      weights.emplace_back(
+          DenseWeight{.dtype = DType::kF32,
+                      .rows = linears[i]->name.out_features,
+                      .columns = linears[i]->name.in_features,
+                      .data = reinterpret_cast<const std::byte*>(linears[i]->weight.data())});
     }
   }
   std::vector<LinearSource> sources;

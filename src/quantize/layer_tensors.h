@@ -15,10 +15,10 @@ namespace nibble {
 
 struct LinearTensor {
   LinearName name;
-  bool quantized = false;      // by the plan; else it stays as it is
-  std::vector<float> weight;   // [out, in]
-  std::vector<float> bias;     // [out], or empty
-  std::vector<float> scales;   // [in] that the columns were multiplied by
+  bool quantized = false;     // by the plan; else it stays as it is
+  std::vector<float> weight;  // [out, in]
+  std::vector<float> bias;    // [out], or empty
+  std::vector<float> scales;  // [in] that the columns were multiplied by
   bool bias_changed = false;
 
   MatrixView view() const {

@@ -53,9 +53,10 @@ Result<MethodSpec> ParseMethod(std::string_view text) {
   const auto* const method = std::find_if(std::begin(kMethods), std::end(kMethods),
                                           [&](QuantMethod m) { return rest == Name(m); });
   if (method == std::end(kMethods)) {
-    return WrongUsage("method \"{}\": want rtn, awq, gptq or awq+gptq, and after it "
-                      "[-g32|-g64|-g128|-gchannel][-asym|-sym|-sym-full]",
-                      text);
+    return WrongUsage(
+        "method \"{}\": want rtn, awq, gptq or awq+gptq, and after it "
+        "[-g32|-g64|-g128|-gchannel][-asym|-sym|-sym-full]",
+        text);
   }
   spec.method = *method;
   spec.quant.grid =

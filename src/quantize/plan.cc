@@ -66,9 +66,9 @@ Result<QuantizationPlan> PlanQuantization(const ModelDescription& model, const Q
   };
   while (!divides(plan.spec.group_size)) plan.spec.group_size /= 2;
   if (plan.spec.group_size != wanted.group_size) {
-    const auto odd = std::find_if(
-        plan.quantized.begin(), plan.quantized.end(),
-        [&](const LinearName& l) { return l.in_features % wanted.group_size != 0; });
+    const auto odd =
+        std::find_if(plan.quantized.begin(), plan.quantized.end(),
+                     [&](const LinearName& l) { return l.in_features % wanted.group_size != 0; });
     plan.notes.push_back(
         fmt::format("groups of {} instead of {}, which do not divide the {} inputs of {}",
                     plan.spec.group_size, wanted.group_size, odd->in_features, odd->name));

@@ -14,8 +14,8 @@ namespace nibble {
 
 // Which linears are quantized, and in which groups. The public layouts know one group size for each
 // checkpoint: the largest of 128, 64 and 32 not above the one asked for that divides the inputs of
-// every quantized linear. A linear that no group or layout fits stays as it is, and so do those that
-// are packed together with it (q, k, v; gate, up).
+// every quantized linear. A linear that no group or layout fits stays as it is, and so do those
+// that are packed together with it (q, k, v; gate, up).
 struct QuantizationPlan {
   struct Skipped {
     std::string name;

@@ -1,12 +1,12 @@
 #include "src/quantize/quantize.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <set>
-
-#include <spdlog/spdlog.h>
 
 #include "src/base/file.h"
 #include "src/base/fingerprint.h"
@@ -24,8 +24,10 @@ std::string ModelCard(const std::string& source, const QuantizationConfig& quant
                       const Json& record) {
   return fmt::format(
       "# {0}, quantized to 4 bits\n\n"
-      "Method `{1}`, {2} grid, groups of {3}, in the `{4}` layout. Made by nibble {5} from `{0}`.\n\n"
-      "{6} linear layers are quantized, {7} are left as they were; embeddings, the output layer and\n"
+      "Method `{1}`, {2} grid, groups of {3}, in the `{4}` layout. Made by nibble {5} from "
+      "`{0}`.\n\n"
+      "{6} linear layers are quantized, {7} are left as they were; embeddings, the output layer "
+      "and\n"
       "norms are untouched. Mean relative squared error of the quantized weights: {8:.3e}.\n"
       "`quantize.json` holds each layer's.\n",
       source, record["method"].get<std::string>(), Name(quantization.spec.grid),
@@ -41,7 +43,8 @@ std::string FingerprintOfRun(const QuantizeOptions& options, const QuantizationP
   if (options.calibration != nullptr) {
     const auto& tokens = options.calibration->tokens;
     fingerprint.Add(std::to_string(options.calibration->sequence_length));
-    fingerprint.Add({reinterpret_cast<const char*>(tokens.data()), tokens.size() * sizeof(int32_t)});
+    fingerprint.Add(
+        {reinterpret_cast<const char*>(tokens.data()), tokens.size() * sizeof(int32_t)});
   }
   return fingerprint.Hex();
 }
@@ -78,8 +81,8 @@ Json SolverRecord(const SolverOptions& options) {
   return {{"awq", {{"forms", forms}, {"search_tokens", options.awq.search_tokens}}},
           {"gptq",
            {{"order", Name(gptq.order)},
-            {"static_groups", gptq.order == ColumnOrder::kActivation ||
-                                  gptq.grid_time == GridTime::kStatic},
+            {"static_groups",
+             gptq.order == ColumnOrder::kActivation || gptq.grid_time == GridTime::kStatic},
             {"scale_search", Name(gptq.search)},
             {"damping", gptq.damping}}}};
 }
@@ -110,8 +113,7 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
     }
   }
   for (const LinearName& linear : plan.quantized) {
-    NIBBLE_RETURN_IF_ERROR(
-        target.AddLinear(linear.name, linear.out_features, linear.in_features));
+    NIBBLE_RETURN_IF_ERROR(target.AddLinear(linear.name, linear.out_features, linear.in_features));
   }
   const uint64_t checkpoint_bytes = target.tensor_bytes();
   const QuantizationConfig quantization = *target.quantization;
@@ -122,9 +124,9 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
                      FormatBytes(2 * checkpoint_bytes), FormatBytes(free_bytes));
   }
 
-  NIBBLE_ASSIGN_OR_RETURN(const LayerStore store,
-                          LayerStore::Open(options.output + ".quantizing",
-                                           FingerprintOfRun(options, plan)));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const LayerStore store,
+      LayerStore::Open(options.output + ".quantizing", FingerprintOfRun(options, plan)));
   const std::string parent = std::filesystem::path(options.output).parent_path();
   NIBBLE_ASSIGN_OR_RETURN(
       const std::unique_ptr<LayerQuantizer> quantizer,
@@ -147,14 +149,13 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
       }
       continue;
     }
-    NIBBLE_ASSIGN_OR_RETURN(
-        const QuantizedLayer layer,
-        quantizer->Quantize(
-            i,
-            [&](std::string_view name, const Json& record) {
-              progress(++done, total, name, record);
-            },
-            cancel));
+    NIBBLE_ASSIGN_OR_RETURN(const QuantizedLayer layer,
+                            quantizer->Quantize(
+                                i,
+                                [&](std::string_view name, const Json& record) {
+                                  progress(++done, total, name, record);
+                                },
+                                cancel));
     NIBBLE_RETURN_IF_ERROR(store.Save(i, layer));
     for (const Json& module : layer.modules) modules.push_back(module);
   }
@@ -167,8 +168,7 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
       NIBBLE_RETURN_IF_ERROR(writer->AddLinear(linear.name, linear.weight));
     }
     for (const QuantizedLayer::Vector& vector : layer->vectors) {
-      NIBBLE_RETURN_IF_ERROR(
-          AddVector(*writer, *checkpoint.Find(vector.name), vector.values));
+      NIBBLE_RETURN_IF_ERROR(AddVector(*writer, *checkpoint.Find(vector.name), vector.values));
       written.insert(vector.name);
     }
   }
@@ -186,9 +186,9 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
   int64_t weights = 0;
   for (const LinearName& l : plan.quantized) weights += l.out_features * l.in_features;
   // Beside the codes, the layouts hold a 16-bit scale and a 4-bit zero for each group.
-  const double bits_per_weight =
-      plan.spec.group_size == kPerChannel ? 4.0
-                                          : 4.0 + 20.0 / static_cast<double>(plan.spec.group_size);
+  const double bits_per_weight = plan.spec.group_size == kPerChannel
+                                     ? 4.0
+                                     : 4.0 + 20.0 / static_cast<double>(plan.spec.group_size);
   std::vector<std::string> notes = plan.notes;
   Json calibration = nullptr;
   if (const CalibrationSet* set = options.calibration) {

@@ -1,13 +1,13 @@
 // Quantizes a checkpoint into a new one, layer by layer.
 //
 // Quantized are the seven linear layers of every transformer layer; embeddings and the output layer
-// stay as they are, and so do norms but where AWQ folds scales into them. The new checkpoint is in a
-// published layout (see QuantizationConfig), with the tokenizer, generation config and chat template
-// of the old one, a model card, and quantize.json.
+// stay as they are, and so do norms but where AWQ folds scales into them. The new checkpoint is in
+// a published layout (see QuantizationConfig), with the tokenizer, generation config and chat
+// template of the old one, a model card, and quantize.json.
 //
-// Finished layers are kept in OUTPUT.quantizing until the checkpoint is complete: interrupted at any
-// moment, the same call goes on at the layer it was in, and the checkpoint is bit for bit what it
-// would have been.
+// Finished layers are kept in OUTPUT.quantizing until the checkpoint is complete: interrupted at
+// any moment, the same call goes on at the layer it was in, and the checkpoint is bit for bit what
+// it would have been.
 #ifndef NIBBLE_QUANTIZE_QUANTIZE_H_
 #define NIBBLE_QUANTIZE_QUANTIZE_H_
 

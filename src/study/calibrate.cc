@@ -21,8 +21,7 @@ Result<CalibrationSet> SampleFromModel(const CalibrationOptions& options, const 
   const EngineOptions engine_options{
       .kv_dtype = kv_dtype,
       .kv_tokens = KvTokensFor(*backend, at_once, length),
-      .limits = {
-          .rows = at_once, .sequences = at_once, .context = length, .logit_rows = at_once}};
+      .limits = {.rows = at_once, .sequences = at_once, .context = length, .logit_rows = at_once}};
   NIBBLE_RETURN_IF_ERROR(CheckMemory(model, *backend, engine_options));
   NIBBLE_ASSIGN_OR_RETURN(const ModelWeights weights, LoadWeights(model, *backend, style, cancel));
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
@@ -71,8 +70,7 @@ Result<CalibrationSet> Calibrate(const CalibrationOptions& options, const Opened
   std::optional<ChatTemplate> chat_template;
   NIBBLE_ASSIGN_OR_RETURN(const auto source, model.checkpoint->ChatTemplateSource());
   if (source) {
-    NIBBLE_ASSIGN_OR_RETURN(chat_template,
-                            ChatTemplate::Parse(*source, model.checkpoint->path()));
+    NIBBLE_ASSIGN_OR_RETURN(chat_template, ChatTemplate::Parse(*source, model.checkpoint->path()));
   }
   return LoadCalibrationSet(options, *tokenizer, chat_template ? &*chat_template : nullptr,
                             model.description.config.max_context);

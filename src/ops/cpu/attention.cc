@@ -119,9 +119,9 @@ HWY_INLINE void AddValuesAt(const ChunkBlocks<W>& blocks, int64_t head_dim, int6
                             float* HWY_RESTRICT sums, int64_t sums_stride) {
   const F32 d;
   VecF acc[T][kVecs];
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
   for (int t = 0; t < T; ++t) {
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
     for (int v = 0; v < kVecs; ++v) acc[t][v] = hn::LoadU(d, sums + t * sums_stride + v * kLanes);
   }
   for (int64_t begin = range.begin; begin < range.end;) {
@@ -132,20 +132,20 @@ HWY_INLINE void AddValuesAt(const ChunkBlocks<W>& blocks, int64_t head_dim, int6
         blocks.at[block] + (kBlockTokens + begin % kBlockTokens) * head_dim + dimension;
     for (int64_t token = begin; token < end; ++token, values += head_dim) {
       VecF value[kVecs];
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
       for (int v = 0; v < kVecs; ++v) value[v] = LoadAsFloat(values + v * kLanes);
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
       for (int t = 0; t < T; ++t) {
         const VecF weight = hn::Set(d, weights[t * kChunkTokens + token]);
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
         for (int v = 0; v < kVecs; ++v) acc[t][v] = hn::MulAdd(weight, value[v], acc[t][v]);
       }
     }
     begin = end;
   }
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
   for (int t = 0; t < T; ++t) {
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
     for (int v = 0; v < kVecs; ++v) hn::StoreU(acc[t][v], d, sums + t * sums_stride + v * kLanes);
   }
 }

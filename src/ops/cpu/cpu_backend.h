@@ -24,12 +24,12 @@
 namespace nibble {
 
 struct CpuOptions {
-  int threads = 1; // that share an operation's work, the caller's included
+  int threads = 1;  // that share an operation's work, the caller's included
 };
 
 // Fails with ErrorCode::kUsage if there is not at least one thread.
-Result<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions &options);
+Result<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options);
 
-} // namespace nibble
+}  // namespace nibble
 
-#endif // NIBBLE_OPS_CPU_CPU_BACKEND_H_
+#endif  // NIBBLE_OPS_CPU_CPU_BACKEND_H_

@@ -17,37 +17,36 @@ inline constexpr int64_t kBlockTokens = 16;
 inline constexpr size_t kKvSlackBytes = 64;
 
 class CpuKvCache final : public KvCache {
-public:
-  CpuKvCache(const KvLayout &layout, int64_t blocks, Buffer memory)
+ public:
+  CpuKvCache(const KvLayout& layout, int64_t blocks, Buffer memory)
       : layout_(layout), blocks_(blocks), memory_(std::move(memory)) {}
 
-  static size_t Bytes(const KvLayout &layout, int64_t blocks) {
+  static size_t Bytes(const KvLayout& layout, int64_t blocks) {
     return static_cast<size_t>(blocks) * layout.BlockBytes() +
            (layout.head_dim % kBlockTokens == 0 ? 0 : kKvSlackBytes);
   }
 
-  const KvLayout &layout() const override { return layout_; }
+  const KvLayout& layout() const override { return layout_; }
   int64_t blocks() const override { return blocks_; }
 
   // Keys, or values, of one head in a block.
   size_t half_bytes() const {
-    return static_cast<size_t>(layout_.head_dim * kBlockTokens) *
-           BytesOf(layout_.dtype);
+    return static_cast<size_t>(layout_.head_dim * kBlockTokens) * BytesOf(layout_.dtype);
   }
-  std::byte *keys(int64_t layer, int64_t block, int64_t kv_head) const {
+  std::byte* keys(int64_t layer, int64_t block, int64_t kv_head) const {
     const int64_t at = (layer * blocks_ + block) * layout_.kv_heads + kv_head;
     return memory_.as<std::byte>() + static_cast<size_t>(at) * 2 * half_bytes();
   }
-  std::byte *values(int64_t layer, int64_t block, int64_t kv_head) const {
+  std::byte* values(int64_t layer, int64_t block, int64_t kv_head) const {
     return keys(layer, block, kv_head) + half_bytes();
   }
 
-private:
+ private:
   KvLayout layout_;
   int64_t blocks_;
   Buffer memory_;
 };
 
-} // namespace nibble::cpu
+}  // namespace nibble::cpu
 
-#endif // NIBBLE_OPS_CPU_CPU_KV_CACHE_H_
+#endif  // NIBBLE_OPS_CPU_CPU_KV_CACHE_H_

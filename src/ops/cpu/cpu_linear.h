@@ -40,16 +40,14 @@ struct Segments {
 
   int64_t group_length = 0;
   int64_t groups = 0;
-  int64_t per_group = 0;        // segments
-  int64_t blocks_per_group = 0; // of 8 columns
+  int64_t per_group = 0;         // segments
+  int64_t blocks_per_group = 0;  // of 8 columns
 
   static Segments Of(int64_t columns, int64_t group_length);
 
   int64_t count() const { return groups * per_group; }
   int64_t blocks() const { return groups * blocks_per_group; }
-  int64_t pairs() const {
-    return blocks() * (kBlockColumns / 2);
-  } // of columns, padding included
+  int64_t pairs() const { return blocks() * (kBlockColumns / 2); }  // of columns, padding included
 
   // Of each group's segment i; all are of kMaxColumns but the last.
   int64_t BlocksOf(int64_t i) const {
@@ -58,7 +56,7 @@ struct Segments {
   }
 
   struct Segment {
-    int64_t column, columns; // of the weight
+    int64_t column, columns;  // of the weight
     int64_t block, blocks;
   };
   Segment At(int64_t group, int64_t i) const;
@@ -74,67 +72,59 @@ struct LinearLayout {
   bool has_zeros = false;
   bool has_bias = false;
   bool has_order = false;
-  Segments segments; // for kQ4
+  Segments segments;  // for kQ4
   size_t panel_bytes = 0;
   size_t scales_at = 0;
   size_t zeros_at = 0;
   size_t bias_at = 0;
   size_t order_at = 0;
-  size_t total_bytes = 0; // a multiple of 64
+  size_t total_bytes = 0;  // a multiple of 64
 
   // `quant` is null for a dense weight.
   static LinearLayout Of(int64_t out_features, int64_t in_features, DType dtype,
-                         const QuantSpec *quant, bool bias,
-                         Interleave interleave);
+                         const QuantSpec* quant, bool bias, Interleave interleave);
 
   // The concatenated weights' row in lane `lane` of a panel; -1 for padding.
   int64_t RowOf(int64_t panel, int64_t lane) const;
 };
 
 class CpuLinear final : public PreparedLinear {
-public:
-  CpuLinear(const LinearLayout &layout, Buffer memory)
+ public:
+  CpuLinear(const LinearLayout& layout, Buffer memory)
       : PreparedLinear(layout.out_features, layout.in_features, memory.size()),
-        layout_(layout), memory_(std::move(memory)) {}
+        layout_(layout),
+        memory_(std::move(memory)) {}
 
-  const LinearLayout &layout() const { return layout_; }
-  std::byte *panel(int64_t i) const {
-    return memory_.as<std::byte>() +
-           static_cast<size_t>(i) * layout_.panel_bytes;
+  const LinearLayout& layout() const { return layout_; }
+  std::byte* panel(int64_t i) const {
+    return memory_.as<std::byte>() + static_cast<size_t>(i) * layout_.panel_bytes;
   }
-  uint16_t *scales(int64_t panel) const { // float16 [groups][16]
-    return reinterpret_cast<uint16_t *>(memory_.as<std::byte>() +
-                                        layout_.scales_at) +
+  uint16_t* scales(int64_t panel) const {  // float16 [groups][16]
+    return reinterpret_cast<uint16_t*>(memory_.as<std::byte>() + layout_.scales_at) +
            panel * layout_.segments.groups * kPanelRows;
   }
-  uint8_t *zeros(int64_t panel) const { // [groups][16]
-    return reinterpret_cast<uint8_t *>(memory_.as<std::byte>() +
-                                       layout_.zeros_at) +
+  uint8_t* zeros(int64_t panel) const {  // [groups][16]
+    return reinterpret_cast<uint8_t*>(memory_.as<std::byte>() + layout_.zeros_at) +
            panel * layout_.segments.groups * kPanelRows;
   }
-  float *bias(int64_t panel) const { // [16], or null
-    if (!layout_.has_bias)
-      return nullptr;
-    return reinterpret_cast<float *>(memory_.as<std::byte>() +
-                                     layout_.bias_at) +
-           panel * kPanelRows;
+  float* bias(int64_t panel) const {  // [16], or null
+    if (!layout_.has_bias) return nullptr;
+    return reinterpret_cast<float*>(memory_.as<std::byte>() + layout_.bias_at) + panel * kPanelRows;
   }
 
-  int32_t *order() const { // [in], or null
-    if (!layout_.has_order)
-      return nullptr;
-    return reinterpret_cast<int32_t *>(memory_.as<std::byte>() +
-                                       layout_.order_at);
+  int32_t* order() const {  // [in], or null
+    if (!layout_.has_order) return nullptr;
+    return reinterpret_cast<int32_t*>(memory_.as<std::byte>() + layout_.order_at);
   }
 
   // An element of an uninterleaved weight, by its column (see order()).
   float At(int64_t row, int64_t column) const;
 
-private:
+ private:
   LinearLayout layout_;
   Buffer memory_;
 };
 
-} // namespace nibble::cpu
+}  // namespace nibble::cpu
 
-#endif // NIBBLE_OPS_CPU_CPU_LINEAR_H_
+#endif  // NIBBLE_OPS_CPU_CPU_LINEAR_H_

@@ -109,10 +109,10 @@ class CpuQuantizeOps final : public QuantizeOps {
 
   Result<std::unique_ptr<InputStatistics>> CreateStatistics(int64_t columns) override {
     const auto count = static_cast<size_t>(columns * columns);
-    NIBBLE_ASSIGN_OR_RETURN(
-        Buffer gram, AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(double)));
-    NIBBLE_ASSIGN_OR_RETURN(
-        Buffer product, AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(float)));
+    NIBBLE_ASSIGN_OR_RETURN(Buffer gram,
+                            AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(double)));
+    NIBBLE_ASSIGN_OR_RETURN(Buffer product,
+                            AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(float)));
     std::fill_n(gram.as<double>(), count, 0.0);
     return std::make_unique<CpuStatistics>(columns, std::move(gram), std::move(product));
   }
@@ -150,7 +150,8 @@ class CpuQuantizeOps final : public QuantizeOps {
   std::vector<float> MeanMagnitudes(const InputStatistics& statistics) override {
     const CpuStatistics& s = Cpu(statistics);
     std::vector<float> mean;
-    for (const double sum : s.magnitudes()) mean.push_back(static_cast<float>(sum * s.mean_scale()));
+    for (const double sum : s.magnitudes())
+      mean.push_back(static_cast<float>(sum * s.mean_scale()));
     return mean;
   }
 
@@ -160,8 +161,8 @@ class CpuQuantizeOps final : public QuantizeOps {
     const int64_t n = s.columns();
     CHECK(static_cast<int64_t>(order.size()) == n);
     const auto count = static_cast<size_t>(n * n);
-    NIBBLE_ASSIGN_OR_RETURN(
-        Buffer buffer, AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(double)));
+    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
+                            AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(double)));
     auto* const h = buffer.as<double>();
     const double scale = 2 * s.mean_scale();
     double trace = 0;
@@ -233,8 +234,8 @@ class CpuQuantizeOps final : public QuantizeOps {
             FindTileGrid(tile + k * kTileRows, grids.length(), options.grid,
                          &importance[static_cast<size_t>(begin + k)], grid);
           }
-          cpu::SweepColumn(tile, k, count, grid,
-                           factor.view().row<float>(begin + k) + begin + k, code, error);
+          cpu::SweepColumn(tile, k, count, grid, factor.view().row<float>(begin + k) + begin + k,
+                           code, error);
           for (int64_t r = 0; r < rows; ++r) {
             codes[static_cast<size_t>((first + r) * columns + column)] = code[r];
             errors.view().row<float>(first + r)[k] = error[r];
@@ -248,8 +249,7 @@ class CpuQuantizeOps final : public QuantizeOps {
                   static_cast<blasint>(left), static_cast<blasint>(count), -1.0f,
                   errors.view().row<float>(0), static_cast<blasint>(kMaxSweepBlock),
                   factor.view().row<float>(begin) + begin + count, static_cast<blasint>(columns),
-                  1.0f, swept.view().row<float>(0) + begin + count,
-                  static_cast<blasint>(columns));
+                  1.0f, swept.view().row<float>(0) + begin + count, static_cast<blasint>(columns));
     }
     return Assemble(options.grid.spec, weight.rows, columns, codes, grids);
   }
@@ -260,19 +260,21 @@ class CpuQuantizeOps final : public QuantizeOps {
     std::vector<float> squares(static_cast<size_t>(weight.columns), 1.0f);
     if (statistics != nullptr) squares = MeanSquares(*statistics);
     std::vector<uint8_t> codes(static_cast<size_t>(weight.rows * weight.columns));
-    ForEachGroup(weight, options.spec, [&](int64_t t, int64_t g, const int32_t* columns,
-                                           float* tile, float*, uint8_t* code) {
-      TileGrid& grid = grids.At(t, g);
-      FindTileGrid(tile, grids.length(), options, &squares[static_cast<size_t>(columns[0])], grid);
-      cpu::RoundTile(tile, grids.length(), grid, code, nullptr);
-      const int64_t first = t * kTileRows, rows = std::min(kTileRows, weight.rows - first);
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t k = 0; k < grids.length(); ++k) {
-          codes[static_cast<size_t>((first + r) * weight.columns + columns[k])] =
-              code[k * kTileRows + r];
-        }
-      }
-    });
+    ForEachGroup(
+        weight, options.spec,
+        [&](int64_t t, int64_t g, const int32_t* columns, float* tile, float*, uint8_t* code) {
+          TileGrid& grid = grids.At(t, g);
+          FindTileGrid(tile, grids.length(), options, &squares[static_cast<size_t>(columns[0])],
+                       grid);
+          cpu::RoundTile(tile, grids.length(), grid, code, nullptr);
+          const int64_t first = t * kTileRows, rows = std::min(kTileRows, weight.rows - first);
+          for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t k = 0; k < grids.length(); ++k) {
+              codes[static_cast<size_t>((first + r) * weight.columns + columns[k])] =
+                  code[k * kTileRows + r];
+            }
+          }
+        });
     return Assemble(options.spec, weight.rows, weight.columns, codes, grids);
   }
 
@@ -280,24 +282,24 @@ class CpuQuantizeOps final : public QuantizeOps {
                       MatrixView out) override {
     const int64_t length = options.spec.GroupLength(weight.columns);
     const std::vector<float> importance(static_cast<size_t>(length), 1.0f);
-    ForEachGroup(weight, options.spec, [&](int64_t t, int64_t, const int32_t* columns, float* tile,
-                                           float* values, uint8_t* code) {
-      for (int64_t k = 0; k < length; ++k) {
-        const float scale = scales[static_cast<size_t>(columns[k])];
-        for (int64_t r = 0; r < kTileRows; ++r) tile[k * kTileRows + r] *= scale;
-      }
-      TileGrid grid;
-      FindTileGrid(tile, length, options, importance.data(), grid);
-      cpu::RoundTile(tile, length, grid, code, values);
-      const int64_t first = t * kTileRows, rows = std::min(kTileRows, weight.rows - first);
-      for (int64_t r = 0; r < rows; ++r) {
-        float* const row = out.row<float>(first + r);
-        for (int64_t k = 0; k < length; ++k) {
-          row[columns[k]] =
-              values[k * kTileRows + r] / scales[static_cast<size_t>(columns[k])];
-        }
-      }
-    });
+    ForEachGroup(
+        weight, options.spec,
+        [&](int64_t t, int64_t, const int32_t* columns, float* tile, float* values, uint8_t* code) {
+          for (int64_t k = 0; k < length; ++k) {
+            const float scale = scales[static_cast<size_t>(columns[k])];
+            for (int64_t r = 0; r < kTileRows; ++r) tile[k * kTileRows + r] *= scale;
+          }
+          TileGrid grid;
+          FindTileGrid(tile, length, options, importance.data(), grid);
+          cpu::RoundTile(tile, length, grid, code, values);
+          const int64_t first = t * kTileRows, rows = std::min(kTileRows, weight.rows - first);
+          for (int64_t r = 0; r < rows; ++r) {
+            float* const row = out.row<float>(first + r);
+            for (int64_t k = 0; k < length; ++k) {
+              row[columns[k]] = values[k * kTileRows + r] / scales[static_cast<size_t>(columns[k])];
+            }
+          }
+        });
   }
 
   void Clip(MatrixView weight, const GridOptions& options, std::span<const float> scales,
@@ -315,53 +317,54 @@ class CpuQuantizeOps final : public QuantizeOps {
       }
     });
     const std::vector<float> importance(static_cast<size_t>(length), 1.0f);
-    ForEachGroup(weight, options.spec, [&](int64_t t, int64_t, const int32_t* columns, float* tile,
-                                           float* values, uint8_t* code) {
-      std::vector<float> clipped(static_cast<size_t>(length * kTileRows) + 16);
-      auto* const trial = AlignedTo64(clipped.data());
-      float most[kTileRows] = {}, best[kTileRows], limits[kTileRows];
-      std::fill(best, best + kTileRows, std::numeric_limits<float>::infinity());
-      for (int64_t i = 0; i < length * kTileRows; ++i) {
-        most[i % kTileRows] = std::max(most[i % kTileRows], std::abs(tile[i]));
-      }
-      for (int step = 0; step < 10; ++step) {
-        float limit[kTileRows];
-        for (int64_t r = 0; r < kTileRows; ++r) {
-          limit[r] = most[r] * (1 - static_cast<float>(step) / 20);
-        }
-        for (int64_t i = 0; i < length * kTileRows; ++i) {
-          const float bound = limit[i % kTileRows];
-          trial[i] = std::clamp(tile[i], -bound, bound);
-        }
-        TileGrid grid;
-        FindTileGrid(trial, length, options, importance.data(), grid);
-        cpu::RoundTile(trial, length, grid, code, values);
-        for (int64_t i = 0; i < length * kTileRows; ++i) {
-          const float scale = scales[static_cast<size_t>(columns[i / kTileRows])];
-          values[i] = (tile[i] - values[i]) / scale;
-        }
-        alignas(64) float losses[kTileRows] = {};
-        for (int64_t k = 0; k < length; k += block) {
-          cpu::AddQuadraticForm(values + k * kTileRows, std::min(block, length - k),
-                                &gram[static_cast<size_t>((columns[0] + k) * block)], block,
-                                losses);
-        }
-        for (int64_t r = 0; r < kTileRows; ++r) {
-          if (losses[r] < best[r]) {
-            best[r] = losses[r];
-            limits[r] = limit[r];
+    ForEachGroup(
+        weight, options.spec,
+        [&](int64_t t, int64_t, const int32_t* columns, float* tile, float* values, uint8_t* code) {
+          std::vector<float> clipped(static_cast<size_t>(length * kTileRows) + 16);
+          auto* const trial = AlignedTo64(clipped.data());
+          float most[kTileRows] = {}, best[kTileRows], limits[kTileRows];
+          std::fill(best, best + kTileRows, std::numeric_limits<float>::infinity());
+          for (int64_t i = 0; i < length * kTileRows; ++i) {
+            most[i % kTileRows] = std::max(most[i % kTileRows], std::abs(tile[i]));
           }
-        }
-      }
-      const int64_t first = t * kTileRows, rows = std::min(kTileRows, weight.rows - first);
-      for (int64_t r = 0; r < rows; ++r) {
-        if (std::isinf(best[r])) continue;  // no trial has a finite error: left as it is
-        float* const row = weight.row<float>(first + r);
-        for (int64_t k = 0; k < length; ++k) {
-          row[columns[k]] = std::clamp(row[columns[k]], -limits[r], limits[r]);
-        }
-      }
-    });
+          for (int step = 0; step < 10; ++step) {
+            float limit[kTileRows];
+            for (int64_t r = 0; r < kTileRows; ++r) {
+              limit[r] = most[r] * (1 - static_cast<float>(step) / 20);
+            }
+            for (int64_t i = 0; i < length * kTileRows; ++i) {
+              const float bound = limit[i % kTileRows];
+              trial[i] = std::clamp(tile[i], -bound, bound);
+            }
+            TileGrid grid;
+            FindTileGrid(trial, length, options, importance.data(), grid);
+            cpu::RoundTile(trial, length, grid, code, values);
+            for (int64_t i = 0; i < length * kTileRows; ++i) {
+              const float scale = scales[static_cast<size_t>(columns[i / kTileRows])];
+              values[i] = (tile[i] - values[i]) / scale;
+            }
+            alignas(64) float losses[kTileRows] = {};
+            for (int64_t k = 0; k < length; k += block) {
+              cpu::AddQuadraticForm(values + k * kTileRows, std::min(block, length - k),
+                                    &gram[static_cast<size_t>((columns[0] + k) * block)], block,
+                                    losses);
+            }
+            for (int64_t r = 0; r < kTileRows; ++r) {
+              if (losses[r] < best[r]) {
+                best[r] = losses[r];
+                limits[r] = limit[r];
+              }
+            }
+          }
+          const int64_t first = t * kTileRows, rows = std::min(kTileRows, weight.rows - first);
+          for (int64_t r = 0; r < rows; ++r) {
+            if (std::isinf(best[r])) continue;  // no trial has a finite error: left as it is
+            float* const row = weight.row<float>(first + r);
+            for (int64_t k = 0; k < length; ++k) {
+              row[columns[k]] = std::clamp(row[columns[k]], -limits[r], limits[r]);
+            }
+          }
+        });
   }
 
   double OutputError(MatrixView weight, MatrixView other,
@@ -441,11 +444,11 @@ class CpuQuantizeOps final : public QuantizeOps {
 
   void FindGrids(MatrixView weight, const GridOptions& options, const std::vector<float>& squares,
                  GridTable& grids) {
-    ForEachGroup(weight, options.spec, [&](int64_t t, int64_t g, const int32_t* columns,
-                                           float* tile, float*, uint8_t*) {
-      FindTileGrid(tile, grids.length(), options, &squares[static_cast<size_t>(columns[0])],
-                   grids.At(t, g));
-    });
+    ForEachGroup(weight, options.spec,
+                 [&](int64_t t, int64_t g, const int32_t* columns, float* tile, float*, uint8_t*) {
+                   FindTileGrid(tile, grids.length(), options,
+                                &squares[static_cast<size_t>(columns[0])], grids.At(t, g));
+                 });
   }
 
   static void FindTileGrid(const float* tile, int64_t columns, const GridOptions& options,

@@ -58,9 +58,9 @@ TEST_F(CpuQuantizeTest, RoundTakesTheNearestGridValue) {
       for (int64_t n = 0; n < q.rows; ++n) {
         for (int64_t g = 0; g < q.groups(); ++g) {
           const auto at = static_cast<size_t>(n * q.groups() + g);
-          const std::span<const float> values(&w.values[static_cast<size_t>(
-                                                  n * 128 + g * q.group_length())],
-                                              static_cast<size_t>(q.group_length()));
+          const std::span<const float> values(
+              &w.values[static_cast<size_t>(n * 128 + g * q.group_length())],
+              static_cast<size_t>(q.group_length()));
           const GroupGrid want = *FindGrid(values, grid);
           ASSERT_EQ(FloatFromF16(q.scales[at]), want.scale);
           ASSERT_EQ(q.zeros[at], want.zero);

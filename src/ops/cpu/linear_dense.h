@@ -6,12 +6,10 @@
 
 namespace nibble::cpu {
 
-void PackDenseTiles(const LinearTask &task, int64_t tile_begin,
-                    int64_t tile_end);
+void PackDenseTiles(const LinearTask& task, int64_t tile_begin, int64_t tile_end);
 // panel_begin is a multiple of kGroupPanels.
-void RunDensePanels(const LinearTask &task, int64_t panel_begin,
-                    int64_t panel_end, int thread);
+void RunDensePanels(const LinearTask& task, int64_t panel_begin, int64_t panel_end, int thread);
 
-} // namespace nibble::cpu
+}  // namespace nibble::cpu
 
-#endif // NIBBLE_OPS_CPU_LINEAR_DENSE_H_
+#endif  // NIBBLE_OPS_CPU_LINEAR_DENSE_H_

@@ -96,17 +96,17 @@ struct Q4Tile {
 template <int j, int T, int P>
 HWY_INLINE void AddPair(const int32_t* HWY_RESTRICT words, int64_t words_stride,
                         const int32_t* HWY_RESTRICT x, VecI (&acc)[T][P * kPanelVecs]) {
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
   for (int p = 0; p < P; ++p) {
     VecI pair[kPanelVecs];
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
     for (int v = 0; v < kPanelVecs; ++v) {
       pair[v] = CodePair<j>(hn::Load(I32(), words + p * words_stride + v * kLanes));
     }
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
     for (int t = 0; t < T; ++t) {
       const VecI xt = hn::Set(I32(), x[j * T + t]);
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
       for (int v = 0; v < kPanelVecs; ++v) {
         MulAddPairs(pair[v], xt, acc[t][p * kPanelVecs + v]);
       }
@@ -131,7 +131,7 @@ HWY_INLINE void AddBlock(const int32_t* HWY_RESTRICT words, int64_t words_stride
     const VecI x1 = hn::Set(d, x[1]);
     const VecI x2 = hn::Set(d, x[2]);
     const VecI x3 = hn::Set(d, x[3]);
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
     for (int v = 0; v < P * kPanelVecs; ++v) {
       const VecI w =
           hn::Load(d, words + (v / kPanelVecs) * words_stride + (v % kPanelVecs) * kLanes);
@@ -151,7 +151,7 @@ HWY_INLINE void StartSegment(const Q4Panels& panels, int64_t group,
                              const int32_t* HWY_RESTRICT negated_sums,
                              VecI (&acc)[T][P * kPanelVecs]) {
   const I32 d;
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
   for (int v = 0; v < P * kPanelVecs; ++v) {
     VecI zero = hn::Zero(d);
     if constexpr (kZeros) {
@@ -159,7 +159,7 @@ HWY_INLINE void StartSegment(const Q4Panels& panels, int64_t group,
       zero = hn::PromoteTo(d, hn::LoadU(hn::Rebind<uint8_t, I32>(),
                                         zeros + group * kPanelRows + (v % kPanelVecs) * kLanes));
     }
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
     for (int t = 0; t < T; ++t) {
       acc[t][v] =
           kZeros ? hn::Mul(zero, hn::Set(d, negated_sums[t])) : hn::Set(d, 8 * negated_sums[t]);
@@ -172,11 +172,11 @@ template <int T, int P>
 HWY_INLINE void EndSegment(const Q4Panels& panels, int64_t group, const float* HWY_RESTRICT scales,
                            const VecI (&acc)[T][P * kPanelVecs], float* HWY_RESTRICT sums) {
   const F32 d;
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
   for (int v = 0; v < P * kPanelVecs; ++v) {
     const VecF scale = LoadAsFloat(panels.scales + (v / kPanelVecs) * panels.scales_stride +
                                    group * kPanelRows + (v % kPanelVecs) * kLanes);
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
     for (int t = 0; t < T; ++t) {
       float* sum = sums + t * kSumsStride + v * kLanes;
       hn::StoreU(hn::MulAdd(hn::ConvertTo(d, acc[t][v]), hn::Mul(scale, hn::Set(d, scales[t])),

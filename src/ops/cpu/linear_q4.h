@@ -6,12 +6,10 @@
 
 namespace nibble::cpu {
 
-void QuantizeTiles(const LinearTask &task, int64_t tile_begin,
-                   int64_t tile_end);
+void QuantizeTiles(const LinearTask& task, int64_t tile_begin, int64_t tile_end);
 // panel_begin is a multiple of kGroupPanels.
-void RunQ4Panels(const LinearTask &task, int64_t panel_begin, int64_t panel_end,
-                 int thread);
+void RunQ4Panels(const LinearTask& task, int64_t panel_begin, int64_t panel_end, int thread);
 
-} // namespace nibble::cpu
+}  // namespace nibble::cpu
 
-#endif // NIBBLE_OPS_CPU_LINEAR_Q4_H_
+#endif  // NIBBLE_OPS_CPU_LINEAR_Q4_H_

@@ -41,45 +41,40 @@ struct Tiling {
 // group of 9 columns is padded to 16), and 8 bytes for each segment of at least
 // 8 columns.
 struct LinearScratch {
-  std::byte *packed = nullptr;
-  float *sums = nullptr; // [threads][kSumRows][kSumsStride]
+  std::byte* packed = nullptr;
+  float* sums = nullptr;  // [threads][kSumRows][kSumsStride]
 
   static uint64_t PackedBytes(int64_t rows, int64_t columns) {
-    return RoundUp<uint64_t>(static_cast<uint64_t>(rows) *
-                                 static_cast<uint64_t>(5 * columns + 64),
+    return RoundUp<uint64_t>(static_cast<uint64_t>(rows) * static_cast<uint64_t>(5 * columns + 64),
                              64);
   }
   static constexpr int64_t kSumsPerThread = kSumRows * kSumsStride;
 };
 
 struct LinearTask {
-  const CpuLinear *weight = nullptr;
-  MatrixView x;   // [tiling.rows, in], float32
-  MatrixView out; // float32
+  const CpuLinear* weight = nullptr;
+  MatrixView x;    // [tiling.rows, in], float32
+  MatrixView out;  // float32
   Epilogue epilogue = Epilogue::kNone;
   Tiling tiling;
   LinearScratch scratch;
 
   // Dense: a tile of T rows at x[tile.begin · in] as [in][T].
-  float *packed_f32() const {
-    return reinterpret_cast<float *>(scratch.packed);
-  }
+  float* packed_f32() const { return reinterpret_cast<float*>(scratch.packed); }
 
   // 4-bit: pairs of 16-bit integers [pairs][T], and by segment scales and
   // negated sums [count][T].
-  int32_t *packed_pairs() const {
-    return reinterpret_cast<int32_t *>(scratch.packed);
+  int32_t* packed_pairs() const { return reinterpret_cast<int32_t*>(scratch.packed); }
+  float* packed_scales() const {
+    return reinterpret_cast<float*>(packed_pairs() +
+                                    tiling.rows * weight->layout().segments.pairs());
   }
-  float *packed_scales() const {
-    return reinterpret_cast<float *>(
-        packed_pairs() + tiling.rows * weight->layout().segments.pairs());
-  }
-  int32_t *packed_negated_sums() const {
-    return reinterpret_cast<int32_t *>(
-        packed_scales() + tiling.rows * weight->layout().segments.count());
+  int32_t* packed_negated_sums() const {
+    return reinterpret_cast<int32_t*>(packed_scales() +
+                                      tiling.rows * weight->layout().segments.count());
   }
 };
 
-} // namespace nibble::cpu
+}  // namespace nibble::cpu
 
-#endif // NIBBLE_OPS_CPU_LINEAR_TASK_H_
+#endif  // NIBBLE_OPS_CPU_LINEAR_TASK_H_

@@ -14,10 +14,10 @@ namespace nibble::cpu {
 // nothing but the result. Fails with kResources for want of memory and with
 // kBadInput for weights that cannot be represented: a symmetric grid with a
 // zero other than 8, groups shorter than 8 columns.
-Result<std::unique_ptr<PreparedLinear>>
-PackLinear(std::span<const LinearSource> sources, Interleave interleave,
-           MemoryTracker &memory, ThreadPool &pool);
+Result<std::unique_ptr<PreparedLinear>> PackLinear(std::span<const LinearSource> sources,
+                                                   Interleave interleave, MemoryTracker& memory,
+                                                   ThreadPool& pool);
 
-} // namespace nibble::cpu
+}  // namespace nibble::cpu
 
-#endif // NIBBLE_OPS_CPU_PACK_H_
+#endif  // NIBBLE_OPS_CPU_PACK_H_

@@ -9,7 +9,6 @@
 #define NIBBLE_OPS_CPU_TARGETS_H_
 
 #undef HWY_DISABLED_TARGETS
-#define HWY_DISABLED_TARGETS                                                   \
-  (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
 
-#endif // NIBBLE_OPS_CPU_TARGETS_H_
+#endif  // NIBBLE_OPS_CPU_TARGETS_H_
