@@ -7,7 +7,6 @@
 #include "src/checkpoint/checkpoint_writer.h"
 #include "src/cli/command.h"
 #include "src/cli/solver_options.h"
-#include "src/ops/cpu/cpu_quantize.h"
 #include "src/quantize/quantize.h"
 #include "src/study/calibrate.h"
 #include "src/study/documents.h"
@@ -62,7 +61,7 @@ Status Quantize(const QuantizeCommandOptions& options, const CommandContext& con
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
                           MakeBackend(context.common.device));
   ThreadPool pool(ThreadsFor(context.common.device));
-  const std::unique_ptr<QuantizeOps> ops = MakeCpuQuantizeOps(pool, backend->memory());
+  const std::unique_ptr<QuantizeOps> ops = MakeQuantizeOps(*backend, pool);
   Json record;
   {
     Progress progress(context.common.progress(), "quantizing", 1);

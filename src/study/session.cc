@@ -4,8 +4,10 @@
 
 #include "src/base/thread_pool.h"
 #include "src/ops/cpu/cpu_backend.h"
+#include "src/ops/cpu/cpu_quantize.h"
 #include "src/ops/cuda/device.h"
 #include "src/ops/ref/ref_backend.h"
+#include "src/ops/ref/ref_quantize.h"
 
 namespace nibble {
 namespace {
@@ -37,6 +39,11 @@ Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options) {
     return NoCudaEngine(options.device);
   }
   return WrongUsage("device \"{}\": want auto, cpu, ref, cuda or cuda:N", options.device);
+}
+
+std::unique_ptr<QuantizeOps> MakeQuantizeOps(Backend& backend, ThreadPool& pool) {
+  if (backend.name() == "ref") return MakeRefQuantizeOps(backend.memory());
+  return MakeCpuQuantizeOps(pool, backend.memory());
 }
 
 Result<DType> KvTypeFor(const DeviceOptions& options, const Backend& backend,

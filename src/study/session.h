@@ -11,6 +11,7 @@
 #include "src/checkpoint/checkpoint.h"
 #include "src/engine/engine.h"
 #include "src/model/model_weights.h"
+#include "src/ops/quantize_ops.h"
 
 namespace nibble {
 
@@ -26,6 +27,9 @@ struct DeviceOptions {
 Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options);
 
 int ThreadsFor(const DeviceOptions& options);
+
+// What quantizers ask of the backend's device. Borrows both.
+std::unique_ptr<QuantizeOps> MakeQuantizeOps(Backend& backend, ThreadPool& pool);
 
 // The KV cache's type: as asked for; under "auto" the checkpoint's own (float32 on ref).
 Result<DType> KvTypeFor(const DeviceOptions& options, const Backend& backend,

@@ -11,7 +11,6 @@
 
 #include "src/base/file.h"
 #include "src/base/fingerprint.h"
-#include "src/ops/cpu/cpu_quantize.h"
 #include "src/quantize/quantize.h"
 #include "src/study/calibrate.h"
 #include "src/report/report.h"
@@ -181,7 +180,7 @@ Result<Json> Study::QuantizeStage(const std::string& method) {
     NIBBLE_ASSIGN_OR_RETURN(const CalibrationSet* const set, CalibrationFor(spec));
     NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeBackend(options_.device));
     ThreadPool pool(ThreadsFor(options_.device));
-    const std::unique_ptr<QuantizeOps> ops = MakeCpuQuantizeOps(pool, backend->memory());
+    const std::unique_ptr<QuantizeOps> ops = MakeQuantizeOps(*backend, pool);
     Progress progress(options_.progress, "quantizing " + method, 1);
     ResetPeakResident();
     return QuantizeCheckpoint(

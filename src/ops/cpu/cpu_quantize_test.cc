@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "src/base/random.h"
+#include "src/ops/ref/ref_quantize.h"
 
 namespace nibble {
 namespace {
@@ -235,6 +236,80 @@ TEST_F(CpuQuantizeTest, TheResultDoesNotDependOnTheThreads) {
   }
   // The matrix products' sums may be cut differently, which moves a code at a boundary.
   EXPECT_GE(equal, 70 * 256 * 999 / 1000);
+}
+
+// Against the oracle, step by step: the same codes but where a value lies at a boundary.
+TEST_F(CpuQuantizeTest, AgreesWithTheReference) {
+  const auto ref = MakeRefQuantizeOps(memory_);
+  Floats x = Floats::Random(200, 192, 16);
+  for (int64_t r = 0; r < x.rows; ++r) {
+    x.At(r, 20) *= 8;
+    x.At(r, 31) = 0;
+  }
+  const Floats w = Floats::Random(37, 192, 17, 0.1);
+  const auto statistics = Statistics(x);
+  auto ref_statistics = *ref->CreateStatistics(192);
+  ref->Accumulate(x.view(), *ref_statistics);
+  std::vector<float> scales;
+  for (int64_t k = 0; k < 192; ++k) scales.push_back(0.5f + 0.01f * static_cast<float>(k));
+
+  const auto expect_same = [&](const QuantizedWeight& got, const QuantizedWeight& want) {
+    int64_t equal = 0;
+    for (int64_t n = 0; n < 37; ++n) {
+      for (int64_t k = 0; k < 192; ++k) equal += got.Code(n, k) == want.Code(n, k);
+    }
+    EXPECT_GE(equal, 37 * 192 * 995 / 1000);
+  };
+  const auto expect_near = [&](const Floats& got, const Floats& want) {
+    int64_t equal = 0;
+    for (size_t i = 0; i < got.values.size(); ++i) {
+      equal += std::abs(got.values[i] - want.values[i]) <= 1e-6f;
+    }
+    EXPECT_GE(equal, 37 * 192 * 995 / 1000);
+  };
+  for (const Grid grid : kGrids) {
+    for (const int64_t group : {int64_t{32}, int64_t{64}, kPerChannel}) {
+      const QuantSpec spec{.group_size = group, .grid = grid};
+      for (const ScaleSearch search :
+           {ScaleSearch::kNone, ScaleSearch::kMse, ScaleSearch::kHessian}) {
+        const GridOptions options{.spec = spec, .search = search};
+        expect_same(*ops_->Round(w.view(), options, statistics.get()),
+                    *ref->Round(w.view(), options, ref_statistics.get()));
+      }
+      Floats got(37, 192), want(37, 192);
+      ops_->PseudoQuantize(w.view(), {.spec = spec}, scales, got.view());
+      ref->PseudoQuantize(w.view(), {.spec = spec}, scales, want.view());
+      expect_near(got, want);
+      got = want = w;
+      ops_->Clip(got.view(), {.spec = spec}, scales, *statistics);
+      ref->Clip(want.view(), {.spec = spec}, scales, *ref_statistics);
+      expect_near(got, want);
+
+      // Groups in another order, as --order group sweeps them, and columns in any, as act does.
+      for (const GridTime time : {GridTime::kUpdated, GridTime::kStatic}) {
+        std::vector<int32_t> order(192);
+        std::iota(order.begin(), order.end(), 0);
+        if (time == GridTime::kStatic) {
+          std::reverse(order.begin(), order.end());
+        } else {
+          std::rotate(order.begin(), order.begin() + 64, order.end());
+        }
+        const Matrix factor = *ops_->Factorize(*statistics, order, 0.05);
+        const Matrix ref_factor = *ref->Factorize(*ref_statistics, order, 0.05);
+        for (int64_t i = 0; i < 192; ++i) {
+          for (int64_t j = 0; j < 192; ++j) {
+            EXPECT_NEAR(factor.view().row<float>(i)[j], ref_factor.view().row<float>(i)[j], 1e-4);
+          }
+        }
+        const SweepOptions sweep{.grid = {.spec = spec}, .grid_time = time, .order = order};
+        expect_same(*ops_->Sweep(w.view(), *statistics, factor, sweep),
+                    *ref->Sweep(w.view(), *ref_statistics, factor, sweep));
+      }
+    }
+  }
+  const Floats other = Floats::Random(37, 192, 18, 0.1);
+  const double error = ref->OutputError(w.view(), other.view(), *ref_statistics);
+  EXPECT_NEAR(ops_->OutputError(w.view(), other.view(), *statistics), error, 1e-4 * error);
 }
 
 // Values far from zero need a scale that float16 does not have.
