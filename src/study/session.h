@@ -8,6 +8,7 @@
 
 #include "src/base/cancel.h"
 #include "src/base/progress.h"
+#include "src/base/thread_pool.h"
 #include "src/checkpoint/checkpoint.h"
 #include "src/engine/engine.h"
 #include "src/model/model_weights.h"
