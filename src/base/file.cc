@@ -6,6 +6,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -159,10 +160,14 @@ MappedFile::~MappedFile() {
 
 void MappedFile::Release(std::span<const std::byte> part) const {
   if (part.empty()) return;
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  // Pages shared with a neighbour are released too: they come back from the file when touched.
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(part.data()) / page * page;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(part.data() + part.size());
+  // A page that is touched brings its neighbours in the same 64 KiB with it (Linux's fault-around),
+  // so they go with it too. What another part still needs of them comes back when it is touched.
+  constexpr uintptr_t kGranule = 64 << 10;
+  const auto mapping = reinterpret_cast<uintptr_t>(data_);
+  const auto first = reinterpret_cast<uintptr_t>(part.data());
+  const uintptr_t begin = std::max(mapping, first / kGranule * kGranule);
+  const uintptr_t end =
+      std::min(mapping + size_, (first + part.size() + kGranule - 1) / kGranule * kGranule);
   ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 

@@ -25,6 +25,7 @@ class GgufCheckpoint final : public Checkpoint {
                   .stored_bytes = tensor.end - tensor.begin});
     }
     label_ = MakeLabel();
+    ReleaseMetadata();
   }
 
   const Json& config() const override { return model_.config; }
@@ -66,7 +67,14 @@ class GgufCheckpoint final : public Checkpoint {
  private:
   Result<HfTokenizerFiles> MakeTokenizerFiles() const {
     NIBBLE_ASSIGN_OR_RETURN(const GgufVocabulary vocabulary, ReadGgufVocabulary(file_));
+    ReleaseMetadata();
     return TokenizerFilesFromGguf(vocabulary, path_);
+  }
+
+  // The vocabulary's pages, which are most of what lies before the tensors, are read rarely.
+  void ReleaseMetadata() const {
+    const std::span<const std::byte> all = mapped_.bytes();
+    mapped_.Release(file_.tensors().empty() ? all : all.first(file_.tensors().front().begin));
   }
 
   // "fp16 (from Q4_1)": the quantized type that most weights of the layers have.

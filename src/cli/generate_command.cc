@@ -76,14 +76,10 @@ Status Generate(const GenerateOptions& options, const CommandContext& context) {
                           LoadModelOn(options.model, context.common.device, RandomWeights::kAllow,
                                       context.common.progress(), context.cancel));
   // A model without a tokenizer still continues token ids.
-  std::unique_ptr<Tokenizer> tokenizer;
-  if (Result<std::unique_ptr<Tokenizer>> loaded = model->checkpoint().LoadTokenizer()) {
-    tokenizer = *std::move(loaded);
-  } else if (options.token_ids.empty()) {
-    return tl::unexpected<Error>(std::move(loaded).error());
-  }
+  if (options.token_ids.empty()) NIBBLE_RETURN_IF_ERROR(model->tokenizer_status);
+  const Tokenizer* tokenizer = model->tokenizer.get();
   NIBBLE_ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
-                          PromptTokens(options, *model, tokenizer.get()));
+                          PromptTokens(options, *model, tokenizer));
 
   const ModelConfig& config = model->weights.config;
   const int64_t length = static_cast<int64_t>(prompt.size()) + options.max_tokens;

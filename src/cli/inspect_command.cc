@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 
@@ -64,15 +65,16 @@ void Print(const Json& d) {
              prediction["input_length"].get<int64_t>(), prediction["output_length"].get<int64_t>(),
              prediction["kv_dtype"].get<std::string>(),
              FormatBytes(d["available_bytes"].get<uint64_t>()));
-  fmt::print("  {:>6} {:>10} {:>10} {:>10} {:>10}\n", "batch", "weights", "KV cache", "workspace",
-             "total");
+  fmt::print("  {:>6} {:>10} {:>10} {:>10} {:>10} {:>10}\n", "batch", "weights", "KV cache",
+             "workspace", "total", "process");
   for (const Json& row : prediction["by_batch_size"]) {
     const Json& bytes = row["bytes"];
-    fmt::print("  {:>6} {:>10} {:>10} {:>10} {:>10}{}\n", row["batch_size"].get<int64_t>(),
+    fmt::print("  {:>6} {:>10} {:>10} {:>10} {:>10} {:>10}{}\n", row["batch_size"].get<int64_t>(),
                FormatBytes(bytes["weights"].get<uint64_t>()),
                FormatBytes(bytes["kv_cache"].get<uint64_t>()),
                FormatBytes(bytes["workspace"].get<uint64_t>()),
                FormatBytes(bytes["total"].get<uint64_t>()),
+               FormatBytes(row["process_bytes"].get<uint64_t>()),
                row["fits"].get<bool>() ? "" : "  does not fit");
   }
 }
@@ -91,7 +93,13 @@ Status Inspect(const InspectOptions& options, const CommandContext& context) {
     entry["tensors"] = entry["tensors"].get<int64_t>() + 1;
     entry["bytes"] = entry["bytes"].get<uint64_t>() + tensor.stored_bytes;
   }
+<<<<<<< HEAD
   const WeightBytes bytes = PredictWeightBytes(*model.checkpoint, model.description, *backend);
+=======
+  const WeightBytes bytes =
+      PredictWeightBytes(*model.checkpoint, model.description, *backend);
+  const uint64_t overhead = MeasureOverhead(*model.checkpoint);
+>>>>>>> robust
   const uint64_t available = AvailableBytes(*backend);
   Workload workload{.input_length = options.input_length, .output_length = options.output_length};
   if (workload.input_length < 1 || workload.output_length < 2) {
@@ -106,6 +114,7 @@ Status Inspect(const InspectOptions& options, const CommandContext& context) {
             .use;
     rows.push_back({{"batch_size", batch_size},
                     {"bytes", MemoryRecord(use)},
+                    {"process_bytes", overhead + std::max(use.total(), bytes.loading_peak)},
                     {"fits", use.total() <= available}});
   }
   const auto& quantization = model.description.quantization;

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "src/cli/command.h"
+#include "src/tensor/memory.h"
 
 namespace nibble {
 namespace {
@@ -35,6 +36,7 @@ int ExitStatus(const Error& error) {
 }
 
 int Main(int argc, char** argv) {
+  ReturnFreedMemory();
   CLI::App app(
       "nibble quantizes a Llama-family model to 4 bits, measures what that costs and gains, and\n"
       "tells which version to deploy.\n\n"

@@ -50,12 +50,8 @@ Status Score(const ScoreOptions& options, const CommandContext& context) {
       LoadModelOn(options.model, context.common.device, AllowRandom(options.allow_random),
                   context.common.progress(), context.cancel));
   // Token ids need no tokenizer; where there is one, it names them.
-  std::unique_ptr<Tokenizer> tokenizer;
-  if (Result<std::unique_ptr<Tokenizer>> loaded = model->checkpoint().LoadTokenizer()) {
-    tokenizer = *std::move(loaded);
-  } else if (!options.text.empty()) {
-    return tl::unexpected<Error>(std::move(loaded).error());
-  }
+  if (!options.text.empty()) NIBBLE_RETURN_IF_ERROR(model->tokenizer_status);
+  const Tokenizer* tokenizer = model->tokenizer.get();
   std::vector<int32_t> tokens;
   if (!options.token_ids.empty()) {
     NIBBLE_ASSIGN_OR_RETURN(tokens, ParseTokenIds(options.token_ids));
@@ -97,7 +93,7 @@ Status Score(const ScoreOptions& options, const CommandContext& context) {
           const RowLogProbabilities row(values);
           total += row.At(tokens[next]);
           add(tokens[next], row.At(tokens[next]),
-              TopTokens(row, values, options.top, tokenizer.get()));
+              TopTokens(row, values, options.top, tokenizer));
         }
       },
       context.cancel));

@@ -162,6 +162,39 @@ Result<std::unique_ptr<PreparedLinear>> LoadLinear(const Checkpoint& checkpoint,
   return prepared;
 }
 
+uint64_t PreparedBytesOf(const Checkpoint& checkpoint, const ModelDescription& model,
+                         std::initializer_list<const LinearName*> parts, const Backend& backend) {
+  int64_t out = 0;
+  bool bias = false;
+  for (const LinearName* part : parts) {
+    out += part->out_features;
+    bias |= part->bias;
+  }
+  const LinearName& first = **parts.begin();
+  const auto quantization = QuantizationOf(model, first.name);
+  const TensorInfo* info = checkpoint.Find(first.name + ".weight");
+  return backend.PreparedBytes(out, first.in_features,
+                               info ? info->dtype.value_or(DType::kF16) : DType::kF16,
+                               quantization ? &quantization->spec : nullptr, bias);
+}
+
+// What is in memory of the linears that form a prepared one while it is packed: their pages of the
+// file, and what had to be made of them where the file holds them otherwise.
+uint64_t SourceBytesOf(const Checkpoint& checkpoint, const ModelDescription& model,
+                       std::initializer_list<const LinearName*> parts) {
+  uint64_t bytes = 0;
+  for (const LinearName* part : parts) {
+    const auto elements = static_cast<uint64_t>(part->out_features * part->in_features);
+    if (QuantizationOf(model, part->name)) {
+      bytes += 2 * elements / 2;  // 4-bit codes as they lie in the file, and unpacked
+    } else if (const TensorInfo* info = checkpoint.Find(part->name + ".weight")) {
+      const uint64_t read = elements * BytesOf(info->dtype.value_or(DType::kF16));
+      bytes += info->stored_bytes + (read == info->stored_bytes ? 0 : read);
+    }
+  }
+  return bytes;
+}
+
 }  // namespace
 
 LayerLinears LinearsOfLayer(const ModelConfig& c, int64_t layer) {
@@ -236,13 +269,25 @@ Result<ModelWeights> LoadModel(const Checkpoint& checkpoint, const ModelDescript
                                const CancelToken& cancel) {
   ModelWeights weights;
   weights.config = model.config;
+<<<<<<< HEAD
   NIBBLE_ASSIGN_OR_RETURN(weights.embedding, LoadEmbedding(checkpoint, model, backend));
+=======
+  const auto load = [&](const LinearName& name) {
+    return LoadLinear(checkpoint, model, {&name}, Interleave::kNone, backend);
+  };
+  // The two largest first, while there is little else in memory.
+  NIBBLE_ASSIGN_OR_RETURN(weights.embedding, load(EmbeddingLinear(model.config)));
+  if (!model.config.tied_embeddings) {
+    NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, load(LmHeadLinear(model.config)));
+  }
+>>>>>>> robust
   for (int64_t i = 0; i < model.config.layers; ++i) {
     NIBBLE_RETURN_IF_ERROR(cancel.Check());
     NIBBLE_ASSIGN_OR_RETURN(LayerWeights layer, LoadLayer(checkpoint, model, i, backend));
     weights.layers.push_back(std::move(layer));
     progress(i + 1, model.config.layers);
   }
+<<<<<<< HEAD
   NIBBLE_ASSIGN_OR_RETURN(weights.final_norm, LoadNorm(checkpoint, std::string(kFinalNorm),
                                                        model.config.hidden, backend));
   if (!model.config.tied_embeddings) {
@@ -250,38 +295,37 @@ Result<ModelWeights> LoadModel(const Checkpoint& checkpoint, const ModelDescript
     NIBBLE_ASSIGN_OR_RETURN(weights.lm_head,
                             LoadLinear(checkpoint, model, {&lm_head}, Interleave::kNone, backend));
   }
+=======
+  NIBBLE_ASSIGN_OR_RETURN(
+      weights.final_norm,
+      LoadNorm(checkpoint, std::string(kFinalNorm), model.config.hidden, backend));
+>>>>>>> robust
   return weights;
 }
 
 WeightBytes PredictWeightBytes(const Checkpoint& checkpoint, const ModelDescription& model,
                                const Backend& backend) {
-  const auto bytes = [&](std::initializer_list<const LinearName*> parts) {
-    int64_t out = 0;
-    bool bias = false;
-    for (const LinearName* part : parts) {
-      out += part->out_features;
-      bias |= part->bias;
-    }
-    const LinearName& first = **parts.begin();
-    const auto quantization = QuantizationOf(model, first.name);
-    const TensorInfo* info = checkpoint.Find(first.name + ".weight");
-    return backend.PreparedBytes(out, first.in_features,
-                                 info ? info->dtype.value_or(DType::kF16) : DType::kF16,
-                                 quantization ? &quantization->spec : nullptr, bias);
-  };
   const ModelConfig& config = model.config;
   const uint64_t norm = RoundUp<uint64_t>(static_cast<uint64_t>(config.hidden) * 4, 64);
-  const LinearName embedding = EmbeddingLinear(config), lm_head = LmHeadLinear(config);
   WeightBytes total;
-  total.embedding = bytes({&embedding});
-  total.norms = norm;
-  if (!config.tied_embeddings) total.lm_head = bytes({&lm_head});
+  // Adds a prepared linear to its part, in LoadModel's order.
+  const auto add = [&](std::initializer_list<const LinearName*> parts, uint64_t& part) {
+    part += PreparedBytesOf(checkpoint, model, parts, backend);
+    total.loading_peak =
+        std::max(total.loading_peak, total.total() + SourceBytesOf(checkpoint, model, parts));
+  };
+  const LinearName embedding = EmbeddingLinear(config), lm_head = LmHeadLinear(config);
+  add({&embedding}, total.embedding);
+  if (!config.tied_embeddings) add({&lm_head}, total.lm_head);
   for (int64_t i = 0; i < config.layers; ++i) {
     const LayerLinears names = LinearsOfLayer(config, i);
-    total.attention += bytes({&names.q, &names.k, &names.v}) + bytes({&names.output});
-    total.mlp += bytes({&names.gate, &names.up}) + bytes({&names.down});
     total.norms += 2 * norm;
+    add({&names.q, &names.k, &names.v}, total.attention);
+    add({&names.output}, total.attention);
+    add({&names.gate, &names.up}, total.mlp);
+    add({&names.down}, total.mlp);
   }
+  total.norms += norm;
   return total;
 }
 

@@ -82,6 +82,9 @@ struct WeightBytes {
   uint64_t attention = 0;  // qkv and output of all layers
   uint64_t mlp = 0;
   uint64_t norms = 0;
+  // The most that LoadModel has in memory at any time: what is packed so far, and what the linear
+  // that is being packed is made from.
+  uint64_t loading_peak = 0;
   uint64_t total() const { return embedding + lm_head + attention + mlp + norms; }
 };
 WeightBytes PredictWeightBytes(const Checkpoint& checkpoint, const ModelDescription& model,

@@ -49,6 +49,12 @@ Result<std::unique_ptr<LoadedModel>> LoadModelOn(const std::string& path,
     return NotEnough("{}: the weights need {} of memory and {} is available", path,
                      FormatBytes(weight_bytes), FormatBytes(available));
   }
+  if (auto tokenizer = model->checkpoint().LoadTokenizer()) {
+    model->tokenizer = *std::move(tokenizer);
+  } else {
+    model->tokenizer_status = tl::unexpected<Error>(std::move(tokenizer).error());
+  }
+  TrimHeap();
   NIBBLE_ASSIGN_OR_RETURN(model->weights,
                           LoadWeights(model->opened, *model->backend, progress, cancel));
   return model;
@@ -56,8 +62,7 @@ Result<std::unique_ptr<LoadedModel>> LoadModelOn(const std::string& path,
 
 Result<EvalResult> Evaluate(LoadedModel& model, const MmluDataset& data, const MmluFormat& format,
                             ProgressStyle style, const CancelToken& cancel) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
-                          model.checkpoint().LoadTokenizer());
+  NIBBLE_RETURN_IF_ERROR(model.tokenizer_status);
   const EngineOptions options = MmluEngineOptions(model.weights.config, *model.backend,
                                                   model.kv_dtype, kEvaluationRows);
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
@@ -65,7 +70,7 @@ Result<EvalResult> Evaluate(LoadedModel& model, const MmluDataset& data, const M
   Progress progress(style, fmt::format("MMLU, {}", Name(format.scoring)), data.question_count());
   NIBBLE_ASSIGN_OR_RETURN(MmluAnswers answers,
                           RunMmlu(
-                              *engine, *tokenizer, data, format,
+                              *engine, *model.tokenizer, data, format,
                               [&](int64_t done) { progress.Update(done); }, cancel));
   return EvalResult::Make({.model = ModelLabel(model.checkpoint()),
                            .origin = model.checkpoint().synthetic() ? WeightsOrigin::kSynthetic
@@ -81,18 +86,17 @@ Result<Json> MeasurePerplexity(LoadedModel& model, LoadedModel* reference,
                                const CancelToken& cancel) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string file, ReadFile(request.text_path));
   const std::string text = JoinText(file, request.join);
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
-                          model.checkpoint().LoadTokenizer());
+  NIBBLE_RETURN_IF_ERROR(model.tokenizer_status);
+  const Tokenizer& tokenizer = *model.tokenizer;
   const std::vector<TokenId> tokens =
-      tokenizer->Encode(text, SpecialTokens::kAdd, ParseSpecial::kNo);
+      tokenizer.Encode(text, SpecialTokens::kAdd, ParseSpecial::kNo);
   if (text.empty()) return BadInput("{}: the text is empty", request.text_path);
   NIBBLE_RETURN_IF_ERROR(CheckPerplexity(request.options, model.weights.config,
                                          static_cast<int64_t>(tokens.size())));
   std::unique_ptr<Engine> reference_engine;
   if (reference != nullptr) {
-    NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> other,
-                            reference->checkpoint().LoadTokenizer());
-    NIBBLE_RETURN_IF_ERROR(CheckSameVocabulary(*tokenizer, *other));
+    NIBBLE_RETURN_IF_ERROR(reference->tokenizer_status);
+    NIBBLE_RETURN_IF_ERROR(CheckSameVocabulary(tokenizer, *reference->tokenizer));
     NIBBLE_ASSIGN_OR_RETURN(
         reference_engine,
         Engine::Create(

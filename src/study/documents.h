@@ -21,6 +21,10 @@ struct LoadedModel {
   std::unique_ptr<Backend> backend;
   ModelWeights weights;
   DType kv_dtype = DType::kF16;
+  // Read before the weights, so that what reading it takes does not come on top of them. Null where
+  // there is none that could be read; then the status says why.
+  std::unique_ptr<Tokenizer> tokenizer;
+  Status tokenizer_status;
 
   const Checkpoint& checkpoint() const { return *opened.checkpoint; }
 };

@@ -12,6 +12,9 @@
 namespace nibble {
 namespace {
 
+// Code that only runs with a loaded model, threads' stacks and small allocations.
+constexpr uint64_t kPagesOfRunning = 4 << 20;
+
 tl::unexpected<Error> NoCudaEngine(const std::string& device) {
   const std::vector<CudaDevice> found = ListCudaDevices();
   return BadInput("device {}: {}; this version of nibble computes on the CPU: use --device cpu",
@@ -57,6 +60,12 @@ Result<DType> KvTypeFor(const DeviceOptions& options, const Backend& backend,
 }
 
 uint64_t AvailableBytes(const Backend&) { return ReadHostMemory().available_bytes; }
+
+uint64_t MeasureOverhead(const Checkpoint& checkpoint) {
+  const auto tokenizer = checkpoint.LoadTokenizer();
+  TrimHeap();
+  return ResidentBytes() + kPagesOfRunning;
+}
 
 Result<OpenedModel> OpenModel(const std::string& path, RandomWeights random_weights) {
   OpenedModel model;

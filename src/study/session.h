@@ -39,6 +39,11 @@ Result<DType> KvTypeFor(const DeviceOptions& options, const Backend& backend,
 // Bytes that work on this backend's device may still take.
 uint64_t AvailableBytes(const Backend& backend);
 
+// What this process takes beside the memory that nibble counts, once the model is open, its tokenizer
+// read and its kernels have run: code, libraries, tables. Measured in this process, so before a model
+// is loaded.
+uint64_t MeasureOverhead(const Checkpoint& checkpoint);
+
 enum class RandomWeights { kRefuse, kAllow };
 
 // A checkpoint that was opened and found to be a model that nibble can run; nothing is loaded.

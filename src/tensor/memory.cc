@@ -1,6 +1,7 @@
 #include "src/tensor/memory.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -149,8 +150,14 @@ HostMemory ReadHostMemory() {
   return memory;
 }
 
+uint64_t ResidentBytes() { return ProcField("/proc/self/status", "VmRSS"); }
+
 uint64_t PeakResidentBytes() { return ProcField("/proc/self/status", "VmHWM"); }
 
 void ResetPeakResident() { std::ofstream("/proc/self/clear_refs") << "5"; }
+
+void ReturnFreedMemory() { ::mallopt(M_MMAP_THRESHOLD, 1 << 20); }
+
+void TrimHeap() { ::malloc_trim(0); }
 
 }  // namespace nibble

@@ -83,10 +83,17 @@ struct HostMemory {
 };
 HostMemory ReadHostMemory();
 
-// The highest resident size of this process so far (VmHWM).
+// The resident size of this process now (VmRSS), and the highest so far (VmHWM).
+uint64_t ResidentBytes();
 uint64_t PeakResidentBytes();
 // Starts a new measurement of PeakResidentBytes() where the system allows it.
 void ResetPeakResident();
+
+// For the start of a program: from then on a freed block of 1 MiB or more goes back to the system at
+// once. The C library would keep up to 64 MiB of them, which no prediction could know.
+void ReturnFreedMemory();
+// Gives back what smaller freed blocks still hold; after work that took many of them.
+void TrimHeap();
 
 }  // namespace nibble
 
