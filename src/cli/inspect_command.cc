@@ -93,13 +93,8 @@ Status Inspect(const InspectOptions& options, const CommandContext& context) {
     entry["tensors"] = entry["tensors"].get<int64_t>() + 1;
     entry["bytes"] = entry["bytes"].get<uint64_t>() + tensor.stored_bytes;
   }
-<<<<<<< HEAD
   const WeightBytes bytes = PredictWeightBytes(*model.checkpoint, model.description, *backend);
-=======
-  const WeightBytes bytes =
-      PredictWeightBytes(*model.checkpoint, model.description, *backend);
   const uint64_t overhead = MeasureOverhead(*model.checkpoint);
->>>>>>> robust
   const uint64_t available = AvailableBytes(*backend);
   Workload workload{.input_length = options.input_length, .output_length = options.output_length};
   if (workload.input_length < 1 || workload.output_length < 2) {

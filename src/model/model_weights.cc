@@ -269,37 +269,21 @@ Result<ModelWeights> LoadModel(const Checkpoint& checkpoint, const ModelDescript
                                const CancelToken& cancel) {
   ModelWeights weights;
   weights.config = model.config;
-<<<<<<< HEAD
-  NIBBLE_ASSIGN_OR_RETURN(weights.embedding, LoadEmbedding(checkpoint, model, backend));
-=======
-  const auto load = [&](const LinearName& name) {
-    return LoadLinear(checkpoint, model, {&name}, Interleave::kNone, backend);
-  };
   // The two largest first, while there is little else in memory.
-  NIBBLE_ASSIGN_OR_RETURN(weights.embedding, load(EmbeddingLinear(model.config)));
+  NIBBLE_ASSIGN_OR_RETURN(weights.embedding, LoadEmbedding(checkpoint, model, backend));
   if (!model.config.tied_embeddings) {
-    NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, load(LmHeadLinear(model.config)));
+    const LinearName lm_head = LmHeadLinear(model.config);
+    NIBBLE_ASSIGN_OR_RETURN(weights.lm_head,
+                            LoadLinear(checkpoint, model, {&lm_head}, Interleave::kNone, backend));
   }
->>>>>>> robust
   for (int64_t i = 0; i < model.config.layers; ++i) {
     NIBBLE_RETURN_IF_ERROR(cancel.Check());
     NIBBLE_ASSIGN_OR_RETURN(LayerWeights layer, LoadLayer(checkpoint, model, i, backend));
     weights.layers.push_back(std::move(layer));
     progress(i + 1, model.config.layers);
   }
-<<<<<<< HEAD
   NIBBLE_ASSIGN_OR_RETURN(weights.final_norm, LoadNorm(checkpoint, std::string(kFinalNorm),
                                                        model.config.hidden, backend));
-  if (!model.config.tied_embeddings) {
-    const LinearName lm_head = LmHeadLinear(model.config);
-    NIBBLE_ASSIGN_OR_RETURN(weights.lm_head,
-                            LoadLinear(checkpoint, model, {&lm_head}, Interleave::kNone, backend));
-  }
-=======
-  NIBBLE_ASSIGN_OR_RETURN(
-      weights.final_norm,
-      LoadNorm(checkpoint, std::string(kFinalNorm), model.config.hidden, backend));
->>>>>>> robust
   return weights;
 }
 
