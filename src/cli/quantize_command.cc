@@ -80,16 +80,16 @@ Status Quantize(const QuantizeCommandOptions& options, const CommandContext& con
     fmt::print("left as it was: {}: {}\n", skipped["name"].get<std::string>(),
                skipped["reason"].get<std::string>());
   }
-  if (record.contains("mean_output_error_ratio")) {
+  if (record.contains("mean_error_ratio")) {
     fmt::print("output error on the calibration tokens: {:.3f} of rounding to nearest's\n",
-               record["mean_output_error_ratio"].get<double>());
+               record["mean_error_ratio"].get<double>());
   }
   fmt::print(
-      "{}: {} linears, {} grid, groups of {}, {:.3f} bits a weight, mean error {:.3e}\n"
+      "{}: {} linears, {} grid, groups of {}, {:.3f} bits a weight, mean weight error {:.3e}\n"
       "{} in {}, layout {}, in {}\n",
       record["method"].get<std::string>(), record["modules"].size(),
       record["grid"].get<std::string>(), record["group_size"].get<int64_t>(),
-      record["bits_per_weight"].get<double>(), record["mean_error"].get<double>(),
+      record["bits_per_weight"].get<double>(), record["mean_weight_error"].get<double>(),
       FormatBytes(record["checkpoint_bytes"].get<uint64_t>()), options.output,
       record["format"].get<std::string>(), FormatSeconds(record["seconds"].get<double>()));
   return {};

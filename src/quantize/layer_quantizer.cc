@@ -89,8 +89,8 @@ struct Tools {
   Status Finish(const LinearTensor& linear, QuantizedWeight quantized,
                 const InputStatistics* statistics, Json record, Clock::time_point start,
                 QuantizedLayer& layer, const LinearDone& done) const {
-    Json entry = {{"name", linear.name.name},
-                  {"error", RelativeSquaredError(linear, quantized, pool)}};
+    const double weight_error = RelativeSquaredError(linear, quantized, pool);
+    Json entry = {{"name", linear.name.name}, {"error", weight_error}};
     if (statistics != nullptr) {
       // Against the input as the statistics saw it, before it was divided by the scales.
       std::vector<float> want = Unscaled(linear.view(), linear.scales);
@@ -100,9 +100,9 @@ struct Tools {
       entry["output_error"] = ops.OutputError(reference, ViewLike(linear.view(), got), *statistics);
       const std::vector<float> ones(linear.scales.size(), 1.0f);
       ops.PseudoQuantize(reference, grid(), ones, ViewLike(linear.view(), got));
-      entry["rtn_output_error"] =
-          ops.OutputError(reference, ViewLike(linear.view(), got), *statistics);
+      entry["error_rtn"] = ops.OutputError(reference, ViewLike(linear.view(), got), *statistics);
     }
+    entry["weight_error"] = weight_error;
     entry.update(record);
     entry["seconds"] = SecondsSince(start);
     done(linear.name.name, entry);

@@ -32,7 +32,8 @@ std::string ModelCard(const std::string& source, const QuantizationConfig& quant
       "`quantize.json` holds each layer's.\n",
       source, record["method"].get<std::string>(), Name(quantization.spec.grid),
       quantization.spec.group_size, Name(quantization.layout), NIBBLE_VERSION,
-      record["modules"].size(), record["skipped"].size(), record["mean_error"].get<double>());
+      record["modules"].size(), record["skipped"].size(),
+      record["mean_weight_error"].get<double>());
 }
 
 std::string FingerprintOfRun(const QuantizeOptions& options, const QuantizationPlan& plan) {
@@ -66,9 +67,19 @@ Status AddVector(CheckpointWriter& writer, const TensorInfo& tensor,
   return writer.Add(tensor.name, {.dtype = dtype, .shape = tensor.shape, .bytes = bytes});
 }
 
-double Mean(const Json& modules, auto value) {
+double Mean(const Json& modules, const char* key) {
   double sum = 0;
-  for (const Json& module : modules) sum += value(module);
+  for (const Json& module : modules) sum += module[key].get<double>();
+  return sum / static_cast<double>(modules.size());
+}
+
+// Of the modules' errors to those of rounding to nearest.
+double MeanErrorRatio(const Json& modules) {
+  double sum = 0;
+  for (const Json& module : modules) {
+    const double rtn = module["error_rtn"].get<double>();
+    sum += rtn == 0 ? 1 : module["error"].get<double>() / rtn;
+  }
   return sum / static_cast<double>(modules.size());
 }
 
@@ -192,6 +203,8 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
   std::vector<std::string> notes = plan.notes;
   Json calibration = nullptr;
   if (const CalibrationSet* set = options.calibration) {
+    notes.push_back(fmt::format("calibrated on {}: {} sequences of {} tokens", set->source,
+                                set->samples, set->sequence_length));
     notes.insert(notes.end(), set->notes.begin(), set->notes.end());
     calibration = {{"source", set->source},
                    {"samples", set->samples},
@@ -206,17 +219,14 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
       {"bits_per_weight", bits_per_weight},
       {"quantized_parameters", weights},
       {"calibration", std::move(calibration)},
-      {"error_measure", "squared error of the weights, relative to their squares"},
-      {"mean_error", Mean(modules, [](const Json& m) { return m["error"].get<double>(); })},
+      {"error_measure", options.calibration == nullptr
+                            ? "squared error of the weights, relative to their squares"
+                            : "mean squared change of its outputs on the calibration tokens"},
+      {"mean_weight_error", Mean(modules, "weight_error")},
   };
   if (options.calibration != nullptr) {
+    record["mean_error_ratio"] = MeanErrorRatio(modules);
     record["options"] = SolverRecord(options.solver);
-    record["output_error_measure"] =
-        "mean squared change of the outputs on the calibration tokens, by token";
-    record["mean_output_error_ratio"] = Mean(modules, [](const Json& m) {
-      const double rtn = m["rtn_output_error"].get<double>();
-      return rtn == 0 ? 1 : m["output_error"].get<double>() / rtn;
-    });
   }
   record["checkpoint_bytes"] = checkpoint_bytes;
   record["modules"] = std::move(modules);

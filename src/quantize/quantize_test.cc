@@ -152,7 +152,7 @@ TEST_P(QuantizeCheckpointTest, ReadsBackWhatItWrote) {
   const auto record = Quantize(c, output_, CancelToken(),
                                [&](int64_t done, int64_t, std::string_view name, const Json& m) {
                                  EXPECT_EQ(done, ++calls);
-                                 errors[std::string(name)] = m["error"].get<double>();
+                                 errors[std::string(name)] = m["weight_error"].get<double>();
                                });
   ASSERT_TRUE(record) << record.error().message();
   EXPECT_EQ(calls, 14);
@@ -201,7 +201,7 @@ TEST_P(QuantizeCheckpointTest, CalibrationPays) {
   if (c.method == QuantMethod::kRtn) GTEST_SKIP() << "rounding does not calibrate";
   const auto record = Quantize(c, output_, CancelToken(), kIgnore);
   ASSERT_TRUE(record) << record.error().message();
-  EXPECT_LT((*record)["mean_output_error_ratio"].get<double>(), 1);
+  EXPECT_LT((*record)["mean_error_ratio"].get<double>(), 1);
   for (const Json& module : (*record)["modules"]) {
     if (!module.contains("awq")) continue;
     EXPECT_LE(module["awq"]["loss"].get<double>(), module["awq"]["rtn_loss"].get<double>());
