@@ -97,6 +97,8 @@ if(NIBBLE_TESTS)
   add_test(NAME cli COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/cli_test.py
                             $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
   set_tests_properties(cli PROPERTIES TIMEOUT 1800)
+  add_test(NAME quantize COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/quantize_test.py
+           $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
   add_test(NAME layouts COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/layouts_test.py
                                 $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
   set_tests_properties(layouts PROPERTIES TIMEOUT 1200 SKIP_RETURN_CODE 77)  # without numpy
