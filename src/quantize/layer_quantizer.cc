@@ -97,7 +97,7 @@ struct Tools {
       std::vector<float> values = Dequantized(quantized, pool);
       std::vector<float> got = Unscaled(ViewLike(linear.view(), values), linear.scales);
       const MatrixView reference = ViewLike(linear.view(), want);
-      entry["output_error"] = ops.OutputError(reference, ViewLike(linear.view(), got), *statistics);
+      entry["error"] = ops.OutputError(reference, ViewLike(linear.view(), got), *statistics);
       const std::vector<float> ones(linear.scales.size(), 1.0f);
       ops.PseudoQuantize(reference, grid(), ones, ViewLike(linear.view(), got));
       entry["error_rtn"] = ops.OutputError(reference, ViewLike(linear.view(), got), *statistics);

@@ -203,6 +203,7 @@ TEST_P(QuantizeCheckpointTest, CalibrationPays) {
   ASSERT_TRUE(record) << record.error().message();
   EXPECT_LT((*record)["mean_error_ratio"].get<double>(), 1);
   for (const Json& module : (*record)["modules"]) {
+    EXPECT_NE(module["error"], module["weight_error"]);
     if (!module.contains("awq")) continue;
     EXPECT_LE(module["awq"]["loss"].get<double>(), module["awq"]["rtn_loss"].get<double>());
   }

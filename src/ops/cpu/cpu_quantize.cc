@@ -130,11 +130,16 @@ class CpuQuantizeOps final : public QuantizeOps {
         s.gram()[i * s.columns() + j] += s.product()[i * s.columns() + j];
       }
     });
-    ForEach(s.columns(), 64, [&](int64_t k) {
-      double sum = 0;
-      for (int64_t r = 0; r < x.rows; ++r) sum += std::abs(x.row<float>(r)[k]);
-      s.magnitudes()[static_cast<size_t>(k)] += sum;
-    });
+    // Row after row of a few columns, which stay in the first-level cache.
+    const auto add_magnitudes = [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = 0; r < x.rows; ++r) {
+        const float* const row = x.row<float>(r);
+        for (int64_t k = begin; k < end; ++k) {
+          s.magnitudes()[static_cast<size_t>(k)] += std::abs(row[k]);
+        }
+      }
+    };
+    pool_.ParallelFor(s.columns(), 64, std::ref(add_magnitudes));
     s.AddTokens(x.rows);
   }
 
