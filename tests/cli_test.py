@@ -6,6 +6,8 @@ Usage: cli_test.py NIBBLE_BINARY SOURCE_DIR SHARED_DATA
 import json
 import os
 import pathlib
+import random
+import resource
 import shutil
 import signal
 import struct
@@ -19,14 +21,65 @@ NIBBLE, SOURCE, SHARED = (pathlib.Path(p).resolve() for p in sys.argv[1:4])
 STORIES = SHARED / "models" / "stories260K"
 SAMPLE = SOURCE / "examples" / "mmlu-sample"
 TEXT = SOURCE / "examples" / "text" / "perplexity.txt"
+SMOLLM2 = SOURCE / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Sanitizers take memory of their own, so that nothing can be said of a process's.
+SANITIZED = b"__asan_init" in NIBBLE.read_bytes()
 
 
-def run(*args, status=0, timeout=600):
+def run(*args, status=0, timeout=600, address_space=None):
+    environment = dict(os.environ)
+    if address_space is not None:
+        environment["OPENBLAS_NUM_THREADS"] = "1"  # more wait forever for the memory they want
+
+    def limit():
+        if address_space is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
     done = subprocess.run([NIBBLE, *map(str, args)], capture_output=True, text=True,
-                          timeout=timeout)
+                          timeout=timeout, preexec_fn=limit, env=environment)
     assert done.returncode == status, (
         f"{args}: want exit {status}, got {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def peak_resident(*args):
+    """The highest resident size in bytes of the process that runs this command."""
+    process = subprocess.Popen([NIBBLE, *map(str, args)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, f"{args}: exit {process.returncode}"
+    return usage.ru_maxrss * 1024
+
+
+def make_large_stories(directory):
+    """A model of random weights: stories260K's tokenizer, one layer, an embedding of 128 MiB."""
+    vocabulary, hidden, intermediate = 131072, 512, 512
+    shapes = {"model.embed_tokens.weight": [vocabulary, hidden], "model.norm.weight": [hidden]}
+    layer = "model.layers.0."
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        shapes[f"{layer}{name}.weight"] = [hidden]
+    for name in ("q", "k", "v", "o"):
+        shapes[f"{layer}self_attn.{name}_proj.weight"] = [hidden, hidden]
+    for name in ("gate", "up", "down"):
+        shapes[f"{layer}mlp.{name}_proj.weight"] = [hidden, intermediate]
+    directory.mkdir()
+    shutil.copy(STORIES / "tokenizer.model", directory)
+    config = json.loads((STORIES / "config.json").read_text()) | {
+        "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": intermediate,
+        "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64,
+        "tie_word_embeddings": True, "torch_dtype": "float16"}
+    (directory / "config.json").write_text(json.dumps(config))
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * (shape[0] * shape[1] if len(shape) == 2 else shape[0])
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    source = random.Random(1)
+    block = b"".join(struct.pack("<e", source.gauss(0, 0.05)) for _ in range(8191))
+    with open(directory / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.write((block * (end // len(block) + 1))[:end])
 
 
 class Case(unittest.TestCase):
@@ -122,6 +175,49 @@ class Synthetic(Case):
                 self.assertEqual(memory[part], prediction["bytes"][part], part)
             self.assertEqual(memory["total"],
                              memory["weights"] + memory["kv_cache"] + memory["workspace"])
+
+    @unittest.skipIf(SANITIZED, "a sanitizer's memory is not nibble's")
+    def test_inspect_predicts_the_process(self):
+        self.check_process("random:smollm2-135m", within=0.05)
+        # Code and libraries are nearly all of it.
+        self.check_process("random:tiny", within=0.05, slack=3 << 20)
+
+    @unittest.skipIf(SANITIZED, "a sanitizer's memory is not nibble's")
+    @unittest.skipUnless(SMOLLM2.exists(), f"{SMOLLM2} is absent")
+    def test_inspect_predicts_the_process_of_a_gguf(self):
+        self.check_process(SMOLLM2, within=0.05)
+        predicted = self.predictions(SMOLLM2, "--batch-sizes", 1, "--input-length", 6,
+                                     "--output-length", 2)[0]["process_bytes"]
+        used = peak_resident("score", SMOLLM2, "--token-ids", "1,2,3,4,5,6,7,8")
+        self.assertLess(abs(predicted - used), 0.05 * used, (predicted, used))
+
+    def predictions(self, model, *options):
+        out = self.dir / "inspect.json"
+        run("inspect", model, *options, "--output", out)
+        return json.loads(out.read_text())["predicted_memory"]["by_batch_size"]
+
+    def check_process(self, model, within, slack=0):
+        options = ["--batch-sizes", "1,16", "--input-length", 32, "--output-length", 4]
+        out = self.dir / "bench.json"
+        run("bench", model, *options, "--repetitions", 1, "--output", out)
+        for entry, predicted in zip(json.loads(out.read_text())["runs"],
+                                    self.predictions(model, *options), strict=True):
+            used = entry["peak_memory_bytes"]["process"]
+            self.assertLessEqual(abs(predicted["process_bytes"] - used), within * used + slack,
+                                 (model, predicted, used))
+
+    def test_what_a_killed_write_left_is_removed(self):
+        out = self.dir / "made"
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        left = self.dir / f"made.partial-{ended.pid}"
+        live = self.dir / f"made.partial-{os.getpid()}"
+        for directory in (left, live):
+            directory.mkdir()
+            (directory / "model.safetensors").write_bytes(b"half")
+        error = run("convert", "random:tiny", "--output", out).stderr
+        self.assertIn(f"{left}: removed", error)
+        self.assertEqual(sorted(self.dir.iterdir()), [out, live])
 
     def test_a_batch_beyond_memory_is_refused_with_the_largest_that_fits(self):
         self.refused("bench", "random:llama-2-7b", "--batch-sizes", "100000", status=4,
@@ -290,6 +386,30 @@ class Study(Case):
         changed = {p.name for p in (out / "stages").iterdir()
                    if p.stat().st_mtime_ns != stamps[p.name]}
         self.assertEqual(changed, {"fp16.perplexity.json", "rtn.perplexity.json"})
+
+    @unittest.skipIf(SANITIZED, "a sanitizer's memory is not nibble's")
+    def test_a_method_that_lacks_memory_does_not_stop_the_others(self):
+        model, out = self.dir / "model", self.dir / "study"
+        make_large_stories(model)
+        command = ["study", model, *self.OPTIONS[2:], "--context", 64, "--threads", 1, "--output",
+                   out, "--methods"]
+        run(*command, "fp16,rtn-g32")
+        # Now there is room to open the model, which maps 128 MiB, and to take over what was measured,
+        # but not to map a quantized one and load it.
+        summary = run(*command, "fp16,rtn,rtn-g32", status=4, address_space=(128 + 160) << 20)
+        self.assertIn("error: rtn: ", summary.stderr)
+        study = json.loads((out / "study.json").read_text())
+        self.assertEqual(list(study["methods"]), ["fp16", "rtn", "rtn-g32"])
+        self.assertRegex(study["methods"]["rtn"]["error"], "memory")
+        for method in ("fp16", "rtn-g32"):
+            self.assertNotIn("error", study["methods"][method])
+            self.assertTrue(study["methods"][method]["bench"])
+        why = study["methods"]["rtn"]["error"].rsplit(": ", 1)[-1]
+        for report in ("report.md", "report.html"):
+            self.assertRegex((out / report).read_text(), f"rtn has no accuracy.*: .*{why}")
+        # With memory again, what is missing is made up for.
+        run(*command, "fp16,rtn,rtn-g32")
+        self.assertNotIn("error", json.loads((out / "study.json").read_text())["methods"]["rtn"])
 
     def test_refuses_before_anything_is_done(self):
         out = self.dir / "study"

@@ -48,6 +48,8 @@ class Study {
                                                const CancelToken& cancel);
   // Runs what is left, writes study.json and the report, returns the record.
   Result<StudyRecord> Run();
+  // After Run: why the methods that are recorded with an error failed, in their order.
+  const std::vector<Error>& failures() const { return failures_; }
 
  private:
   Study(StudyOptions options, StageStore stages, const CancelToken& cancel)
@@ -72,6 +74,7 @@ class Study {
   std::string model_fingerprint_;
   OpenedModel original_;
   std::optional<MmluDataset> data_;
+  std::vector<Error> failures_;
 };
 
 // Reads a study directory's study.json.
