@@ -19,6 +19,9 @@ NIBBLE, SOURCE, SHARED = (pathlib.Path(p).resolve() for p in sys.argv[1:4])
 STORIES = SHARED / "models" / "stories260K"
 SAMPLE = SOURCE / "examples" / "mmlu-sample"
 TEXT = SOURCE / "examples" / "text" / "perplexity.txt"
+SMOLLM2 = SOURCE / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Sanitizers take memory of their own, so that nothing can be said of a process's.
+SANITIZED = b"__asan_init" in NIBBLE.read_bytes()
 
 
 def run(*args, status=0, timeout=600):
@@ -27,6 +30,16 @@ def run(*args, status=0, timeout=600):
     assert done.returncode == status, (
         f"{args}: want exit {status}, got {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def peak_resident(*args):
+    """The highest resident size in bytes of the process that runs this command."""
+    process = subprocess.Popen([NIBBLE, *map(str, args)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, f"{args}: exit {process.returncode}"
+    return usage.ru_maxrss * 1024
 
 
 class Case(unittest.TestCase):
@@ -122,6 +135,49 @@ class Synthetic(Case):
                 self.assertEqual(memory[part], prediction["bytes"][part], part)
             self.assertEqual(memory["total"],
                              memory["weights"] + memory["kv_cache"] + memory["workspace"])
+
+    @unittest.skipIf(SANITIZED, "a sanitizer's memory is not nibble's")
+    def test_inspect_predicts_the_process(self):
+        self.check_process("random:smollm2-135m", within=0.05)
+        # Code and libraries are nearly all of it.
+        self.check_process("random:tiny", within=0.05, slack=3 << 20)
+
+    @unittest.skipIf(SANITIZED, "a sanitizer's memory is not nibble's")
+    @unittest.skipUnless(SMOLLM2.exists(), f"{SMOLLM2} is absent")
+    def test_inspect_predicts_the_process_of_a_gguf(self):
+        self.check_process(SMOLLM2, within=0.05)
+        predicted = self.predictions(SMOLLM2, "--batch-sizes", 1, "--input-length", 6,
+                                     "--output-length", 2)[0]["process_bytes"]
+        used = peak_resident("score", SMOLLM2, "--token-ids", "1,2,3,4,5,6,7,8")
+        self.assertLess(abs(predicted - used), 0.05 * used, (predicted, used))
+
+    def predictions(self, model, *options):
+        out = self.dir / "inspect.json"
+        run("inspect", model, *options, "--output", out)
+        return json.loads(out.read_text())["predicted_memory"]["by_batch_size"]
+
+    def check_process(self, model, within, slack=0):
+        options = ["--batch-sizes", "1,16", "--input-length", 32, "--output-length", 4]
+        out = self.dir / "bench.json"
+        run("bench", model, *options, "--repetitions", 1, "--output", out)
+        for entry, predicted in zip(json.loads(out.read_text())["runs"],
+                                    self.predictions(model, *options), strict=True):
+            used = entry["peak_memory_bytes"]["process"]
+            self.assertLessEqual(abs(predicted["process_bytes"] - used), within * used + slack,
+                                 (model, predicted, used))
+
+    def test_what_a_killed_write_left_is_removed(self):
+        out = self.dir / "made"
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        left = self.dir / f"made.partial-{ended.pid}"
+        live = self.dir / f"made.partial-{os.getpid()}"
+        for directory in (left, live):
+            directory.mkdir()
+            (directory / "model.safetensors").write_bytes(b"half")
+        error = run("convert", "random:tiny", "--output", out).stderr
+        self.assertIn(f"{left}: removed", error)
+        self.assertEqual(sorted(self.dir.iterdir()), [out, live])
 
     def test_a_batch_beyond_memory_is_refused_with_the_largest_that_fits(self):
         self.refused("bench", "random:llama-2-7b", "--batch-sizes", "100000", status=4,
@@ -290,6 +346,26 @@ class Study(Case):
         changed = {p.name for p in (out / "stages").iterdir()
                    if p.stat().st_mtime_ns != stamps[p.name]}
         self.assertEqual(changed, {"fp16.perplexity.json", "rtn.perplexity.json"})
+
+    def test_a_method_that_fails_does_not_stop_the_others(self):
+        out, short = self.dir / "study", self.dir / "short.txt"
+        short.write_text("Too short.")
+        command = ["study", STORIES, *self.OPTIONS[2:], "--sequence-length", 64, "--samples", 4,
+                   "--output", out, "--methods", "fp16,gptq-g32,rtn", "--calibration"]
+        summary = run(*command, short, status=3)
+        self.assertIn("error: gptq-g32: ", summary.stderr)
+        study = json.loads((out / "study.json").read_text())
+        self.assertEqual(list(study["methods"]), ["fp16", "gptq-g32", "rtn"])
+        self.assertRegex(study["methods"]["gptq-g32"]["error"], "too few")
+        for method in ("fp16", "rtn"):
+            self.assertNotIn("error", study["methods"][method])
+            self.assertTrue(study["methods"][method]["bench"])
+        for report in ("report.md", "report.html"):
+            self.assertRegex((out / report).read_text(), "gptq-g32 has no accuracy")
+        # What is missing is made up for.
+        run(*command, TEXT)
+        study = json.loads((out / "study.json").read_text())
+        self.assertNotIn("error", study["methods"]["gptq-g32"])
 
     def test_refuses_before_anything_is_done(self):
         out = self.dir / "study"

@@ -50,6 +50,9 @@ struct OracleCase {
   ColumnOrder order;
 };
 
+// In the tests' names, instead of its bytes.
+void PrintTo(const OracleCase& c, std::ostream* out) { *out << c.file << " " << c.tensor; }
+
 class GptqOracleTest : public GptqTest, public ::testing::WithParamInterface<OracleCase> {};
 
 // With the scales that the original keeps, its codes; with the ones that are stored, its error.

@@ -83,6 +83,43 @@ double MeanErrorRatio(const Json& modules) {
   return sum / static_cast<double>(modules.size());
 }
 
+// Every layer into the store; returns the modules' records.
+Result<Json> QuantizeLayers(const Checkpoint& checkpoint, const ModelDescription& model,
+                            const QuantizationPlan& plan, const QuantizeOptions& options,
+                            const LayerStore& store, Backend& backend, QuantizeOps& ops,
+                            ThreadPool& pool, const QuantizeProgress& progress,
+                            const CancelToken& cancel) {
+  const std::string parent = std::filesystem::path(options.output).parent_path();
+  NIBBLE_ASSIGN_OR_RETURN(
+      const std::unique_ptr<LayerQuantizer> quantizer,
+      LayerQuantizer::Create(checkpoint, model, plan, options.method.method, options.solver,
+                             options.calibration, backend, ops, pool,
+                             {.max_bytes = options.max_activation_bytes,
+                              .spill_directory = parent.empty() ? "." : parent}));
+  const auto total = static_cast<int64_t>(plan.quantized.size());
+  int64_t done = 0;
+  const LinearDone linear_done = [&](std::string_view name, const Json& record) {
+    progress(++done, total, name, record);
+  };
+  Json modules = Json::array();
+  for (int64_t i = 0; i < model.config.layers; ++i) {
+    NIBBLE_RETURN_IF_ERROR(cancel.Check());
+    NIBBLE_ASSIGN_OR_RETURN(std::optional<QuantizedLayer> layer, store.Load(i, plan.spec));
+    if (layer) {
+      if (i == 0) spdlog::info("{}: going on where it was stopped", options.output);
+      NIBBLE_RETURN_IF_ERROR(quantizer->Replay(i, *layer, cancel));
+      for (const Json& module : layer->modules) {
+        linear_done(module["name"].get<std::string>(), module);
+      }
+    } else {
+      NIBBLE_ASSIGN_OR_RETURN(layer, quantizer->Quantize(i, linear_done, cancel));
+      NIBBLE_RETURN_IF_ERROR(store.Save(i, *layer));
+    }
+    for (const Json& module : layer->modules) modules.push_back(module);
+  }
+  return modules;
+}
+
 }  // namespace
 
 Json SolverRecord(const SolverOptions& options) {
@@ -138,38 +175,14 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
   NIBBLE_ASSIGN_OR_RETURN(
       const LayerStore store,
       LayerStore::Open(options.output + ".quantizing", FingerprintOfRun(options, plan)));
-  const std::string parent = std::filesystem::path(options.output).parent_path();
-  NIBBLE_ASSIGN_OR_RETURN(
-      const std::unique_ptr<LayerQuantizer> quantizer,
-      LayerQuantizer::Create(checkpoint, model, plan, options.method.method, options.solver,
-                             options.calibration, backend, ops, pool,
-                             {.max_bytes = options.max_activation_bytes,
-                              .spill_directory = parent.empty() ? "." : parent}));
-  const auto total = static_cast<int64_t>(plan.quantized.size());
-  int64_t done = 0;
-  Json modules = Json::array();
-  for (int64_t i = 0; i < model.config.layers; ++i) {
-    NIBBLE_RETURN_IF_ERROR(cancel.Check());
-    NIBBLE_ASSIGN_OR_RETURN(const auto known, store.Load(i, plan.spec));
-    if (known) {
-      if (i == 0) spdlog::info("{}: going on where it was stopped", options.output);
-      NIBBLE_RETURN_IF_ERROR(quantizer->Replay(i, *known, cancel));
-      for (const Json& module : known->modules) {
-        progress(++done, total, module["name"].get<std::string>(), module);
-        modules.push_back(module);
-      }
-      continue;
-    }
-    NIBBLE_ASSIGN_OR_RETURN(const QuantizedLayer layer,
-                            quantizer->Quantize(
-                                i,
-                                [&](std::string_view name, const Json& record) {
-                                  progress(++done, total, name, record);
-                                },
-                                cancel));
-    NIBBLE_RETURN_IF_ERROR(store.Save(i, layer));
-    for (const Json& module : layer.modules) modules.push_back(module);
+  Result<Json> layers =
+      QuantizeLayers(checkpoint, model, plan, options, store, backend, ops, pool, progress, cancel);
+  if (!layers) {
+    // No other attempt would get further.
+    if (layers.error().code() == ErrorCode::kBadInput) store.Remove();
+    return layers;
   }
+  Json modules = *std::move(layers);
 
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointWriter> writer,
                           CheckpointWriter::Create(options.output, std::move(target)));

@@ -95,6 +95,11 @@ struct Case {
   int64_t group_size = 32;
 };
 
+// In the tests' names, instead of its bytes.
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << Name(c.method) << " " << c.layout << " " << c.group_size;
+}
+
 class QuantizeCheckpointTest : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <ctime>
 #include <filesystem>
+#include <new>
 #include <set>
 #include <system_error>
 
@@ -336,7 +337,13 @@ Result<StudyRecord> Study::Run() {
   for (const std::string& method : options_.methods) {
     const Json baseline = methods.empty() ? Json() : methods.front();
     Json& record = methods[method] = Json::object();
-    if (const Status status = RunMethod(method, hardware, baseline, record); !status) {
+    Status status;
+    try {
+      status = RunMethod(method, hardware, baseline, record);
+    } catch (const std::bad_alloc&) {  // of a small allocation; large ones are asked for by Result
+      status = NotEnough("out of memory");
+    }
+    if (!status) {
       const Error& error = status.error();
       // Nothing can be compared without the baseline; another method's failure is its own.
       if (IsBaseline(method) || error.code() == ErrorCode::kInterrupted) {
@@ -344,6 +351,7 @@ Result<StudyRecord> Study::Run() {
       }
       spdlog::error("{}: {}", method, error.message());
       record["error"] = error.message();
+      failures_.push_back(error.In(method));
     }
   }
   NIBBLE_ASSIGN_OR_RETURN(Json recommendation, Recommend(methods, options_.limits));

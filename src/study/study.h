@@ -51,6 +51,8 @@ class Study {
                                                const CancelToken& cancel);
   // Runs what is left, writes study.json and the report, returns the record.
   Result<StudyRecord> Run();
+  // After Run: why the methods that are recorded with an error failed, in their order.
+  const std::vector<Error>& failures() const { return failures_; }
 
  private:
   Study(StudyOptions options, StageStore stages, const CancelToken& cancel)
@@ -77,6 +79,7 @@ class Study {
   OpenedModel original_;
   std::optional<MmluDataset> data_;
   std::optional<CalibrationSet> calibration_;  // read when a method first needs it
+  std::vector<Error> failures_;
 };
 
 // Reads a study directory's study.json.
