@@ -311,6 +311,11 @@ Json Study::OptionsRecord() const {
       {"max_accuracy_drop", OrNull(options_.limits.max_accuracy_drop_points)},
       {"memory_budget_bytes", OrNull(options_.limits.memory_budget_bytes)},
       {"seed", options_.workload.seed}};
+  if (calibration_) {
+    options["calibration"] = {{"name", calibration_->source},
+                              {"samples", calibration_->samples},
+                              {"sequence_length", calibration_->sequence_length}};
+  }
   options.update(WorkloadRecord(options_.workload));
   return options;
 }
