@@ -27,7 +27,11 @@ inline constexpr int kPanelVecs = 16 / kLanes;
 
 // How far loops over a tile's registers are unrolled: wholly, but for the scalar target, which has
 // sixteen times as many steps, no registers to win, and took longer to compile than all the others.
+#ifdef NIBBLE_SANITIZED  // every step is several checks
+inline constexpr int kUnroll = 1;
+#else
 inline constexpr int kUnroll = HWY_TARGET == HWY_SCALAR ? 1 : 16;
+#endif
 
 // Panels at a time for a tile of `rows`: as many as leave 12 accumulators, for
 // few rows have too few of their own to keep the multipliers busy.
