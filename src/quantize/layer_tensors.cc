@@ -109,23 +109,23 @@ void FoldIntoNorm(NormTensor& norm, std::vector<float>& scales) {
 }
 
 Result<std::unique_ptr<PreparedLinear>> Prepare(Backend& backend, Interleave interleave,
-                                                std::span<const LinearTensor* const> linears,
-                                                std::span<const QuantizedWeight* const> quantized) {
-  std::vector<Weight> weights;
-  for (size_t i = 0; i < linears.size(); ++i) {
-    if (!quantized.empty()) {
-      weights.emplace_back(*quantized[i]);
-    } else {
-      weights.emplace_back(
-          DenseWeight{.dtype = DType::kF32,
-                      .rows = linears[i]->name.out_features,
-                      .columns = linears[i]->name.in_features,
-                      .data = reinterpret_cast<const std::byte*>(linears[i]->weight.data())});
-    }
-  }
+                                                const Linears& linears,
+                                                std::span<const Weight> weights) {
   std::vector<LinearSource> sources;
   for (size_t i = 0; i < linears.size(); ++i) sources.push_back({&weights[i], linears[i]->bias});
   return backend.Prepare(sources, interleave);
+}
+
+DenseWeight DenseWeightOf(MatrixView matrix) {
+  CHECK(matrix.dtype == DType::kF32 && matrix.stride == matrix.columns);
+  return {.dtype = DType::kF32,
+          .rows = matrix.rows,
+          .columns = matrix.columns,
+          .data = static_cast<const std::byte*>(matrix.data)};
+}
+
+MatrixView ViewLike(MatrixView shape, std::vector<float>& values) {
+  return {values.data(), DType::kF32, shape.rows, shape.columns, shape.columns};
 }
 
 }  // namespace nibble

@@ -34,9 +34,13 @@ struct NormTensor {
   bool changed = false;
 };
 
+using Linears = std::vector<LinearTensor*>;
+
 struct LayerTensors {
   NormTensor input_norm, post_attention_norm;
   LinearTensor q, k, v, output, gate, up, down;
+
+  Linears All() { return {&q, &k, &v, &output, &gate, &up, &down}; }
 };
 
 // kBadInput, naming the tensor, where a value is not finite.
@@ -53,11 +57,15 @@ void DivideRows(LinearTensor& linear, std::span<const float> scales);
 // becomes 1.
 void FoldIntoNorm(NormTensor& norm, std::vector<float>& scales);
 
-// Packs linears that form one prepared linear: their quantized weights where given, else as they
-// are here.
+// Packs linears that form one prepared linear, with `weights` in their stead.
 Result<std::unique_ptr<PreparedLinear>> Prepare(Backend& backend, Interleave interleave,
-                                                std::span<const LinearTensor* const> linears,
-                                                std::span<const QuantizedWeight* const> quantized);
+                                                const Linears& linears,
+                                                std::span<const Weight> weights);
+
+// A contiguous float32 matrix as a weight. Borrows it.
+DenseWeight DenseWeightOf(MatrixView matrix);
+// `values`, contiguous, in the shape of `shape`.
+MatrixView ViewLike(MatrixView shape, std::vector<float>& values);
 
 }  // namespace nibble
 

@@ -1,0 +1,142 @@
+#include "src/quantize/awq_scaler.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace nibble {
+namespace {
+
+Json Record(const AwqSearch& search) {
+  return {{"awq",
+           {{"form", Name(search.best.form)},
+            {"ratio", search.best.ratio},
+            {"loss", search.best.loss},
+            {"rtn_loss", search.rtn_loss()}}}};
+}
+
+double MeanSquaredDifference(MatrixView a, MatrixView b) {
+  double sum = 0;
+  for (int64_t r = 0; r < a.rows; ++r) {
+    for (int64_t k = 0; k < a.columns; ++k) {
+      const double d = a.row<float>(r)[k] - b.row<float>(r)[k];
+      sum += d * d;
+    }
+  }
+  return sum / static_cast<double>(a.rows * a.columns);
+}
+
+}  // namespace
+
+Status AwqScaler::Scale(int64_t layer, LayerTensors& t, const Rounded& rounded,
+                        const CancelToken& cancel) {
+  NIBBLE_ASSIGN_OR_RETURN(LayerWeights weights,
+                          LoadLayer(context_.checkpoint, context_.model, layer, context_.backend));
+  const Block attention{.first = {&t.q, &t.k, &t.v},
+                        .interleave = Interleave::kNone,
+                        .prepared = weights.qkv,
+                        .first_input = &CalibrationRunner::QkvInput,
+                        .norm = t.input_norm,
+                        .output = &CalibrationRunner::AttentionOutput,
+                        .last = t.output,
+                        .last_input = &CalibrationRunner::OutputInput,
+                        .before = t.v};
+  const Block mlp{.first = {&t.gate, &t.up},
+                  .interleave = Interleave::kGateUp,
+                  .prepared = weights.gate_up,
+                  .first_input = &CalibrationRunner::MlpInput,
+                  .norm = t.post_attention_norm,
+                  .output = &CalibrationRunner::MlpOutput,
+                  .last = t.down,
+                  .last_input = &CalibrationRunner::DownInput,
+                  .before = t.up};
+  NIBBLE_RETURN_IF_ERROR(ScaleBlock(layer, weights, attention, rounded, cancel));
+  NIBBLE_RETURN_IF_ERROR(ScaleBlock(layer, weights, mlp, rounded, cancel));
+  return runner_->LayerOutput(layer, weights, cancel);
+}
+
+Status AwqScaler::Replay(int64_t layer, const CancelToken& cancel) {
+  NIBBLE_ASSIGN_OR_RETURN(const LayerWeights weights,
+                          LoadLayer(context_.checkpoint, context_.model, layer, context_.backend));
+  return runner_->Layer(layer, weights, cancel);
+}
+
+Status AwqScaler::ScaleBlock(int64_t layer, const LayerWeights& weights, const Block& block,
+                             const Rounded& rounded, const CancelToken& cancel) {
+  const LinearTensor& representative = *block.first.front();
+  NIBBLE_ASSIGN_OR_RETURN(
+      const auto first_input,
+      context_.Gather(*runner_, block.first_input, layer, weights, representative, cancel));
+  Json first_record = Json::object(), last_record = Json::object();
+  if (representative.quantized) {
+    NIBBLE_ASSIGN_OR_RETURN(AwqSearch search, SearchFirst(layer, weights, block, *first_input));
+    FoldIntoNorm(block.norm, search.scales);
+    for (LinearTensor* linear : block.first) ScaleColumns(*linear, search.scales);
+    first_record = Record(search);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const auto last_input, context_.Gather(*runner_, block.last_input, layer,
+                                                                 weights, block.last, cancel));
+  // Under grouped-query attention a value's row feeds several of o's columns.
+  if (block.last.quantized && block.before.quantized &&
+      block.last.name.in_features == block.before.name.out_features) {
+    NIBBLE_ASSIGN_OR_RETURN(const AwqSearch search, SearchLast(block.last, *last_input));
+    DivideRows(block.before, search.scales);
+    ScaleColumns(block.last, search.scales);
+    last_record = Record(search);
+  }
+  if (!rounded) return {};
+  if (representative.quantized) {
+    NIBBLE_RETURN_IF_ERROR(rounded(block.first, *first_input, first_record));
+  }
+  return block.last.quantized ? rounded({&block.last}, *last_input, last_record) : Status();
+}
+
+Result<AwqSearch> AwqScaler::SearchFirst(int64_t layer, const LayerWeights& weights,
+                                         const Block& block, const InputStatistics& statistics) {
+  const int64_t sequences = std::clamp<int64_t>(
+      context_.options.awq.search_tokens / runner_->sequence_length(), 1, runner_->samples());
+  const auto allocate = [&] {
+    return context_.backend.Allocate(MemoryClass::kWorkspace, context_.backend.activation_type(),
+                                     sequences * runner_->sequence_length(),
+                                     context_.model.config.hidden);
+  };
+  NIBBLE_ASSIGN_OR_RETURN(const Matrix want, allocate());
+  NIBBLE_ASSIGN_OR_RETURN(const Matrix got, allocate());
+  const auto run = [&](const Matrix& out) {
+    (runner_.get()->*block.output)(layer, weights, sequences, out.view());
+  };
+  run(want);
+  const auto loss = [&](std::span<const MatrixView> trial) -> Result<double> {
+    std::vector<Weight> trial_weights;
+    for (const MatrixView& view : trial) trial_weights.emplace_back(DenseWeightOf(view));
+    NIBBLE_ASSIGN_OR_RETURN(
+        std::unique_ptr<PreparedLinear> tried,
+        Prepare(context_.backend, block.interleave, block.first, trial_weights));
+    std::swap(block.prepared, tried);
+    run(got);
+    std::swap(block.prepared, tried);
+    NIBBLE_ASSIGN_OR_RETURN(const MatrixView a, context_.backend.ToHost(want.view()));
+    NIBBLE_ASSIGN_OR_RETURN(const MatrixView b, context_.backend.ToHost(got.view()));
+    return MeanSquaredDifference(a, b);
+  };
+  std::vector<MatrixView> views;
+  for (const LinearTensor* linear : block.first) views.push_back(linear->view());
+  Result<AwqSearch> search =
+      SearchAwqScales(context_.ops, views, context_.ops.MeanMagnitudes(statistics), context_.grid(),
+                      context_.options.awq.forms, loss);
+  if (!search) return tl::unexpected<Error>(search.error().In(block.first.front()->name.name));
+  return search;
+}
+
+Result<AwqSearch> AwqScaler::SearchLast(const LinearTensor& linear,
+                                        const InputStatistics& statistics) {
+  const MatrixView views[] = {linear.view()};
+  Result<AwqSearch> search = SearchAwqScales(
+      context_.ops, views, context_.ops.MeanMagnitudes(statistics), context_.grid(),
+      context_.options.awq.forms, [&](std::span<const MatrixView> trial) -> Result<double> {
+        return context_.ops.OutputError(views[0], trial[0], statistics);
+      });
+  if (!search) return tl::unexpected<Error>(search.error().In(linear.name.name));
+  return search;
+}
+
+}  // namespace nibble

@@ -1,0 +1,47 @@
+// What the quantizers of a layer share: the model, the device's operations, and the record.
+#ifndef NIBBLE_QUANTIZE_QUANTIZE_CONTEXT_H_
+#define NIBBLE_QUANTIZE_QUANTIZE_CONTEXT_H_
+
+#include <chrono>
+#include <memory>
+
+#include "src/quantize/layer_quantizer.h"
+#include "src/quantize/layer_tensors.h"
+
+namespace nibble {
+
+// Borrows all of it.
+struct QuantizeContext {
+  const Checkpoint& checkpoint;
+  const ModelDescription& model;
+  const QuantizationPlan& plan;
+  const SolverOptions& options;
+  Backend& backend;
+  QuantizeOps& ops;
+  ThreadPool& pool;
+
+  GridOptions grid() const { return {.spec = plan.spec}; }
+  Result<LayerTensors> ReadTensors(int64_t layer) const {
+    return ReadLayerTensors(checkpoint, model, plan, layer, pool);
+  }
+
+  // Runs a stage that ends at the input of `linear`, and returns that input's statistics.
+  // kBadInput where it is not finite.
+  using Stage = Status (CalibrationRunner::*)(int64_t, const LayerWeights&,
+                                              const CalibrationRunner::Sink&, const CancelToken&);
+  Result<std::unique_ptr<InputStatistics>> Gather(CalibrationRunner& runner, Stage stage,
+                                                  int64_t layer, const LayerWeights& weights,
+                                                  const LinearTensor& linear,
+                                                  const CancelToken& cancel) const;
+
+  // Adds to `layer` what became of a linear. With the statistics of its input the record tells the
+  // error at its output, and that of rounding to nearest. `more` joins the record.
+  void Finish(const LinearTensor& linear, QuantizedWeight quantized,
+              const InputStatistics* statistics, const Json& more,
+              std::chrono::steady_clock::time_point start, QuantizedLayer& layer,
+              const LinearDone& done) const;
+};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_QUANTIZE_QUANTIZE_CONTEXT_H_
