@@ -10,7 +10,7 @@ set(NIBBLE_LINK_ops_cpu PkgConfig::HWY PkgConfig::OPENBLAS)
 set(NIBBLE_LINK_bench PkgConfig::OPENBLAS)
 set(NIBBLE_LINK_tokenizer PkgConfig::PCRE2 PkgConfig::UTF8PROC)
 if(NIBBLE_WITH_CUDA)
-  set(NIBBLE_LINK_ops_cuda CUDA::cudart_static)
+  set(NIBBLE_LINK_ops_cuda CUDA::cudart_static CUDA::cublasLt)
 endif()
 
 enable_testing()
@@ -40,9 +40,13 @@ foreach(folder IN LISTS NIBBLE_FOLDERS)
   list(FILTER sources EXCLUDE REGEX "_(test|fuzz)\\.(cc|cu)$")
   list(FILTER tests INCLUDE REGEX "_test\\.(cc|cu)$")
   list(FILTER fuzzers INCLUDE REGEX "_fuzz\\.cc$")
-  if(NOT NIBBLE_WITH_CUDA)
-    list(FILTER sources EXCLUDE REGEX "\\.cu$")
-    list(FILTER tests EXCLUDE REGEX "\\.cu$")
+  if(folder STREQUAL "ops/cuda")  # one file says that there is no CUDA; all others are it
+    if(NIBBLE_WITH_CUDA)
+      list(FILTER sources EXCLUDE REGEX "/without_cuda\\.cc$")
+    else()
+      list(FILTER sources INCLUDE REGEX "/without_cuda\\.cc$")
+      set(tests "")
+    endif()
   endif()
   if(NOT sources)
     continue()
@@ -68,7 +72,8 @@ foreach(folder IN LISTS NIBBLE_FOLDERS)
 endforeach()
 target_compile_definitions(nibble_base PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")
 if(NIBBLE_WITH_CUDA)
-  target_compile_definitions(nibble_ops_cuda PUBLIC NIBBLE_WITH_CUDA)
+  # fmt 9 does not know that nvcc evaluates constant expressions; its headers need them.
+  target_compile_definitions(nibble_ops_cuda PUBLIC $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)
 endif()
 
 # The commit is read when the build is configured; only one file depends on it.
@@ -86,7 +91,19 @@ file(GLOB cli_sources CONFIGURE_DEPENDS src/cli/*.cc)
 if(cli_sources)
   add_executable(nibble ${cli_sources})
   target_link_libraries(nibble PRIVATE ${nibble_libraries} CLI11::CLI11)
+  set(bundled nibble)
+  if(NIBBLE_WITH_CUDA AND NIBBLE_TESTS)
+    list(APPEND bundled ops_cuda_test)
+  endif()
+  set_target_properties(${bundled} PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
   install(TARGETS nibble RUNTIME DESTINATION bin)
+  # For scripts/bundle: with all libraries but the C library's, the compiler's and CUDA's.
+  install(TARGETS ${bundled} RUNTIME_DEPENDENCY_SET bundle
+          RUNTIME DESTINATION bin COMPONENT bundle EXCLUDE_FROM_ALL)
+  install(RUNTIME_DEPENDENCY_SET bundle
+          PRE_EXCLUDE_REGEXES "^ld-linux" "^lib(c|m|dl|rt|pthread)\\.so" "^lib(gcc_s|stdc\\+\\+)\\."
+                              "^libcu" "^libnv"
+          LIBRARY DESTINATION lib COMPONENT bundle EXCLUDE_FROM_ALL)
 endif()
 
 if(NIBBLE_TESTS)

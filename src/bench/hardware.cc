@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "src/ops/cuda/device.h"
+#include "src/ops/cuda/measure_limits.h"
 #include "src/tensor/memory.h"
 
 namespace nibble {
@@ -92,8 +94,13 @@ void ReadMemory(ThreadPool& pool, std::span<const std::byte> bytes) {
   static_cast<void>(sum);
 }
 
-DeviceLimits MeasureHostLimits(ThreadPool& pool) {
-  return {.read_bytes_per_second = MeasureReadBandwidth(pool),
+Result<DeviceLimits> MeasureLimits(const Backend& backend, ThreadPool& pool) {
+  if (backend.name() == "cuda") {
+    NIBBLE_ASSIGN_OR_RETURN(const CudaLimits limits, MeasureCudaLimits());
+    return DeviceLimits{.read_bytes_per_second = limits.read_bytes_per_second,
+                        .matrix_flops_per_second = limits.matrix_flops_per_second};
+  }
+  return DeviceLimits{.read_bytes_per_second = MeasureReadBandwidth(pool),
           .matrix_flops_per_second = MeasureMatrixRate(pool.threads())};
 }
 
@@ -124,15 +131,25 @@ Json DescribeServer() {
   return server;
 }
 
-Json DescribeHostAccelerator(const std::string& instruction_set, int threads,
-                             const DeviceLimits& limits) {
-  return {{"kind", "cpu"},
-          {"name", DescribeServer()["cpu"]},
-          {"instruction_set", instruction_set},
-          {"threads", threads},
-          {"memory_bytes", ReadHostMemory().total_bytes},
-          {"read_bandwidth_bytes_per_second", limits.read_bytes_per_second},
-          {"matrix_flops_per_second", limits.matrix_flops_per_second}};
+Json DescribeAccelerator(const Backend& backend, int threads, const DeviceLimits& limits) {
+  Json accelerator = {{"kind", "cpu"},
+                      {"name", DescribeServer()["cpu"]},
+                      {"instruction_set", backend.description()},
+                      {"threads", threads},
+                      {"memory_bytes", ReadHostMemory().total_bytes}};
+  if (backend.name() == "cuda") {
+    const CudaDevice device = CurrentCudaDevice();
+    accelerator = {{"kind", "cuda"},
+                   {"name", device.name},
+                   {"index", device.index},
+                   {"compute_capability", device.compute_capability},
+                   {"multiprocessors", device.multiprocessors},
+                   {"driver", "CUDA " + device.driver},
+                   {"memory_bytes", device.memory_bytes}};
+  }
+  accelerator["read_bandwidth_bytes_per_second"] = limits.read_bytes_per_second;
+  accelerator["matrix_flops_per_second"] = limits.matrix_flops_per_second;
+  return accelerator;
 }
 
 }  // namespace nibble

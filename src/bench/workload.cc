@@ -12,9 +12,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Rows of a prefill step: enough to amortize reading the weights, few enough for a small workspace.
-constexpr int64_t kPrefillRows = 512;
-
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -61,20 +58,18 @@ Result<Measurement> RunOnce(Engine& engine, const std::vector<std::vector<int32_
                             int64_t output_length, const CancelToken& cancel) {
   const OpenSequences sequences(engine, prompts.size());
   std::vector<int32_t> next(prompts.size());
-  const LogitsSink choose = [&](size_t extension, int64_t, const MatrixView& logits) {
-    next[extension] = ArgMax({logits.row<float>(0), static_cast<size_t>(logits.columns)});
-  };
+  const TokenSink choose = [&](size_t extension, int32_t token) { next[extension] = token; };
   std::vector<Extension> extensions;
   for (size_t i = 0; i < prompts.size(); ++i) extensions.push_back({sequences[i], prompts[i]});
 
   Measurement measurement;
   auto start = Clock::now();
-  NIBBLE_RETURN_IF_ERROR(engine.Extend(extensions, choose, cancel));
+  NIBBLE_RETURN_IF_ERROR(engine.ExtendGreedily(extensions, choose, cancel));
   measurement.prefill_seconds = SecondsSince(start);
   for (size_t i = 0; i < prompts.size(); ++i) extensions[i].tokens = {&next[i], 1};
   start = Clock::now();
   for (int64_t step = 1; step < output_length; ++step) {
-    NIBBLE_RETURN_IF_ERROR(engine.Extend(extensions, choose, cancel));
+    NIBBLE_RETURN_IF_ERROR(engine.ExtendGreedily(extensions, choose, cancel));
   }
   measurement.decode_seconds = SecondsSince(start);
   return measurement;
@@ -126,7 +121,7 @@ EngineOptions BenchEngineOptions(const Workload& workload, int64_t batch_size,
   return {.kv_dtype = kv_dtype,
           .kv_tokens = KvTokensFor(backend, batch_size, length),
           .limits = {.rows = std::max(batch_size,
-                                      std::min(kPrefillRows, batch_size * workload.input_length)),
+                                      std::min(backend.step_rows(), batch_size * workload.input_length)),
                      .sequences = batch_size,
                      .context = length,
                      .logit_rows = batch_size}};

@@ -18,21 +18,19 @@ struct BenchOptions {
 
 Status RunBench(const BenchOptions& options, const CommandContext& context) {
   const Workload& workload = options.workload.workload;
+  DeviceLimits limits;
   {
     // Said before anything is loaded.
     NIBBLE_ASSIGN_OR_RETURN(const OpenedModel model,
                             OpenModel(options.model, RandomWeights::kAllow));
     NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
-                            MakeBackend(context.common.device));
+                            MakeBackend(context.common.device, model.description.config));
     NIBBLE_ASSIGN_OR_RETURN(const DType kv_dtype,
                             KvTypeFor(context.common.device, *backend, model.description.config));
     NIBBLE_RETURN_IF_ERROR(CheckWorkload(workload, *model.checkpoint, model.description, *backend,
-                                         kv_dtype, AvailableBytes(*backend)));
-  }
-  DeviceLimits limits;
-  {
+                                         kv_dtype, backend->AvailableBytes()));
     ThreadPool pool(ThreadsFor(context.common.device));
-    limits = MeasureHostLimits(pool);
+    NIBBLE_ASSIGN_OR_RETURN(limits, MeasureLimits(*backend, pool));
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model,
                           LoadModelOn(options.model, context.common.device, RandomWeights::kAllow,

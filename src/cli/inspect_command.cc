@@ -81,9 +81,9 @@ void Print(const Json& d) {
 
 Status Inspect(const InspectOptions& options, const CommandContext& context) {
   NIBBLE_ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options.model, RandomWeights::kAllow));
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
-                          MakeBackend(context.common.device));
   const ModelConfig& c = model.description.config;
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
+                          MakeBackend(context.common.device, c));
   NIBBLE_ASSIGN_OR_RETURN(const DType kv_dtype, KvTypeFor(context.common.device, *backend, c));
 
   Json stored = Json::object();
@@ -95,7 +95,7 @@ Status Inspect(const InspectOptions& options, const CommandContext& context) {
   }
   const WeightBytes bytes = PredictWeightBytes(*model.checkpoint, model.description, *backend);
   const uint64_t overhead = MeasureOverhead(*model.checkpoint);
-  const uint64_t available = AvailableBytes(*backend);
+  const uint64_t available = backend->AvailableBytes();
   Workload workload{.input_length = options.input_length, .output_length = options.output_length};
   if (workload.input_length < 1 || workload.output_length < 2) {
     return WrongUsage("want at least 1 input and 2 output tokens");

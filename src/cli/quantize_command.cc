@@ -59,7 +59,7 @@ Status Quantize(const QuantizeCommandOptions& options, const CommandContext& con
     NIBBLE_ASSIGN_OR_RETURN(quantize.max_activation_bytes, ParseSize(options.max_host_memory));
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
-                          MakeBackend(context.common.device));
+                          MakeQuantizingBackend(context.common.device, model.description.config));
   ThreadPool pool(ThreadsFor(context.common.device));
   const std::unique_ptr<QuantizeOps> ops = MakeQuantizeOps(*backend, pool);
   Json record;

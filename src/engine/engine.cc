@@ -131,6 +131,36 @@ void Engine::ReserveBlocks(Sequence& sequence, int64_t tokens) {
 
 Status Engine::Extend(std::span<const Extension> extensions, const LogitsSink& sink,
                       const CancelToken& cancel) {
+  const auto deliver = [&](std::span<const Piece> pieces, MatrixView logits) -> Status {
+    NIBBLE_ASSIGN_OR_RETURN(const MatrixView host, backend_.ToHost(logits));
+    int64_t row = 0;
+    for (const Piece& piece : pieces) {
+      const int64_t wanted = LogitRows(extensions, piece);
+      if (wanted > 0) {
+        sink(piece.extension, piece.first + piece.count - wanted, host.Rows(row, wanted));
+      }
+      row += wanted;
+    }
+    return {};
+  };
+  return RunSteps(extensions, deliver, cancel);
+}
+
+Status Engine::ExtendGreedily(std::span<const Extension> extensions, const TokenSink& sink,
+                              const CancelToken& cancel) {
+  const auto deliver = [&](std::span<const Piece> pieces, MatrixView logits) -> Status {
+    NIBBLE_ASSIGN_OR_RETURN(const MatrixView host, backend_.ToHost(forward_->MostProbable(logits)));
+    int64_t row = 0;
+    for (const Piece& piece : pieces) {
+      if (LogitRows(extensions, piece) > 0) sink(piece.extension, *host.row<int32_t>(row++));
+    }
+    return {};
+  };
+  return RunSteps(extensions, deliver, cancel);
+}
+
+Status Engine::RunSteps(std::span<const Extension> extensions, const Deliver& deliver,
+                        const CancelToken& cancel) {
   NIBBLE_RETURN_IF_ERROR(CheckRequest(extensions));
   for (const Extension& extension : extensions) {
     ReserveBlocks(Get(extension.sequence), static_cast<int64_t>(extension.tokens.size()));
@@ -141,7 +171,7 @@ Status Engine::Extend(std::span<const Extension> extensions, const LogitsSink& s
   const auto flush = [&]() -> Status {
     if (pieces.empty()) return {};
     NIBBLE_RETURN_IF_ERROR(cancel.Check());
-    NIBBLE_RETURN_IF_ERROR(RunStep(extensions, pieces, sink));
+    NIBBLE_RETURN_IF_ERROR(RunStep(extensions, pieces, deliver));
     pieces.clear();
     rows = logit_rows = 0;
     return {};
@@ -169,8 +199,15 @@ Status Engine::Extend(std::span<const Extension> extensions, const LogitsSink& s
   return flush();
 }
 
+int64_t Engine::LogitRows(std::span<const Extension> extensions, const Piece& piece) {
+  const Extension& extension = extensions[piece.extension];
+  if (extension.logits == WantLogits::kAll) return piece.count;
+  const bool ends = piece.first + piece.count == static_cast<int64_t>(extension.tokens.size());
+  return extension.logits == WantLogits::kLast && ends ? 1 : 0;
+}
+
 Status Engine::RunStep(std::span<const Extension> extensions, std::span<const Piece> pieces,
-                       const LogitsSink& sink) {
+                       const Deliver& deliver) {
   std::vector<int32_t> tokens, positions, row_begin{0}, context_lengths, logit_rows;
   size_t max_blocks = 1;
   for (const Piece& piece : pieces) {
@@ -179,10 +216,10 @@ Status Engine::RunStep(std::span<const Extension> extensions, std::span<const Pi
     for (int64_t i = 0; i < piece.count; ++i) {
       tokens.push_back(extension.tokens[static_cast<size_t>(piece.first + i)]);
       positions.push_back(static_cast<int32_t>(sequence.length + i));
-      const bool last = piece.first + i + 1 == static_cast<int64_t>(extension.tokens.size());
-      if (extension.logits == WantLogits::kAll || (extension.logits == WantLogits::kLast && last)) {
-        logit_rows.push_back(static_cast<int32_t>(tokens.size() - 1));
-      }
+    }
+    const auto end = static_cast<int32_t>(tokens.size());
+    for (auto row = end - static_cast<int32_t>(LogitRows(extensions, piece)); row < end; ++row) {
+      logit_rows.push_back(row);
     }
     sequence.length += piece.count;
     row_begin.push_back(static_cast<int32_t>(tokens.size()));
@@ -204,21 +241,7 @@ Status Engine::RunStep(std::span<const Extension> extensions, std::span<const Pi
                                            .logit_rows = logit_rows},
                                           *cache_);
   if (logit_rows.empty()) return {};
-  NIBBLE_ASSIGN_OR_RETURN(const MatrixView host, backend_.ToHost(logits));
-  int64_t row = 0;
-  for (const Piece& piece : pieces) {
-    const Extension& extension = extensions[piece.extension];
-    const bool ends =
-        piece.first + piece.count == static_cast<int64_t>(extension.tokens.size());
-    if (extension.logits == WantLogits::kAll) {
-      sink(piece.extension, piece.first, host.Rows(row, piece.count));
-      row += piece.count;
-    } else if (extension.logits == WantLogits::kLast && ends) {
-      sink(piece.extension, piece.first + piece.count - 1, host.Rows(row, 1));
-      row += 1;
-    }
-  }
-  return {};
+  return deliver(pieces, logits);
 }
 
 }  // namespace nibble

@@ -56,6 +56,9 @@ struct Extension {
 using LogitsSink =
     std::function<void(size_t extension, int64_t first_token, const MatrixView& logits)>;
 
+// The most probable token after an extension's last one.
+using TokenSink = std::function<void(size_t extension, int32_t token)>;
+
 class Engine {
  public:
   // Borrows `weights` and `backend`.
@@ -73,6 +76,10 @@ class Engine {
   // kInterrupted between steps; the sequences then hold part of the tokens.
   Status Extend(std::span<const Extension> extensions, const LogitsSink& sink,
                 const CancelToken& cancel);
+  // As Extend, with the most probable next token in place of logits: it is chosen on the device, from
+  // which only the token comes back. Every extension wants WantLogits::kLast or kNone.
+  Status ExtendGreedily(std::span<const Extension> extensions, const TokenSink& sink,
+                        const CancelToken& cancel);
 
   const ModelConfig& config() const { return weights_.config; }
   const ModelWeights& weights() const { return weights_; }
@@ -98,8 +105,14 @@ class Engine {
   int64_t BlocksNeeded(const Sequence& sequence, int64_t tokens) const;
   Status CheckRequest(std::span<const Extension> extensions) const;
   void ReserveBlocks(Sequence& sequence, int64_t tokens);
+  // How many of the piece's last rows want logits.
+  static int64_t LogitRows(std::span<const Extension> extensions, const Piece& piece);
+  // Hands over what a step's logits say, while they are on the device.
+  using Deliver = std::function<Status(std::span<const Piece> pieces, MatrixView logits)>;
+  Status RunSteps(std::span<const Extension> extensions, const Deliver& deliver,
+                  const CancelToken& cancel);
   Status RunStep(std::span<const Extension> extensions, std::span<const Piece> pieces,
-                 const LogitsSink& sink);
+                 const Deliver& deliver);
 
   const ModelWeights& weights_;
   Backend& backend_;

@@ -107,14 +107,24 @@ Result<bool> Scheduler::Step(const CancelToken& cancel) {
     running.prompt_done += count;
     rows += count;
   }
-  NIBBLE_RETURN_IF_ERROR(engine_.Extend(
-      extensions,
-      [&](size_t extension, int64_t, const MatrixView& logits) {
-        Running& running = running_[owners[extension]];
-        Accept(running, running.sampler.Sample({logits.row<float>(0),
-                                                static_cast<size_t>(logits.columns)}));
-      },
-      cancel));
+  const bool greedy = std::all_of(owners.begin(), owners.end(), [&](size_t owner) {
+    return running_[owner].request.sampling.temperature <= 0;
+  });
+  if (greedy) {
+    NIBBLE_RETURN_IF_ERROR(engine_.ExtendGreedily(
+        extensions,
+        [&](size_t extension, int32_t token) { Accept(running_[owners[extension]], token); },
+        cancel));
+  } else {
+    NIBBLE_RETURN_IF_ERROR(engine_.Extend(
+        extensions,
+        [&](size_t extension, int64_t, const MatrixView& logits) {
+          Running& running = running_[owners[extension]];
+          Accept(running, running.sampler.Sample({logits.row<float>(0),
+                                                  static_cast<size_t>(logits.columns)}));
+        },
+        cancel));
+  }
   std::erase_if(running_, [&](const Running& running) {
     if (!running.finished) return false;
     engine_.Close(running.sequence);

@@ -33,12 +33,22 @@ MatrixView Forward::Run(const Batch& batch, KvCache& cache) {
   CHECK(batch.rows() <= limits_.rows && batch.sequences() <= limits_.sequences);
   const auto logit_rows = static_cast<int64_t>(batch.logit_rows.size());
   CHECK(logit_rows <= limits_.logit_rows);
-  const int64_t rows = batch.rows();
+  backend_.SetBatch(*plan_, batch);
+  backend_.Issue(*plan_, [&] { Step(batch.rows(), logit_rows, cache); });
+  return logits_.Rows(logit_rows);
+}
+
+MatrixView Forward::MostProbable(MatrixView logits) {
+  const MatrixView chosen = chosen_.Rows(logits.rows);
+  backend_.ArgMax(logits, chosen);
+  return chosen;
+}
+
+void Forward::Step(int64_t rows, int64_t logit_rows, KvCache& cache) {
   const MatrixView residual = residual_.Rows(rows), normed = normed_.Rows(rows);
   const MatrixView qkv = qkv_.Rows(rows), attention = attention_.Rows(rows);
   const MatrixView gated = gated_.Rows(rows);
 
-  backend_.SetBatch(*plan_, batch);
   backend_.Embed(*plan_, *weights_.embedding, residual);
   for (int64_t i = 0; i < weights_.config.layers; ++i) {
     const LayerContext layer{backend_,
@@ -55,13 +65,11 @@ MatrixView Forward::Run(const Batch& batch, KvCache& cache) {
     DownInput(layer, normed, gated);
     LayerOutput(layer, gated, residual);
   }
-  const MatrixView logits = logits_.Rows(logit_rows);
-  if (logit_rows == 0) return logits;
-  const MatrixView gathered = gathered_.Rows(logit_rows);
+  if (logit_rows == 0) return;
+  const MatrixView gathered = gathered_.Rows(logit_rows), logits = logits_.Rows(logit_rows);
   backend_.GatherLogitRows(*plan_, residual, gathered);
   backend_.RmsNorm(gathered, weights_.final_norm.view(), weights_.config.rms_epsilon, gathered);
   backend_.Linear(*plan_, weights_.logits_weight(), gathered, Epilogue::kNone, logits);
-  return logits;
 }
 
 Result<std::unique_ptr<Forward>> Forward::Create(const ModelWeights& weights, Backend& backend,
@@ -81,6 +89,7 @@ Result<std::unique_ptr<Forward>> Forward::Create(const ModelWeights& weights, Ba
   NIBBLE_ASSIGN_OR_RETURN(forward->gated_, allocate(type, limits.rows, c.intermediate));
   NIBBLE_ASSIGN_OR_RETURN(forward->gathered_, allocate(type, limits.logit_rows, c.hidden));
   NIBBLE_ASSIGN_OR_RETURN(forward->logits_, allocate(DType::kF32, limits.logit_rows, c.vocabulary));
+  NIBBLE_ASSIGN_OR_RETURN(forward->chosen_, allocate(DType::kI32, limits.logit_rows, 1));
   return forward;
 }
 
@@ -93,7 +102,8 @@ uint64_t Forward::WorkspaceBytes(const ModelConfig& c, const Backend& backend,
   return backend.PlanBytes(limits, c.extents()) + 2 * bytes(limits.rows, c.hidden, type) +
          bytes(limits.rows, c.qkv_features(), type) + bytes(limits.rows, c.q_features(), type) +
          bytes(limits.rows, c.intermediate, type) + bytes(limits.logit_rows, c.hidden, type) +
-         bytes(limits.logit_rows, c.vocabulary, DType::kF32);
+         bytes(limits.logit_rows, c.vocabulary, DType::kF32) +
+         bytes(limits.logit_rows, 1, DType::kI32);
 }
 
 }  // namespace nibble

@@ -53,12 +53,16 @@ class Forward {
   // Runs the batch (see Batch; within the limits), extends the cache, and returns the logits of its
   // logit rows: float32 [logit_rows, vocabulary] on the device, valid until the next Run.
   MatrixView Run(const Batch& batch, KvCache& cache);
+  // The most probable token of each of these rows that Run returned: i32 [rows, 1] on the device.
+  MatrixView MostProbable(MatrixView logits);
 
   const StepLimits& limits() const { return limits_; }
 
  private:
   Forward(const ModelWeights& weights, Backend& backend, const StepLimits& limits)
       : weights_(weights), backend_(backend), limits_(limits) {}
+  // Issues all operations of a step whose batch is set.
+  void Step(int64_t rows, int64_t logit_rows, KvCache& cache);
 
   const ModelWeights& weights_;
   Backend& backend_;
@@ -72,6 +76,7 @@ class Forward {
   Matrix gated_;      // [rows, intermediate]
   Matrix gathered_;   // [logit_rows, hidden]
   Matrix logits_;     // [logit_rows, vocabulary]
+  Matrix chosen_;     // [logit_rows, 1]
 };
 
 }  // namespace nibble

@@ -10,6 +10,7 @@
 #ifndef NIBBLE_OPS_BACKEND_H_
 #define NIBBLE_OPS_BACKEND_H_
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -101,7 +102,11 @@ class Backend {
   virtual std::string description() const = 0;
   virtual DType activation_type() const = 0;
   virtual int64_t kv_block_tokens() const = 0;
+  // The rows of a step that keep the device busy; longer steps are no faster by the row.
+  virtual int64_t step_rows() const = 0;
   virtual MemoryTracker& memory() = 0;
+  // Bytes that allocations on this device may still take.
+  virtual uint64_t AvailableBytes() const = 0;
 
   // Memory and weights -------------------------------------------------------------------------
 
@@ -127,6 +132,10 @@ class Backend {
                                                         const ModelExtents& model) = 0;
   virtual uint64_t PlanBytes(const StepLimits& limits, const ModelExtents& model) const = 0;
   virtual void SetBatch(BatchPlan& plan, const Batch& batch) = 0;
+  // Runs `operations`, which issues all of a step: the batch is set, and whenever a batch has the same
+  // number of rows, sequences and logit rows it issues the same operations on the same memory. A
+  // device that can record them may replay them instead.
+  virtual void Issue(BatchPlan& plan, const std::function<void()>& operations) = 0;
 
   // The operations of a step; `rows` below are the batch's ----------------------------------------
 
@@ -147,6 +156,10 @@ class Backend {
                       const KvCache& cache, MatrixView out) = 0;
   // out[i] = x[logit_rows[i]].
   virtual void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) = 0;
+
+  // tokens[r] = the column of row r's greatest logit, the first of equals. logits: float32; tokens:
+  // i32 [rows, 1], contiguous.
+  virtual void ArgMax(MatrixView logits, MatrixView tokens) = 0;
 
   // The matrix where the host can read it, once everything issued so far is done; valid until the
   // next operation.

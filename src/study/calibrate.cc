@@ -14,7 +14,7 @@ Result<CalibrationSet> SampleFromModel(const CalibrationOptions& options, const 
                                        const DeviceOptions& device, ProgressStyle style,
                                        const CancelToken& cancel) {
   const ModelConfig& config = model.description.config;
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeBackend(device));
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeBackend(device, config));
   NIBBLE_ASSIGN_OR_RETURN(const DType kv_dtype, KvTypeFor(device, *backend, config));
   const int64_t length = std::min(options.sequence_length, config.max_context);
   const int64_t at_once = std::min(kSamplesAtOnce, options.samples);

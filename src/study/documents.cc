@@ -6,9 +6,6 @@
 namespace nibble {
 namespace {
 
-// Rows of a step when many prompts are scored at once.
-constexpr int64_t kEvaluationRows = 512;
-
 // A label for people: the path's last part and the weights' kind.
 std::string ModelLabel(const Checkpoint& checkpoint) {
   std::string_view path = checkpoint.path();
@@ -39,13 +36,13 @@ Result<std::unique_ptr<LoadedModel>> LoadModelOn(const std::string& path,
                                                  const CancelToken& cancel) {
   auto model = std::make_unique<LoadedModel>();
   NIBBLE_ASSIGN_OR_RETURN(model->opened, OpenModel(path, random_weights));
-  NIBBLE_ASSIGN_OR_RETURN(model->backend, MakeBackend(device));
+  NIBBLE_ASSIGN_OR_RETURN(model->backend, MakeBackend(device, model->opened.description.config));
   NIBBLE_ASSIGN_OR_RETURN(model->kv_dtype,
                           KvTypeFor(device, *model->backend, model->opened.description.config));
   const uint64_t weight_bytes =
       PredictWeightBytes(*model->opened.checkpoint, model->opened.description, *model->backend)
           .total();
-  if (const uint64_t available = AvailableBytes(*model->backend); weight_bytes > available) {
+  if (const uint64_t available = model->backend->AvailableBytes(); weight_bytes > available) {
     return NotEnough("{}: the weights need {} of memory and {} is available", path,
                      FormatBytes(weight_bytes), FormatBytes(available));
   }
@@ -64,7 +61,7 @@ Result<EvalResult> Evaluate(LoadedModel& model, const MmluDataset& data, const M
                             ProgressStyle style, const CancelToken& cancel) {
   NIBBLE_RETURN_IF_ERROR(model.tokenizer_status);
   const EngineOptions options = MmluEngineOptions(model.weights.config, *model.backend,
-                                                  model.kv_dtype, kEvaluationRows);
+                                                  model.kv_dtype, model.backend->step_rows());
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
                           Engine::Create(model.weights, *model.backend, options));
   Progress progress(style, fmt::format("MMLU, {}", Name(format.scoring)), data.question_count());

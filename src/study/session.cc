@@ -2,9 +2,12 @@
 
 #include <spdlog/spdlog.h>
 
+#include <charconv>
+
 #include "src/base/thread_pool.h"
 #include "src/ops/cpu/cpu_backend.h"
 #include "src/ops/cpu/cpu_quantize.h"
+#include "src/ops/cuda/cuda_backend.h"
 #include "src/ops/cuda/device.h"
 #include "src/ops/ref/ref_backend.h"
 #include "src/ops/ref/ref_quantize.h"
@@ -15,12 +18,23 @@ namespace {
 // Code that only runs with a loaded model, threads' stacks and small allocations.
 constexpr uint64_t kPagesOfRunning = 4 << 20;
 
-tl::unexpected<Error> NoCudaEngine(const std::string& device) {
-  const std::vector<CudaDevice> found = ListCudaDevices();
-  return BadInput("device {}: {}; this version of nibble computes on the CPU: use --device cpu",
-                  device,
-                  found.empty() ? "no usable NVIDIA GPU was found"
-                                : fmt::format("{} is there", found.front().name));
+Result<DType> NamedType(const std::string& name) {
+  const std::optional<DType> type = DTypeFromName(name);
+  if (!type || !IsFloat(*type)) {
+    return WrongUsage("--dtype \"{}\": want auto, f32, f16 or bf16", name);
+  }
+  return *type;
+}
+
+Result<std::unique_ptr<Backend>> MakeGpuBackend(const DeviceOptions& options, int index,
+                                                const ModelConfig& config) {
+  CudaOptions cuda{.device = index};
+  if (options.dtype == "auto") {
+    cuda.activations = config.dtype == DType::kBF16 ? DType::kBF16 : DType::kF16;
+  } else {
+    NIBBLE_ASSIGN_OR_RETURN(cuda.activations, NamedType(options.dtype));
+  }
+  return MakeCudaBackend(cuda);
 }
 
 }  // namespace
@@ -29,19 +43,32 @@ int ThreadsFor(const DeviceOptions& options) {
   return options.threads > 0 ? options.threads : UsableCores();
 }
 
-Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options) {
+Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options,
+                                             const ModelConfig& config) {
   if (options.threads < 0 || options.threads > 4096) {
     return WrongUsage("--threads {}: want 1 to 4096, or 0 for all cores", options.threads);
   }
   const int threads = ThreadsFor(options);
   if (options.device == "ref") return MakeRefBackend(threads);
-  if (options.device == "auto" || options.device == "cpu") {
+  const bool any = options.device == "auto";
+  if (options.device == "cpu" || (any && ListCudaDevices().empty())) {
     return MakeCpuBackend({.threads = threads});
   }
-  if (options.device == "cuda" || options.device.starts_with("cuda:")) {
-    return NoCudaEngine(options.device);
+  if (any || options.device == "cuda") return MakeGpuBackend(options, 0, config);
+  if (options.device.starts_with("cuda:")) {
+    const std::string_view number = std::string_view(options.device).substr(5);
+    int index = 0;
+    const auto [end, error] = std::from_chars(number.begin(), number.end(), index);
+    if (error == std::errc() && end == number.end()) return MakeGpuBackend(options, index, config);
   }
   return WrongUsage("device \"{}\": want auto, cpu, ref, cuda or cuda:N", options.device);
+}
+
+Result<std::unique_ptr<Backend>> MakeQuantizingBackend(const DeviceOptions& options,
+                                                       const ModelConfig& config) {
+  DeviceOptions on_host = options;
+  if (options.device != "ref") on_host.device = "cpu";
+  return MakeBackend(on_host, config);
 }
 
 std::unique_ptr<QuantizeOps> MakeQuantizeOps(Backend& backend, ThreadPool& pool) {
@@ -51,15 +78,10 @@ std::unique_ptr<QuantizeOps> MakeQuantizeOps(Backend& backend, ThreadPool& pool)
 
 Result<DType> KvTypeFor(const DeviceOptions& options, const Backend& backend,
                         const ModelConfig& config) {
+  if (backend.name() == "cuda") return backend.activation_type();
   if (options.dtype == "auto") return backend.name() == "ref" ? DType::kF32 : config.dtype;
-  const std::optional<DType> type = DTypeFromName(options.dtype);
-  if (!type || !IsFloat(*type)) {
-    return WrongUsage("--dtype \"{}\": want auto, f32, f16 or bf16", options.dtype);
-  }
-  return *type;
+  return NamedType(options.dtype);
 }
-
-uint64_t AvailableBytes(const Backend&) { return ReadHostMemory().available_bytes; }
 
 uint64_t MeasureOverhead(const Checkpoint& checkpoint) {
   const auto tokenizer = checkpoint.LoadTokenizer();
@@ -100,7 +122,7 @@ Result<ModelWeights> LoadWeights(const OpenedModel& model, Backend& backend, Pro
 Status CheckMemory(const OpenedModel& model, const Backend& backend,
                    const EngineOptions& options) {
   return PredictMemory(*model.checkpoint, model.description, backend, options)
-      .CheckAgainst(AvailableBytes(backend));
+      .CheckAgainst(backend.AvailableBytes());
 }
 
 }  // namespace nibble

@@ -23,21 +23,24 @@ struct DeviceOptions {
   bool batch_invariant = false;
 };
 
-// kBadInput where the device is missing or this build cannot use it, kUsage where there is none of
-// that name.
-Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options);
+// The device for models of this configuration: "auto" is the first usable GPU, or the CPU where there
+// is none; on a GPU, "auto" activations are of the model's own 16-bit type. kBadInput where the device
+// is missing or this build cannot use it, kUsage where there is none of that name.
+Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options,
+                                             const ModelConfig& config);
+// Quantizers run on a CPU: what MakeBackend makes, but never a GPU's.
+Result<std::unique_ptr<Backend>> MakeQuantizingBackend(const DeviceOptions& options,
+                                                       const ModelConfig& config);
 
 int ThreadsFor(const DeviceOptions& options);
 
 // What quantizers ask of the backend's device. Borrows both.
 std::unique_ptr<QuantizeOps> MakeQuantizeOps(Backend& backend, ThreadPool& pool);
 
-// The KV cache's type: as asked for; under "auto" the checkpoint's own (float32 on ref).
+// The KV cache's type: as asked for; under "auto" the checkpoint's own (float32 on ref, the
+// activations' on a GPU).
 Result<DType> KvTypeFor(const DeviceOptions& options, const Backend& backend,
                         const ModelConfig& config);
-
-// Bytes that work on this backend's device may still take.
-uint64_t AvailableBytes(const Backend& backend);
 
 // What this process takes beside the memory that nibble counts, once the model is open, its tokenizer
 // read and its kernels have run: code, libraries, tables. Measured in this process, so before a model

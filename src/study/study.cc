@@ -97,12 +97,13 @@ Result<std::unique_ptr<Study>> Study::Create(const StudyOptions& options,
     NIBBLE_ASSIGN_OR_RETURN(const MethodSpec method, ParseMethod(options.methods[i]));
     NIBBLE_RETURN_IF_ERROR(PlanQuantization(original.description, method.quant));
   }
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeBackend(options.device));
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
+                          MakeBackend(options.device, original.description.config));
   NIBBLE_ASSIGN_OR_RETURN(const DType kv_dtype,
                           KvTypeFor(options.device, *backend, original.description.config));
   NIBBLE_RETURN_IF_ERROR(CheckWorkload(options.workload, *original.checkpoint,
                                        original.description, *backend, kv_dtype,
-                                       AvailableBytes(*backend)));
+                                       backend->AvailableBytes()));
   NIBBLE_ASSIGN_OR_RETURN(std::string fingerprint, FingerprintOfFiles(options.model));
   NIBBLE_ASSIGN_OR_RETURN(StageStore stages, StageStore::Open(options.output));
 
@@ -146,12 +147,12 @@ Result<Json> Study::HardwareStage() {
   return Stage("hardware", {{"device", options_.device.device}, {"threads", threads}},
                [&]() -> Result<Json> {
                  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
-                                         MakeBackend(options_.device));
+                                         MakeBackend(options_.device,
+                                                     original_.description.config));
                  ThreadPool pool(threads);
-                 const DeviceLimits limits = MeasureHostLimits(pool);
+                 NIBBLE_ASSIGN_OR_RETURN(const DeviceLimits limits, MeasureLimits(*backend, pool));
                  return Json{{"server", DescribeServer()},
-                             {"accelerator", DescribeHostAccelerator(backend->description(),
-                                                                     threads, limits)}};
+                             {"accelerator", DescribeAccelerator(*backend, threads, limits)}};
                });
 }
 
@@ -179,7 +180,8 @@ Result<Json> Study::QuantizeStage(const std::string& method) {
     NIBBLE_RETURN_IF_ERROR(MakeDirectories(JoinPath(options_.output, "models")));
     NIBBLE_ASSIGN_OR_RETURN(const MethodSpec spec, ParseMethod(method));
     NIBBLE_ASSIGN_OR_RETURN(const CalibrationSet* const set, CalibrationFor(spec));
-    NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeBackend(options_.device));
+    NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
+                            MakeQuantizingBackend(options_.device, original_.description.config));
     ThreadPool pool(ThreadsFor(options_.device));
     const std::unique_ptr<QuantizeOps> ops = MakeQuantizeOps(*backend, pool);
     Progress progress(options_.progress, "quantizing " + method, 1);

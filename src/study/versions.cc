@@ -5,7 +5,7 @@
 namespace nibble {
 
 Json Versions() {
-  constexpr std::string_view commit = NIBBLE_COMMIT;
+  constexpr std::string_view commit = NIBBLE_COMMIT, cuda = NIBBLE_CUDA_VERSION;
   Json versions = {{"nibble", NIBBLE_VERSION},
                    {"commit", commit.empty() ? Json() : Json(commit)},
 #ifdef __clang__
@@ -14,11 +14,7 @@ Json Versions() {
                    {"compiler", "g++ " __VERSION__},
 #endif
                    {"build", NIBBLE_BUILD_TYPE},
-#ifdef NIBBLE_WITH_CUDA
-                   {"cuda", NIBBLE_CUDA_VERSION}};
-#else
-                   {"cuda", nullptr}};
-#endif
+                   {"cuda", cuda.empty() ? Json() : Json(cuda)}};
   return versions;
 }
 

@@ -38,7 +38,9 @@ class CpuBackend final : public Backend {
   }
   DType activation_type() const override { return DType::kF32; }
   int64_t kv_block_tokens() const override { return kBlockTokens; }
+  int64_t step_rows() const override { return 512; }
   MemoryTracker& memory() override { return memory_; }
+  uint64_t AvailableBytes() const override { return ReadHostMemory().available_bytes; }
 
   Result<Matrix> Allocate(MemoryClass memory_class, DType dtype, int64_t rows,
                           int64_t columns) override {
@@ -97,6 +99,8 @@ class CpuBackend final : public Backend {
   void SetBatch(BatchPlan& plan, const Batch& batch) override {
     static_cast<CpuPlan&>(plan).SetBatch(batch);
   }
+
+  void Issue(BatchPlan&, const std::function<void()>& operations) override { operations(); }
 
   void Embed(const BatchPlan& plan, const PreparedLinear& table, MatrixView out) override {
     CheckActivations(out);
@@ -199,6 +203,14 @@ class CpuBackend final : public Backend {
     const std::span<const int32_t> rows = Cpu(plan).batch().logit_rows;
     for (int64_t i = 0; i < out.rows; ++i) {
       std::copy_n(x.row<float>(rows[static_cast<size_t>(i)]), x.columns, out.row<float>(i));
+    }
+  }
+
+  void ArgMax(MatrixView logits, MatrixView tokens) override {
+    for (int64_t r = 0; r < logits.rows; ++r) {
+      const float* row = logits.row<float>(r);
+      *tokens.row<int32_t>(r) =
+          static_cast<int32_t>(std::max_element(row, row + logits.columns) - row);
     }
   }
 

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "src/base/error.h"
+
 namespace nibble {
 
 struct CudaDevice {
@@ -19,7 +21,17 @@ struct CudaDevice {
 
 // Empty where there is none, its driver does not answer, or this build is without CUDA.
 std::vector<CudaDevice> ListCudaDevices();
+// The one that this thread's CUDA work goes to. There must be one.
+CudaDevice CurrentCudaDevice();
 
+namespace cuda {
+
+// kBadInput where there is no driver, or one too old for the runtime that this build carries.
+Status CheckDriver();
+// kBadInput where the kernels were not compiled for the current device's architecture.
+Status CheckKernelsRun(const CudaDevice& device);
+
+}  // namespace cuda
 }  // namespace nibble
 
 #endif  // NIBBLE_OPS_CUDA_DEVICE_H_

@@ -89,7 +89,9 @@ class RefBackend final : public Backend {
   }
   DType activation_type() const override { return DType::kF32; }
   int64_t kv_block_tokens() const override { return kBlockTokens; }
+  int64_t step_rows() const override { return 512; }
   MemoryTracker& memory() override { return memory_; }
+  uint64_t AvailableBytes() const override { return ReadHostMemory().available_bytes; }
 
   Result<Matrix> Allocate(MemoryClass memory_class, DType dtype, int64_t rows,
                           int64_t columns) override {
@@ -188,6 +190,8 @@ class RefBackend final : public Backend {
                             static_cast<int32_t>(s));
     }
   }
+
+  void Issue(BatchPlan&, const std::function<void()>& operations) override { operations(); }
 
   void Embed(const BatchPlan& plan, const PreparedLinear& table, MatrixView out) override {
     for (int64_t r = 0; r < out.rows; ++r) {
@@ -322,6 +326,14 @@ class RefBackend final : public Backend {
     for (int64_t i = 0; i < out.rows; ++i) {
       std::copy_n(x.row<float>(Ref(plan).logit_rows[static_cast<size_t>(i)]), x.columns,
                   out.row<float>(i));
+    }
+  }
+
+  void ArgMax(MatrixView logits, MatrixView tokens) override {
+    for (int64_t r = 0; r < logits.rows; ++r) {
+      const float* row = logits.row<float>(r);
+      *tokens.row<int32_t>(r) =
+          static_cast<int32_t>(std::max_element(row, row + logits.columns) - row);
     }
   }
 

@@ -1,0 +1,348 @@
+#include "src/ops/cuda/cuda_backend.h"
+
+#include <algorithm>
+
+#include "src/base/checked.h"
+#include "src/ops/cuda/attention.h"
+#include "src/ops/cuda/cuda_linear.h"
+#include "src/ops/cuda/cuda_plan.h"
+#include "src/ops/cuda/device.h"
+#include "src/ops/cuda/device_memory.h"
+#include "src/ops/cuda/elementwise.h"
+#include "src/ops/cuda/linear_q4.h"
+#include "src/ops/cuda/matrix_product.h"
+
+namespace nibble {
+namespace cuda {
+namespace {
+
+// A step's rows that fill the device, and more would only take memory.
+constexpr int64_t kStepRows = 4096;
+// From here on it is faster to expand a 4-bit weight once and to multiply densely.
+constexpr int64_t kDequantizeRows = 256;
+// Rows of a dequantized piece begin at multiples of this (see DequantizeQ4).
+constexpr int64_t kDequantizeRowMultiple = 128;
+
+// The pool: [layers][keys, values][blocks, kv_heads, kBlockTokens, head_dim].
+class CudaKvCache final : public KvCache {
+ public:
+  CudaKvCache(const KvLayout& layout, int64_t blocks, Buffer memory)
+      : layout_(layout), blocks_(blocks), memory_(std::move(memory)) {}
+  const KvLayout& layout() const override { return layout_; }
+  int64_t blocks() const override { return blocks_; }
+
+  // Keys, or values, of one block in one layer.
+  size_t block_bytes() const {
+    return static_cast<size_t>(layout_.kv_heads * layout_.block_tokens * layout_.head_dim) *
+           BytesOf(layout_.dtype);
+  }
+  size_t half_layer_bytes() const { return static_cast<size_t>(blocks_) * block_bytes(); }
+  std::byte* data() const { return memory_.as<std::byte>(); }
+  KvView layer(int64_t i) const {
+    std::byte* keys = data() + static_cast<size_t>(2 * i) * half_layer_bytes();
+    return {.keys = keys, .values = keys + half_layer_bytes()};
+  }
+
+ private:
+  KvLayout layout_;
+  int64_t blocks_;
+  Buffer memory_;
+};
+
+CudaPlan& Cuda(BatchPlan& plan) { return static_cast<CudaPlan&>(plan); }
+const CudaPlan& Cuda(const BatchPlan& plan) { return static_cast<const CudaPlan&>(plan); }
+const CudaLinear& Cuda(const PreparedLinear& linear) {
+  return static_cast<const CudaLinear&>(linear);
+}
+const CudaKvCache& Cuda(const KvCache& cache) { return static_cast<const CudaKvCache&>(cache); }
+
+class CudaBackend final : public Backend {
+ public:
+  static Result<std::unique_ptr<Backend>> Create(const CudaDevice& device, DType activations) {
+    std::unique_ptr<CudaBackend> backend(new CudaBackend(device, activations));
+    NIBBLE_ASSIGN_OR_RETURN(backend->stream_, Stream::Create());
+    NIBBLE_ASSIGN_OR_RETURN(backend->product_, MatrixProduct::Create());
+    NIBBLE_ASSIGN_OR_RETURN(backend->loader_,
+                            WeightLoader::Create(backend->memory_, *backend->stream_));
+    return backend;
+  }
+
+  std::string name() const override { return "cuda"; }
+  std::string description() const override {
+    return fmt::format("cuda:{} ({}, compute capability {}, {})", device_.index, device_.name,
+                       device_.compute_capability, Name(activations_));
+  }
+  DType activation_type() const override { return activations_; }
+  int64_t kv_block_tokens() const override { return kBlockTokens; }
+  int64_t step_rows() const override { return kStepRows; }
+  MemoryTracker& memory() override { return memory_; }
+  uint64_t AvailableBytes() const override {
+    size_t free = 0, total = 0;
+    return cudaMemGetInfo(&free, &total) == cudaSuccess ? free : 0;
+  }
+
+  Result<Matrix> Allocate(MemoryClass memory_class, DType dtype, int64_t rows,
+                          int64_t columns) override {
+    NIBBLE_ASSIGN_OR_RETURN(
+        Buffer buffer,
+        AllocateDevice(memory_, memory_class, static_cast<size_t>(rows * columns) * BytesOf(dtype)));
+    return Matrix(std::move(buffer), dtype, rows, columns);
+  }
+
+  Result<Matrix> Upload(std::span<const float> values) override {
+    NIBBLE_ASSIGN_OR_RETURN(Matrix matrix, Allocate(MemoryClass::kWeights, DType::kF32, 1,
+                                                    static_cast<int64_t>(values.size())));
+    stream_->Check(cudaMemcpyAsync(matrix.view().data, values.data(), values.size_bytes(),
+                                   cudaMemcpyHostToDevice, stream_->get()),
+                   "copying a vector", 1, matrix.columns());
+    NIBBLE_RETURN_IF_ERROR(stream_->Synchronize());
+    return matrix;
+  }
+
+  Result<std::unique_ptr<PreparedLinear>> Prepare(std::span<const LinearSource> sources,
+                                                  Interleave interleave) override {
+    return loader_->Load(sources, interleave, activations_);
+  }
+
+  uint64_t PreparedBytes(int64_t out_features, int64_t in_features, DType, const QuantSpec* quant,
+                         bool bias) const override {
+    return LinearLayout::Of(out_features, in_features, quant, bias).total_bytes;
+  }
+
+  Result<std::unique_ptr<KvCache>> CreateKvCache(const KvLayout& layout, int64_t blocks) override {
+    CHECK(layout.block_tokens == kBlockTokens, "blocks of {} tokens", layout.block_tokens);
+    if (layout.dtype != activations_) {
+      return BadInput("on a GPU the KV cache has the activations' type, {}, not {}",
+                      Name(activations_), Name(layout.dtype));
+    }
+    NIBBLE_ASSIGN_OR_RETURN(
+        Buffer memory, AllocateDevice(memory_, MemoryClass::kKvCache,
+                                      static_cast<size_t>(blocks) * layout.BlockBytes()));
+    return std::make_unique<CudaKvCache>(layout, blocks, std::move(memory));
+  }
+
+  void CopyKvBlock(KvCache& cache, int64_t from, int64_t to) override {
+    const CudaKvCache& kv = Cuda(cache);
+    const size_t bytes = kv.block_bytes(), pitch = kv.half_layer_bytes();
+    stream_->Check(
+        cudaMemcpy2DAsync(kv.data() + static_cast<size_t>(to) * bytes, pitch,
+                          kv.data() + static_cast<size_t>(from) * bytes, pitch, bytes,
+                          static_cast<size_t>(2 * kv.layout().layers), cudaMemcpyDeviceToDevice,
+                          stream_->get()),
+        "copying a KV block", from, to);
+  }
+
+  Result<std::unique_ptr<BatchPlan>> CreatePlan(const StepLimits& limits,
+                                                const ModelExtents& model) override {
+    const PlanLayout layout = PlanLayout::Of(limits, model, stream_->multiprocessors());
+    NIBBLE_ASSIGN_OR_RETURN(
+        Buffer memory, AllocateDevice(memory_, MemoryClass::kWorkspace, layout.total_bytes));
+    return CudaPlan::Create(layout, std::move(memory), *stream_);
+  }
+
+  uint64_t PlanBytes(const StepLimits& limits, const ModelExtents& model) const override {
+    return PlanLayout::Of(limits, model, stream_->multiprocessors()).total_bytes;
+  }
+
+  void SetBatch(BatchPlan& plan, const Batch& batch) override { Cuda(plan).SetBatch(batch); }
+
+  void Issue(BatchPlan& plan, const std::function<void()>& operations) override {
+    Cuda(plan).Issue(operations);
+  }
+
+  void Embed(const BatchPlan& plan, const PreparedLinear& table, MatrixView out) override {
+    CheckActivations(out);
+    CHECK(!Cuda(table).layout().q4 && out.columns == table.in_features());
+    cuda::Embed(*stream_, Cuda(plan).batch(), Cuda(table).weight(), out);
+  }
+
+  void RmsNorm(MatrixView x, MatrixView gain, float epsilon, MatrixView out) override {
+    CheckActivations(x);
+    CheckActivations(out);
+    CHECK(gain.dtype == DType::kF32 && gain.columns == x.columns && out.columns == x.columns);
+    cuda::RmsNorm(*stream_, x, gain.row<float>(0), epsilon, out);
+  }
+
+  void Linear(BatchPlan& plan, const PreparedLinear& linear, MatrixView x, Epilogue epilogue,
+              MatrixView out) override {
+    CheckActivations(x);
+    const CudaLinear& weight = Cuda(linear);
+    const bool gate_up = weight.interleave() == Interleave::kGateUp;
+    CHECK(gate_up == (epilogue == Epilogue::kSiluMul));
+    CHECK(x.columns == weight.in_features() && x.rows == out.rows &&
+              out.columns == weight.out_features() / (gate_up ? 2 : 1),
+          "[{}, {}] · [{}, {}]ᵀ into [{}, {}]", x.rows, x.columns, weight.out_features(),
+          weight.in_features(), out.rows, out.columns);
+    const CudaPlan& p = Cuda(plan);
+    const PlanLayout& layout = p.layout();
+    int64_t rows_at_once = layout.wide_rows;
+    if (weight.order() != nullptr) {
+      rows_at_once = std::min(
+          rows_at_once, static_cast<int64_t>(layout.gathered_bytes) / (2 * x.columns));
+    }
+    for (int64_t row = 0; row < x.rows; row += rows_at_once) {
+      const int64_t rows = std::min(rows_at_once, x.rows - row);
+      MatrixView in = x.Rows(row, rows);
+      if (weight.order() != nullptr) {
+        const MatrixView gathered{p.at<void>(layout.gathered), x.dtype, rows, x.columns, x.columns};
+        GatherColumns(*stream_, in, weight.order(), gathered);
+        in = gathered;
+      }
+      if (weight.layout().q4) {
+        MultiplyQ4(p, weight, in, epilogue, out.Rows(row, rows));
+      } else {
+        MultiplyDense(p, weight, in, epilogue, out.Rows(row, rows));
+      }
+    }
+  }
+
+  void RopeAndStoreKv(const BatchPlan& plan, const RopeSpec& rope, const AttentionSpec& attention,
+                      int64_t layer, MatrixView qkv, KvCache& cache) override {
+    CheckActivations(qkv);
+    const CudaPlan& p = Cuda(plan);
+    const CudaKvCache& kv = Cuda(cache);
+    const int64_t half = attention.head_dim / 2;
+    CHECK(half == p.layout().half_dim && static_cast<int64_t>(rope.frequencies.size()) == half &&
+          attention.head_dim == kv.layout().head_dim && attention.kv_heads == kv.layout().kv_heads);
+    CHECK(qkv.rows == p.batch().rows &&
+          qkv.columns == (attention.heads + 2 * attention.kv_heads) * attention.head_dim);
+    auto* table = p.at<float2>(p.layout().rope_table);
+    if (const_cast<CudaPlan&>(p).NeedsRope(rope.frequencies)) {
+      RopeTable(*stream_, p.batch(), p.at<float>(p.layout().rope_frequencies), half, table);
+    }
+    cuda::RopeAndStoreKv(*stream_, p.batch(), attention, table, qkv, kv.layer(layer));
+  }
+
+  void Attend(BatchPlan& plan, const AttentionSpec& attention, int64_t layer, MatrixView q,
+              const KvCache& cache, MatrixView out) override {
+    CheckActivations(q);
+    CheckActivations(out);
+    const CudaPlan& p = Cuda(plan);
+    const KvView kv = Cuda(cache).layer(layer);
+    if (p.batch().has_decode) {
+      AttendDecode(*stream_, p.batch(), attention, q, kv, out, p.at<void>(p.layout().decode));
+    }
+    if (p.batch().prefill_tile_count > 0) {
+      AttendPrefill(*stream_, p.batch(), attention, q, kv, out);
+    }
+  }
+
+  void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) override {
+    GatherRows(*stream_, x, Cuda(plan).batch().logit_rows, out);
+  }
+
+  void ArgMax(MatrixView logits, MatrixView tokens) override {
+    CHECK(logits.dtype == DType::kF32 && tokens.dtype == DType::kI32 && tokens.stride == 1);
+    cuda::ArgMax(*stream_, logits, tokens.row<int32_t>(0));
+  }
+
+  Result<MatrixView> ToHost(MatrixView matrix) override {
+    const size_t row_bytes = static_cast<size_t>(matrix.columns) * BytesOf(matrix.dtype);
+    const size_t bytes = static_cast<size_t>(matrix.rows) * row_bytes;
+    if (host_.size() < bytes) {
+      host_ = Buffer();
+      NIBBLE_ASSIGN_OR_RETURN(host_, AllocatePinned(bytes));
+    }
+    stream_->Check(cudaMemcpy2DAsync(host_.data(), row_bytes, matrix.data,
+                                     static_cast<size_t>(matrix.stride) * BytesOf(matrix.dtype),
+                                     row_bytes, static_cast<size_t>(matrix.rows),
+                                     cudaMemcpyDeviceToHost, stream_->get()),
+                   "copying to the host", matrix.rows, matrix.columns);
+    NIBBLE_RETURN_IF_ERROR(stream_->Synchronize());
+    return MatrixView{host_.data(), matrix.dtype, matrix.rows, matrix.columns, matrix.columns};
+  }
+
+ private:
+  CudaBackend(const CudaDevice& device, DType activations)
+      : device_(device), activations_(activations) {}
+
+  void CheckActivations(MatrixView matrix) const {
+    CHECK(matrix.dtype == activations_, "activations of type {}", Name(matrix.dtype));
+  }
+
+  // At most PlanLayout::wide_rows rows.
+  void MultiplyDense(const CudaPlan& plan, const CudaLinear& weight, MatrixView x,
+                     Epilogue epilogue, MatrixView out) {
+    if (CanMultiplyFewRows(x, weight.weight())) {
+      return MultiplyFewRows(*stream_, x, weight.weight(), weight.bias(), epilogue, out);
+    }
+    if (weight.bias() == nullptr && epilogue != Epilogue::kSiluMul) {
+      return Product(plan, x, weight.weight(), epilogue, out);
+    }
+    CHECK(out.dtype == activations_);
+    const MatrixView wide = Wide(plan, weight, x.rows);
+    Product(plan, x, weight.weight(), Epilogue::kNone, wide);
+    FinishLinear(*stream_, wide, weight.bias(), epilogue, out);
+  }
+
+  void MultiplyQ4(const CudaPlan& plan, const CudaLinear& weight, MatrixView x, Epilogue epilogue,
+                  MatrixView out) {
+    const Q4Layout& q4 = *weight.layout().q4;
+    if (x.rows < kDequantizeRows && out.dtype == activations_) {
+      return LinearQ4(*stream_, q4, weight.weight(), weight.bias(), x, epilogue, out,
+                      plan.at<void>(plan.layout().linear_q4));
+    }
+    // A piece of the weight at a time, small enough to be read back from the cache.
+    const bool direct = weight.bias() == nullptr && epilogue != Epilogue::kSiluMul;
+    const MatrixView wide = direct ? out : Wide(plan, weight, x.rows);
+    const auto fit = static_cast<int64_t>(plan.layout().dequantized_bytes) / (2 * x.columns);
+    const int64_t step = std::max(kDequantizeRowMultiple,
+                                  fit / kDequantizeRowMultiple * kDequantizeRowMultiple);
+    for (int64_t first = 0; first < q4.out_features; first += step) {
+      const int64_t count = std::min(step, q4.out_features - first);
+      void* dense = plan.at<void>(plan.layout().dequantized);
+      DequantizeQ4(*stream_, q4, weight.weight(), activations_, first, count, dense);
+      Product(plan, x, dense, direct ? epilogue : Epilogue::kNone, wide.Columns(first, count));
+    }
+    if (!direct) FinishLinear(*stream_, wide, weight.bias(), epilogue, out);
+  }
+
+  void Product(const CudaPlan& plan, MatrixView x, const void* w, Epilogue epilogue,
+               MatrixView out) {
+    product_->Run(*stream_, x, w,
+                  epilogue == Epilogue::kAdd ? MatrixProduct::Output::kAdd
+                                             : MatrixProduct::Output::kReplace,
+                  out, plan.at<void>(plan.layout().matrix_product),
+                  PlanLayout::kMatrixProductBytes);
+  }
+
+  MatrixView Wide(const CudaPlan& plan, const CudaLinear& weight, int64_t rows) const {
+    const int64_t columns = weight.out_features();
+    CHECK(static_cast<size_t>(rows * columns) * 2 <= plan.layout().wide_bytes);
+    return {plan.at<void>(plan.layout().wide), activations_, rows, columns, columns};
+  }
+
+  CudaDevice device_;
+  DType activations_;
+  MemoryTracker memory_;
+  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<MatrixProduct> product_;
+  std::unique_ptr<WeightLoader> loader_;
+  Buffer host_;  // where ToHost's matrix lies
+};
+
+}  // namespace
+}  // namespace cuda
+
+Result<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
+  if (options.activations != DType::kF16 && options.activations != DType::kBF16) {
+    return WrongUsage("on a GPU activations are f16 or bf16, not {}", Name(options.activations));
+  }
+  NIBBLE_RETURN_IF_ERROR(cuda::CheckDriver());
+  const std::vector<CudaDevice> devices = ListCudaDevices();
+  if (options.device < 0 || options.device >= static_cast<int>(devices.size())) {
+    return BadInput("cuda:{}: {}", options.device,
+                    devices.empty() ? std::string("no usable NVIDIA GPU was found")
+                                    : fmt::format("this machine has GPUs 0 to {}",
+                                                  devices.size() - 1));
+  }
+  const CudaDevice& device = devices[static_cast<size_t>(options.device)];
+  const cudaError_t error = cudaSetDevice(options.device);
+  if (error != cudaSuccess) {
+    return BadInput("cuda:{} ({}): {}", options.device, device.name, cuda::ErrorText(error));
+  }
+  NIBBLE_RETURN_IF_ERROR(cuda::CheckKernelsRun(device));
+  return cuda::CudaBackend::Create(device, options.activations);
+}
+
+}  // namespace nibble

@@ -1,0 +1,211 @@
+#include "src/ops/cuda/cuda_plan.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "src/base/checked.h"
+#include "src/ops/cuda/attention.h"
+#include "src/ops/cuda/device_memory.h"
+#include "src/ops/cuda/linear_q4.h"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr size_t kAlignment = 256;
+// Enough rows that a product over them keeps the device busy, few enough to stay out of the way.
+constexpr size_t kMaxWideBytes = size_t{96} << 20;
+constexpr size_t kMaxDequantizedBytes = size_t{64} << 20;
+constexpr size_t kMaxGatheredBytes = size_t{32} << 20;
+
+int64_t MaxTiles(const StepLimits& limits) {
+  return limits.rows / kPrefillRows + limits.sequences;
+}
+
+}  // namespace
+
+PlanLayout PlanLayout::Of(const StepLimits& limits, const ModelExtents& model,
+                          int multiprocessors) {
+  PlanLayout layout{.limits = limits,
+                    .max_blocks = CeilDiv<int64_t>(limits.context, kBlockTokens),
+                    .half_dim = model.head_dim / 2};
+  size_t end = 0;
+  const auto add = [&end](size_t bytes) {
+    const size_t begin = end;
+    end += RoundUp(bytes, kAlignment);
+    return begin;
+  };
+  const auto integers = static_cast<size_t>(3 * limits.rows + 2 * limits.sequences + 1 +
+                                            limits.sequences * layout.max_blocks +
+                                            limits.logit_rows + 2 * MaxTiles(limits));
+  layout.batch_bytes = integers * sizeof(int32_t) + 8 * kAlignment;
+  layout.batch = add(layout.batch_bytes);
+  layout.rope_frequencies = add(static_cast<size_t>(layout.half_dim) * sizeof(float));
+  layout.rope_table =
+      add(static_cast<size_t>(limits.rows * 2 * layout.half_dim) * sizeof(float));
+  const AttentionSpec attention{
+      .heads = model.heads, .kv_heads = model.kv_heads, .head_dim = model.head_dim};
+  layout.decode = add(DecodeScratchBytes(multiprocessors, limits.sequences, attention));
+
+  const int64_t qkv = (model.heads + 2 * model.kv_heads) * model.head_dim;
+  const int64_t widest = std::max({2 * model.intermediate, qkv, model.hidden});
+  const int64_t longest = std::max({model.intermediate, model.heads * model.head_dim, model.hidden});
+  layout.linear_q4 =
+      add(LinearQ4ScratchBytes(multiprocessors, limits.rows, widest, longest));
+  const auto rows_within = [&](size_t bytes, int64_t columns) {
+    const auto fit = static_cast<int64_t>(bytes / (static_cast<size_t>(columns) * 2));
+    return std::max<int64_t>(1, std::min(limits.rows, fit >= 128 ? fit / 128 * 128 : fit));
+  };
+  layout.wide_rows = rows_within(kMaxWideBytes, widest);
+  layout.wide_bytes = static_cast<size_t>(layout.wide_rows * widest) * 2;
+  layout.wide = add(layout.wide_bytes);
+  layout.dequantized_bytes =
+      std::min(kMaxDequantizedBytes, static_cast<size_t>(widest * longest) * 2);
+  layout.dequantized = add(layout.dequantized_bytes);
+  layout.gathered_bytes = std::min(kMaxGatheredBytes, static_cast<size_t>(limits.rows * longest) * 2);
+  layout.gathered = add(layout.gathered_bytes);
+  layout.matrix_product = add(kMatrixProductBytes);
+  layout.total_bytes = end;
+  return layout;
+}
+
+Result<std::unique_ptr<CudaPlan>> CudaPlan::Create(const PlanLayout& layout, Buffer memory,
+                                                   Stream& stream) {
+  std::unique_ptr<CudaPlan> plan(new CudaPlan(layout, std::move(memory), stream));
+  for (Staging& staging : plan->staging_) {
+    NIBBLE_ASSIGN_OR_RETURN(staging.memory, AllocatePinned(layout.batch_bytes));
+    const cudaError_t error = cudaEventCreateWithFlags(&staging.copied, cudaEventDisableTiming);
+    if (error != cudaSuccess) return Fail(ErrorCode::kInternal, "an event: {}", ErrorText(error));
+  }
+  // Kernels count on scratch memory that starts zeroed.
+  stream.Check(cudaMemsetAsync(plan->memory_.data(), 0, layout.total_bytes, stream.get()),
+               "zeroing scratch memory", 1, static_cast<int64_t>(layout.total_bytes));
+  NIBBLE_RETURN_IF_ERROR(stream.Synchronize());
+  return plan;
+}
+
+CudaPlan::~CudaPlan() {
+  cudaStreamSynchronize(stream_.get());
+  for (auto& [shape, recording] : recordings_) {
+    if (recording.graph != nullptr) cudaGraphExecDestroy(recording.graph);
+  }
+  for (Staging& staging : staging_) {
+    if (staging.copied != nullptr) cudaEventDestroy(staging.copied);
+  }
+}
+
+void CudaPlan::SetBatch(const Batch& batch) {
+  const StepLimits& limits = layout_.limits;
+  CHECK(batch.rows() <= limits.rows && batch.sequences() <= limits.sequences &&
+            static_cast<int64_t>(batch.logit_rows.size()) <= limits.logit_rows,
+        "a step of {} rows, {} sequences and {} logit rows; the plan is for {}, {} and {}",
+        batch.rows(), batch.sequences(), batch.logit_rows.size(), limits.rows, limits.sequences,
+        limits.logit_rows);
+  CHECK(batch.max_blocks <= layout_.max_blocks, "{} blocks a sequence; the plan is for {}",
+        batch.max_blocks, layout_.max_blocks);
+  CHECK(batch.row_begin.size() == batch.context_lengths.size() + 1 &&
+        batch.positions.size() == batch.tokens.size());
+
+  Staging& staging = staging_[next_staging_];
+  next_staging_ = (next_staging_ + 1) % staging_.size();
+  stream_.Check(cudaEventSynchronize(staging.copied), "copying a batch", batch.rows(), 1);
+  std::byte* host = staging.memory.as<std::byte>();
+  std::byte* device = at<std::byte>(layout_.batch);
+  size_t end = 0;
+  // Room for `count` integers: on the host, and where they will be on the device.
+  const auto place = [&](size_t count) {
+    auto* const on_host = reinterpret_cast<int32_t*>(host + end);
+    auto* const on_device = reinterpret_cast<const int32_t*>(device + end);
+    end += RoundUp(count * sizeof(int32_t), size_t{16});
+    return std::pair(on_host, on_device);
+  };
+  const auto copy = [&](std::span<const int32_t> from) {
+    const auto [on_host, on_device] = place(from.size());
+    std::copy(from.begin(), from.end(), on_host);
+    return on_device;
+  };
+  batch_.rows = batch.rows();
+  batch_.sequences = batch.sequences();
+  batch_.table_stride = layout_.max_blocks;
+  batch_.tokens = copy(batch.tokens);
+  batch_.positions = copy(batch.positions);
+  batch_.row_begin = copy(batch.row_begin);
+  batch_.context_lengths = copy(batch.context_lengths);
+  batch_.logit_rows = copy(batch.logit_rows);
+  logit_rows_ = static_cast<int64_t>(batch.logit_rows.size());
+
+  const auto [row_sequence, device_row_sequence] = place(batch.tokens.size());
+  batch_.row_sequence = device_row_sequence;
+  std::vector<PrefillTile> tiles;
+  batch_.has_decode = false;
+  for (size_t s = 0; s + 1 < batch.row_begin.size(); ++s) {
+    const int32_t begin = batch.row_begin[s], next = batch.row_begin[s + 1];
+    std::fill(row_sequence + begin, row_sequence + next, static_cast<int32_t>(s));
+    if (next - begin == 1) {
+      batch_.has_decode = true;
+      continue;
+    }
+    for (int32_t row = begin; row < next; row += kPrefillRows) {
+      tiles.push_back({static_cast<int32_t>(s), row});
+    }
+  }
+  const auto [tables, device_tables] =
+      place(static_cast<size_t>(batch.sequences() * layout_.max_blocks));
+  batch_.block_tables = device_tables;
+  for (int64_t s = 0; s < batch.sequences(); ++s) {
+    const auto from = batch.block_tables.begin() + s * batch.max_blocks;
+    std::copy(from, from + batch.max_blocks, tables + s * layout_.max_blocks);
+  }
+  // Late tiles see the longest contexts; they go first, so that short ones fill the end.
+  std::reverse(tiles.begin(), tiles.end());
+  const auto [host_tiles, device_tiles] = place(2 * tiles.size());
+  std::memcpy(host_tiles, tiles.data(), tiles.size() * sizeof(PrefillTile));
+  batch_.prefill_tiles = reinterpret_cast<const PrefillTile*>(device_tiles);
+  batch_.prefill_tile_count = static_cast<int64_t>(tiles.size());
+
+  CHECK(end <= layout_.batch_bytes);
+  stream_.Check(cudaMemcpyAsync(device, host, end, cudaMemcpyHostToDevice, stream_.get()),
+                "copying a batch", batch.rows(), 1);
+  stream_.Check(cudaEventRecord(staging.copied, stream_.get()), "copying a batch", batch.rows(), 1);
+  has_rope_ = false;
+}
+
+void CudaPlan::Issue(const std::function<void()>& operations) {
+  if (batch_.prefill_tile_count > 0) return operations();
+  Recording& recording = recordings_[{batch_.rows, batch_.sequences, logit_rows_}];
+  if (!recording.seen) {
+    recording.seen = true;
+    return operations();
+  }
+  if (recording.graph == nullptr) {
+    cudaGraph_t graph = nullptr;
+    stream_.Check(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal),
+                  "capturing a step", batch_.rows, 1);
+    operations();
+    stream_.Check(cudaStreamEndCapture(stream_.get(), &graph), "capturing a step", batch_.rows, 1);
+    if (graph == nullptr) return;  // the failure is the stream's to report
+    stream_.Check(cudaGraphInstantiate(&recording.graph, graph, 0), "instantiating a step's graph",
+                  batch_.rows, 1);
+    cudaGraphDestroy(graph);
+    if (recording.graph == nullptr) return;
+  }
+  stream_.Check(cudaGraphLaunch(recording.graph, stream_.get()), "launching a step's graph",
+                batch_.rows, 1);
+}
+
+bool CudaPlan::NeedsRope(std::span<const float> frequencies) {
+  const bool known = std::equal(frequencies.begin(), frequencies.end(), frequencies_.begin(),
+                                frequencies_.end());
+  if (has_rope_ && known) return false;
+  if (!known) {
+    frequencies_.assign(frequencies.begin(), frequencies.end());
+    // From pageable memory, so the host has been read when this returns.
+    stream_.Check(cudaMemcpyAsync(at<float>(layout_.rope_frequencies), frequencies_.data(),
+                                  frequencies_.size() * sizeof(float), cudaMemcpyHostToDevice,
+                                  stream_.get()),
+                  "copying the rope frequencies", 1, static_cast<int64_t>(frequencies_.size()));
+  }
+  has_rope_ = true;
+  return true;
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,44 @@
+// A step's batch where kernels read it, at addresses that stay the same from step to step, so that a
+// captured graph serves every step of its shape.
+#ifndef NIBBLE_OPS_CUDA_DEVICE_BATCH_H_
+#define NIBBLE_OPS_CUDA_DEVICE_BATCH_H_
+
+#include <cstdint>
+
+namespace nibble::cuda {
+
+inline constexpr int kBlockTokens = 32;  // of the KV cache
+inline constexpr int kPrefillRows = 64;  // query rows of a prefill tile
+
+struct PrefillTile {
+  int32_t sequence;
+  int32_t first_row;  // of the batch
+};
+
+// See Batch (src/ops/kv.h) for what the arrays hold. All pointers are to device memory.
+struct DeviceBatch {
+  const int32_t* tokens = nullptr;           // [rows]
+  const int32_t* positions = nullptr;        // [rows]
+  const int32_t* row_sequence = nullptr;     // [rows] the sequence of each row
+  const int32_t* row_begin = nullptr;        // [sequences + 1]
+  const int32_t* context_lengths = nullptr;  // [sequences]
+  const int32_t* block_tables = nullptr;     // [sequences, table_stride]
+  const int32_t* logit_rows = nullptr;       // [logit rows]
+  // The rows of each sequence that has more than one, in tiles of at most kPrefillRows.
+  const PrefillTile* prefill_tiles = nullptr;  // [prefill_tile_count]
+  int64_t rows = 0;
+  int64_t sequences = 0;
+  int64_t table_stride = 0;
+  int64_t prefill_tile_count = 0;
+  bool has_decode = false;  // whether some sequence has exactly one row
+};
+
+// One layer's keys and values.
+struct KvView {
+  void* keys = nullptr;    // [blocks, kv_heads, kBlockTokens, head_dim], of the activations' type
+  void* values = nullptr;  // likewise
+};
+
+}  // namespace nibble::cuda
+
+#endif  // NIBBLE_OPS_CUDA_DEVICE_BATCH_H_

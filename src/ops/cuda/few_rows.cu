@@ -1,0 +1,180 @@
+// Products with few rows of activations. The weight is read once, straight to registers, 16 bytes a
+// load; a warp owns two of its rows at a time, so that their loads are in flight together.
+#include <cstdint>
+
+#include "src/ops/cuda/half.cuh"
+#include "src/ops/cuda/matrix_product.h"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kWarps = 4;         // of a block; small blocks spread over the device more evenly
+constexpr int kWeightRows = 2;    // of a warp, a gate and its up
+constexpr int kUnroll = 4;        // loads in flight, of each weight row
+constexpr int kElements = 8;      // of a load
+
+struct FewRowsShape {
+  int64_t out_features, in_features, x_stride, out_stride;
+};
+
+template <typename T>
+__device__ void MultiplyAdd(const uint4& a, const uint4& b, float& sum) {
+  using Pair = typename HalfTraits<T>::Pair;
+  const auto* pa = reinterpret_cast<const Pair*>(&a);
+  const auto* pb = reinterpret_cast<const Pair*>(&b);
+#pragma unroll
+  for (int i = 0; i < kElements / 2; ++i) {
+    const float2 fa = HalfTraits<T>::ToFloats(pa[i]), fb = HalfTraits<T>::ToFloats(pb[i]);
+    sum = fmaf(fa.x, fb.x, sum);
+    sum = fmaf(fa.y, fb.y, sum);
+  }
+}
+
+template <typename Out>
+__device__ Out Rounded(float value) {
+  if constexpr (sizeof(Out) == 4) {
+    return value;
+  } else {
+    return HalfTraits<Out>::FromFloat(value);
+  }
+}
+
+template <typename Out>
+__device__ float Widened(Out value) {
+  if constexpr (sizeof(Out) == 4) {
+    return value;
+  } else {
+    return HalfTraits<Out>::ToFloat(value);
+  }
+}
+
+template <typename T, typename Out, int kRows, Epilogue kEpilogue>
+__global__ void __launch_bounds__(32 * kWarps)
+    FewRowsKernel(FewRowsShape shape, const T* __restrict__ x, const T* __restrict__ w,
+                  const float* __restrict__ bias, Out* out) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t first =
+      (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32) * kWeightRows;
+  if (first >= shape.out_features) return;
+  // An odd last row is computed twice and written once.
+  const int64_t second = first + 1 < shape.out_features ? first + 1 : first;
+  const T* weights[kWeightRows] = {w + first * shape.in_features, w + second * shape.in_features};
+  float sums[kRows][kWeightRows] = {};
+  const int64_t stride = 32 * kElements;
+  int64_t k = lane * kElements;
+  for (; k + (kUnroll - 1) * stride < shape.in_features; k += kUnroll * stride) {
+    uint4 loaded[kWeightRows][kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+#pragma unroll
+      for (int n = 0; n < kWeightRows; ++n) {
+        loaded[n][u] = __ldcs(reinterpret_cast<const uint4*>(weights[n] + k + u * stride));
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const uint4 activations =
+            *reinterpret_cast<const uint4*>(x + r * shape.x_stride + k + u * stride);
+#pragma unroll
+        for (int n = 0; n < kWeightRows; ++n) MultiplyAdd<T>(loaded[n][u], activations, sums[r][n]);
+      }
+    }
+  }
+  for (; k < shape.in_features; k += stride) {
+    for (int n = 0; n < kWeightRows; ++n) {
+      const uint4 loaded = __ldcs(reinterpret_cast<const uint4*>(weights[n] + k));
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        MultiplyAdd<T>(loaded, *reinterpret_cast<const uint4*>(x + r * shape.x_stride + k),
+                       sums[r][n]);
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int n = 0; n < kWeightRows; ++n) {
+      for (int step = 16; step > 0; step /= 2) {
+        sums[r][n] += __shfl_xor_sync(~0u, sums[r][n], step);
+      }
+      if (bias != nullptr) sums[r][n] += bias[n == 0 ? first : second];
+    }
+  }
+  if (lane != 0) return;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    Out* to = out + r * shape.out_stride;
+    if constexpr (kEpilogue == Epilogue::kSiluMul) {
+      const float gate = sums[r][0];
+      to[first / 2] = Rounded<Out>(gate / (1.0f + __expf(-gate)) * sums[r][1]);
+    } else {
+      for (int n = 0; n < kWeightRows && first + n < shape.out_features; ++n) {
+        if constexpr (kEpilogue == Epilogue::kAdd) sums[r][n] += Widened(to[first + n]);
+        to[first + n] = Rounded<Out>(sums[r][n]);
+      }
+    }
+  }
+}
+
+template <typename T, typename Out, int kRows>
+void Launch(Stream& stream, const FewRowsShape& shape, MatrixView x, const void* w,
+            const float* bias, Epilogue epilogue, MatrixView out) {
+  auto* kernel = FewRowsKernel<T, Out, kRows, Epilogue::kNone>;
+  if constexpr (sizeof(Out) == 2) {
+    if (epilogue == Epilogue::kAdd) kernel = FewRowsKernel<T, Out, kRows, Epilogue::kAdd>;
+    if (epilogue == Epilogue::kSiluMul) kernel = FewRowsKernel<T, Out, kRows, Epilogue::kSiluMul>;
+  }
+  constexpr int64_t kBlockRows = kWarps * kWeightRows;
+  const auto grid = static_cast<unsigned>((shape.out_features + kBlockRows - 1) / kBlockRows);
+  kernel<<<grid, 32 * kWarps, 0, stream.get()>>>(shape, x.row<T>(0), static_cast<const T*>(w), bias,
+                                                 out.row<Out>(0));
+}
+
+template <typename T, typename Out>
+void LaunchForRows(Stream& stream, const FewRowsShape& shape, MatrixView x, const void* w,
+                   const float* bias, Epilogue epilogue, MatrixView out) {
+  const auto launch = [&]<int kRows>() {
+    Launch<T, Out, kRows>(stream, shape, x, w, bias, epilogue, out);
+  };
+  switch (x.rows) {
+    case 1:
+      return launch.template operator()<1>();
+    case 2:
+      return launch.template operator()<2>();
+    case 3:
+      return launch.template operator()<3>();
+    case 4:
+      return launch.template operator()<4>();
+    default:
+      CHECK(x.rows == 0, "{} rows are more than few", x.rows);
+  }
+}
+
+}  // namespace
+
+bool CanMultiplyFewRows(MatrixView x, const void* w) {
+  return x.rows <= kFewRows && x.columns % kElements == 0 && x.stride % kElements == 0 &&
+         (reinterpret_cast<uintptr_t>(x.data) | reinterpret_cast<uintptr_t>(w)) % 16 == 0;
+}
+
+void MultiplyFewRows(Stream& stream, MatrixView x, const void* w, const float* bias,
+                     Epilogue epilogue, MatrixView out) {
+  const FewRowsShape shape{
+      .out_features = epilogue == Epilogue::kSiluMul ? 2 * out.columns : out.columns,
+      .in_features = x.columns,
+      .x_stride = x.stride,
+      .out_stride = out.stride};
+  WithHalfType(x.dtype, [&]<typename T>() {
+    if (out.dtype == DType::kF32) {
+      CHECK(epilogue == Epilogue::kNone);
+      LaunchForRows<T, float>(stream, shape, x, w, bias, epilogue, out);
+    } else {
+      LaunchForRows<T, T>(stream, shape, x, w, bias, epilogue, out);
+    }
+  });
+  stream.CheckLaunch("a matrix product of few rows", x.rows, shape.out_features);
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,107 @@
+// Which kernel makes a product, and what both need of the host.
+#include <algorithm>
+
+#include "src/ops/cuda/linear_q4_kernels.cuh"
+
+namespace nibble::cuda {
+namespace q4 {
+namespace {
+
+constexpr int kSpreadRows = 64;  // at a time
+
+int64_t PaddedInputs(int64_t in) { return (in + kUnitInputs - 1) / kUnitInputs * kUnitInputs; }
+
+// spread[r][k] = x[r][the input of packed column k], or 0.
+__global__ void SpreadRows(Geometry g, const uint16_t* x, int64_t stride, uint16_t* spread) {
+  const int columns = g.units * kUnitInputs;
+  const uint16_t* from = x + blockIdx.x * stride;
+  for (auto k = static_cast<int>(threadIdx.x); k < columns; k += static_cast<int>(blockDim.x)) {
+    const int offset = k % g.padded_group;
+    const int input = k / g.padded_group * g.group_length + offset;
+    spread[static_cast<int64_t>(blockIdx.x) * columns + k] =
+        offset < g.group_length && input < g.in_features ? from[input] : uint16_t{0};
+  }
+}
+
+}  // namespace
+
+SharedMemory SharedMemory::OfDevice() {
+  int device = 0, of_block = 0, of_multiprocessor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaDeviceGetAttribute(&of_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  return {static_cast<size_t>(of_block), static_cast<size_t>(of_multiprocessor)};
+}
+
+// Room for kSpreadRows rows of four times the inputs, or of a row of groups of 1 in 32.
+size_t SpreadBytes(int64_t rows, int64_t in_features) {
+  const int64_t multiple = std::max<int64_t>(4 * std::min<int64_t>(rows, kSpreadRows), 32);
+  return static_cast<size_t>(multiple * PaddedInputs(in_features) * 2);
+}
+
+}  // namespace q4
+
+size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t /*out_features*/,
+                            int64_t in_features) {
+  return q4::kCounterBytes + q4::SpreadBytes(rows, in_features) +
+         q4::PartialBytes(multiprocessors, rows);
+}
+
+void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
+              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch) {
+  const int64_t outputs = layout.out_features;
+  CHECK(x.columns == layout.in_features && x.rows == out.rows && x.dtype == out.dtype,
+        "x [{}, {}], weight [{}, {}], out [{}, {}]", x.rows, x.columns, outputs,
+        layout.in_features, out.rows, out.columns);
+  CHECK(out.columns == (epilogue == Epilogue::kSiluMul ? outputs / 2 : outputs) &&
+            (epilogue != Epilogue::kSiluMul || outputs % 2 == 0),
+        "{} columns for {} outputs", out.columns, outputs);
+  CHECK(reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 8 == 0,
+        "x must be aligned to 16 bytes, and its stride of {} elements too", x.stride);
+  CHECK(stream.multiprocessors() <= static_cast<int>(q4::kCounterBytes / sizeof(int) / 2));
+  if (x.rows == 0) return;
+
+  const q4::Geometry geometry =
+      q4::Geometry::Of(outputs, layout.in_features, layout.group_length);
+  const q4::Weights weights = q4::WeightsOf(geometry, layout, packed);
+  auto* bytes = static_cast<std::byte*>(scratch);
+  auto* counters = reinterpret_cast<int*>(bytes);
+  auto* spread = reinterpret_cast<uint16_t*>(bytes + q4::kCounterBytes);
+
+  WithHalfType(x.dtype, [&]<typename T>() {
+    int64_t rows_at_once = x.rows;
+    size_t partials_at = q4::kCounterBytes;
+    if (geometry.spreads) {
+      const size_t room = q4::SpreadBytes(x.rows, layout.in_features);
+      rows_at_once = std::min<int64_t>(
+          q4::kSpreadRows, static_cast<int64_t>(room / 2) / geometry.packed_inputs());
+      partials_at += room;
+    }
+    auto* partials = reinterpret_cast<float*>(bytes + partials_at);
+    for (int64_t first = 0; first < x.rows; first += rows_at_once) {
+      const int64_t rows = std::min(rows_at_once, x.rows - first);
+      q4::Product<T> product{.x = x.row<T>(first),
+                             .out = out.row<T>(first),
+                             .bias = bias,
+                             .x_stride = x.stride,
+                             .out_stride = out.stride,
+                             .rows = static_cast<int>(rows),
+                             .in = static_cast<int>(layout.in_features),
+                             .outputs = static_cast<int>(outputs),
+                             .epilogue = epilogue};
+      if (geometry.spreads) {
+        q4::SpreadRows<<<static_cast<unsigned>(rows), 256, 0, stream.get()>>>(
+            geometry, x.row<uint16_t>(first), x.stride, spread);
+        stream.CheckLaunch("spreading rows", rows, geometry.packed_inputs());
+        product.x = reinterpret_cast<const T*>(spread);
+        product.x_stride = product.in = geometry.packed_inputs();
+      }
+      if (rows > q4::kSmallRows || !q4::SmallProduct(stream, geometry, weights, product)) {
+        q4::LargeProduct(stream, geometry, weights, product, counters, partials);
+      }
+      stream.CheckLaunch("a 4-bit linear layer", rows, outputs);
+    }
+  });
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,54 @@
+// 4-bit linear layers: one packed layout, made on the device, for one row to thousands.
+//
+// out = x · Wᵀ with W[n][k] = scale[n][k / group] · (code[n][k] - zero[n][k / group]), 16-bit
+// activations, float32 sums.
+#ifndef NIBBLE_OPS_CUDA_LINEAR_Q4_H_
+#define NIBBLE_OPS_CUDA_LINEAR_Q4_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "src/format/weight.h"
+#include "src/ops/backend.h"
+#include "src/ops/cuda/stream.h"
+
+namespace nibble::cuda {
+
+// Where a packed weight's parts lie in one allocation.
+struct Q4Layout {
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  int64_t group_length = 0;
+  bool symmetric = false;  // no zeros are kept: all are 8
+  size_t codes_offset = 0, scales_offset = 0, zeros_offset = 0;  // in bytes, multiples of 256
+  size_t total_bytes = 0;
+
+  static Q4Layout Of(int64_t out_features, int64_t in_features, const QuantSpec& spec);
+};
+
+// Packs rows [first_row, first_row + rows) from the form of QuantizedWeight, already on the device:
+// codes [rows, in / 2], scales [rows, groups] float16 bits, zeros [rows, groups]. Row r goes to
+// output first_row + r · row_step (row_step 2 interleaves gate and up). `activations` is the type
+// that LinearQ4 will be given: scales are kept as float16 or converted as its kernels want.
+void PackQ4(Stream& stream, const Q4Layout& layout, DType activations, const uint8_t* codes,
+            const uint16_t* scales, const uint8_t* zeros, int64_t rows, int64_t first_row,
+            int64_t row_step, void* packed);
+
+// Scratch bytes that LinearQ4 wants for up to `rows` rows of any weight with at most these features.
+size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t out_features,
+                            int64_t in_features);
+
+// x: [rows, in], out: [rows, out_features] or half of that under kSiluMul, where packed rows 2i and
+// 2i + 1 are gate and up i. bias: float32 [out_features] in packed order, or null. `scratch` may be
+// shared by all linears of a stream and starts zeroed; kernels leave it as they found it.
+void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
+              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch);
+
+// out[n][k] = W[first_row + n][k] for n < rows, in the activations' type; [rows, in_features]
+// contiguous. first_row is a multiple of 128 (so that a large weight goes through small scratch).
+void DequantizeQ4(Stream& stream, const Q4Layout& layout, const void* packed, DType dtype,
+                  int64_t first_row, int64_t rows, void* out);
+
+}  // namespace nibble::cuda
+
+#endif  // NIBBLE_OPS_CUDA_LINEAR_Q4_H_

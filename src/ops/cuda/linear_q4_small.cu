@@ -1,0 +1,335 @@
+// A few rows: the time is that of reading the weights once.
+//
+// A block owns consecutive tiles of 16 outputs, all of their inputs; there is about one block for
+// each multiprocessor. Its warps divide the inputs, the same ones for each tile, so that a warp's
+// share of x stays in registers as B operands (with the rows' sums over each group, for the zeros).
+// Each warp streams its codes through a ring of its own in shared memory, that only itself waits for;
+// it starts before the previous kernel is done. Sums wait in shared memory until all tiles are read:
+// then one barrier, and the sums of all warps are added in the warps' order.
+#include <algorithm>
+#include <cstddef>
+
+#include "src/ops/cuda/linear_q4_kernels.cuh"
+
+namespace nibble::cuda::q4 {
+namespace {
+
+// Two blocks of the smaller form fit on a multiprocessor, so that the next kernel's can start while
+// this one's still runs. Held units of x take 16 registers for every eight rows.
+template <int kRowTiles>
+struct Form {
+  static constexpr int kWarps = kRowTiles == 1 ? 8 : 16;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kBlocks = kRowTiles == 1 ? 2 : 1;  // of a multiprocessor
+  static constexpr int kHeldUnits = kRowTiles == 1 ? 4 : 2;
+  static constexpr int kStages = kRowTiles == 1 ? 8 : 4;  // of a ring; one of them is being consumed
+};
+
+// A ring's slot: a unit's codes, and elsewhere its scales (32 bytes each) and then zeros (16 each).
+template <int kGranule>
+inline constexpr int kGridBytes = 48 * (kUnitInputs / kGranule);
+
+// A warp's way through its units: kHeldUnits of them at a time, tile after tile.
+template <int kHeldUnits>
+struct Cursor {
+  int unit, tile, held_begin;
+  __device__ void Advance(int units_end, int tiles_begin, int tiles_end) {
+    if (++unit < min(held_begin + kHeldUnits, units_end)) return;
+    if (++tile < tiles_end) {
+      unit = held_begin;
+    } else {
+      held_begin = unit;
+      tile = tiles_begin;
+    }
+  }
+};
+
+// What a lane copies of a unit: 32 bytes of its codes; and, if it is one of the first, 16 of its
+// scales or its zeros.
+struct LaneCopies {
+  const uint4* codes;
+  const std::byte* grids;
+  int grid_bytes;  // from one scale group to the next; 0 for a lane that brings none
+  uint32_t codes_to, grids_to;  // in the first slot
+
+  template <int kGranule>
+  __device__ static LaneCopies Of(const Weights& w, int lane, uint32_t codes_to,
+                                  uint32_t grids_to) {
+    constexpr int kScales = kUnitInputs / kGranule;
+    LaneCopies copies{w.codes + lane, reinterpret_cast<const std::byte*>(w.scales) + 16 * lane, 0,
+                      codes_to + 16 * lane, grids_to + 16 * lane};
+    if (lane < 2 * kScales) {
+      copies.grid_bytes = 32;
+    } else if (lane < 3 * kScales && w.zeros != nullptr) {
+      copies.grids = reinterpret_cast<const std::byte*>(w.zeros) + 16 * (lane - 2 * kScales);
+      copies.grid_bytes = 16;
+    }
+    return copies;
+  }
+  __device__ void Copy(const Weights& w, int tile, int unit, uint32_t slot_codes,
+                       uint32_t slot_grids) const {
+    const uint4* from = codes + static_cast<uint32_t>((tile * w.units + unit) * 64);
+    CopyAsync(codes_to + slot_codes, from);
+    CopyAsync(codes_to + slot_codes + 512, from + 32);
+    if (grid_bytes != 0) {
+      CopyAsync(grids_to + slot_grids,
+                grids + static_cast<uint32_t>(
+                            (tile * w.scale_groups + w.ScaleGroup(unit)) * grid_bytes));
+    }
+  }
+};
+
+// One unit's share of eight rows of x: for every two steps the four registers of their B operands,
+// and what zeros of 1 take from the sums of the two rows of the lane's accumulators.
+template <int kGranule>
+struct HeldUnit {
+  static constexpr int kScales = kUnitInputs / kGranule;
+  uint4 x[4];
+  float sums[kScales][2];
+};
+
+template <typename T, int kGranule>
+__device__ void LoadHeld(HeldUnit<kGranule>& held, const Product<T>& p, int first_row, int unit,
+                         int lane) {
+  constexpr int kScales = HeldUnit<kGranule>::kScales;
+  // Columns of the operand beyond the rows are never stored; they may hold anything.
+  const T* row = p.x + min(first_row + lane / 4, p.rows - 1) * p.x_stride;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int k = unit * kUnitInputs + 32 * i + 8 * (lane % 4);
+    held.x[i] = uint4{0, 0, 0, 0};
+    if (k < p.in) held.x[i] = *reinterpret_cast<const uint4*>(row + k);
+  }
+  // A weight of ones adds up the rows.
+  constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;
+  const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+#pragma unroll
+  for (int s = 0; s < kScales; ++s) {
+    float sums[4] = {};
+#pragma unroll
+    for (int i = s * 4 / kScales; i < (s + 1) * 4 / kScales; ++i) {
+      MultiplyAdd<T>(sums, ones, held.x[i].x, held.x[i].y, sums);
+      MultiplyAdd<T>(sums, ones, held.x[i].z, held.x[i].w, sums);
+    }
+    held.sums[s][0] = sums[0] * (-1 / Codes<T>::kLowUnit);
+    held.sums[s][1] = sums[1] * (-1 / Codes<T>::kLowUnit);
+  }
+}
+
+// codes: the lane's first 16 bytes of a slot; grids: the slot's.
+template <typename T, int kGranule, int kRowTiles>
+__device__ void ConsumeUnit(float (&sum)[kRowTiles][4], uint32_t codes, uint32_t grids,
+                            bool has_zeros, const HeldUnit<kGranule> (&held)[kRowTiles],
+                            int lane) {
+  constexpr int kScales = HeldUnit<kGranule>::kScales;
+  constexpr int kChunks = 4 / kScales;  // of 32 inputs, two steps each
+  constexpr float kHigh = Codes<T>::kLowUnit / Codes<T>::kHighUnit;
+  uint4 q;
+#pragma unroll
+  for (int s = 0; s < kScales; ++s) {
+    const float2 scale = LoadSharedScales(grids + 32 * s + lane / 4 * 4);
+    float low = 8 + Codes<T>::kOffset, high = low * kHigh;
+    if (has_zeros) {
+      const uchar2 zeros = LoadSharedZeros(grids + 32 * kScales + 16 * s + lane / 4 * 2);
+      low = zeros.x + Codes<T>::kOffset;
+      high = (zeros.y + Codes<T>::kOffset) * kHigh;
+    }
+    // Two chains of products where there is one row tile, so that they wait less for each other.
+    constexpr int kChains = kRowTiles == 1 && kChunks > 1 ? 2 : 1;
+    float chains[kChains][kRowTiles][4] = {};
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) chains[0][n][i] = (i < 2 ? low : high) * held[n].sums[s][i % 2];
+    }
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int chunk = s * kChunks + c;
+      if (chunk % 2 == 0) q = LoadShared16(codes + 256 * chunk);
+      auto& chain = chains[c % kChains];
+      uint32_t a[4];
+      Codes<T>::Expand(chunk % 2 == 0 ? q.x : q.z, a);
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) {
+        MultiplyAdd<T>(chain[n], a, held[n].x[chunk].x, held[n].x[chunk].y, chain[n]);
+      }
+      Codes<T>::Expand(chunk % 2 == 0 ? q.y : q.w, a);
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) {
+        MultiplyAdd<T>(chain[n], a, held[n].x[chunk].z, held[n].x[chunk].w, chain[n]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float total = chains[0][n][i] + (kChains == 2 ? chains[kChains - 1][n][i] : 0);
+        sum[n][i] = fmaf(i < 2 ? scale.x : scale.y, total, sum[n][i]);
+      }
+    }
+  }
+}
+
+// fragment_pairs: of rows, ceil(rows / 2): the lanes t of a fragment that are kept, of all row tiles.
+template <typename T, int kGranule, int kRowTiles>
+__global__ void __launch_bounds__(Form<kRowTiles>::kThreads, Form<kRowTiles>::kBlocks)
+    SmallKernel(Weights w, Product<T> p, int fragment_pairs) {
+  using F = Form<kRowTiles>;
+  constexpr int kWarps = F::kWarps, kStages = F::kStages, kHeldUnits = F::kHeldUnits;
+  extern __shared__ uint4 shared[];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  constexpr int kGridsOfSlot = kGridBytes<kGranule>;
+  // [tiles][warps][fragment_pairs][8]: a lane's four sums
+  auto* const sums = reinterpret_cast<float4*>(reinterpret_cast<std::byte*>(shared) +
+                                               kWarps * kStages * (kUnitBytes + kGridsOfSlot));
+  const uint32_t codes = SharedAddress(shared) + warp * kStages * kUnitBytes;
+  const uint32_t grids =
+      SharedAddress(shared) + kWarps * kStages * kUnitBytes + warp * kStages * kGridsOfSlot;
+  const int fragments = 8 * fragment_pairs;
+  const int tiles_begin = static_cast<int>(blockIdx.x * static_cast<uint32_t>(w.tiles) / gridDim.x);
+  const int tiles_end =
+      static_cast<int>((blockIdx.x + 1) * static_cast<uint32_t>(w.tiles) / gridDim.x);
+  const int units_begin = warp * w.units / kWarps, units_end = (warp + 1) * w.units / kWarps;
+
+  LetNextKernelStart();
+  const LaneCopies copies = LaneCopies::Of<kGranule>(w, lane, codes, grids);
+  Cursor<kHeldUnits> ahead{units_begin, tiles_begin, units_begin};
+  const auto copy_next = [&](int slot) {
+    if (ahead.held_begin < units_end) {
+      copies.Copy(w, ahead.tile, ahead.unit, slot * kUnitBytes, slot * kGridsOfSlot);
+      ahead.Advance(units_end, tiles_begin, tiles_end);
+    }
+    CommitCopies();
+  };
+#pragma unroll
+  for (int slot = 0; slot < kStages - 1; ++slot) copy_next(slot);
+  WaitForPreviousKernel();
+
+  float4* own[kRowTiles];
+  bool is_kept[kRowTiles];  // whether the lane's two rows of this row tile are wanted
+#pragma unroll
+  for (int n = 0; n < kRowTiles; ++n) {
+    const int pair = 4 * n + lane % 4;
+    own[n] = sums + warp * fragments + pair * 8 + lane / 4;
+    is_kept[n] = pair < fragment_pairs;
+  }
+  if (units_begin == units_end) {
+    for (int i = 0; i < tiles_end - tiles_begin; ++i) {
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) {
+        if (is_kept[n]) own[n][i * kWarps * fragments] = float4{0, 0, 0, 0};
+      }
+    }
+  }
+  int slot = 0;
+  for (int first = units_begin; first < units_end; first += kHeldUnits) {
+    HeldUnit<kGranule> held[kHeldUnits][kRowTiles];
+#pragma unroll
+    for (int u = 0; u < kHeldUnits; ++u) {
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) {
+        // A unit of no use is loaded from within x, too.
+        LoadHeld(held[u][n], p, 8 * n, min(first + u, units_end - 1), lane);
+      }
+    }
+    for (int i = 0; i < tiles_end - tiles_begin; ++i) {
+      float sum[kRowTiles][4] = {};
+#pragma unroll
+      for (int u = 0; u < kHeldUnits; ++u) {
+        if (first + u >= units_end) continue;
+        WaitForCopies<kStages - 2>();
+        __syncwarp();  // other lanes brought the scales; and all are done with the slot before
+        copy_next(slot == 0 ? kStages - 1 : slot - 1);
+        ConsumeUnit<T>(sum, codes + slot * kUnitBytes + 16 * lane, grids + slot * kGridsOfSlot,
+                       w.zeros != nullptr, held[u], lane);
+        slot = slot + 1 == kStages ? 0 : slot + 1;
+      }
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) {
+        if (!is_kept[n]) continue;
+        float4& to = own[n][i * kWarps * fragments];
+        float4 value{sum[n][0], sum[n][1], sum[n][2], sum[n][3]};
+        if (first != units_begin) {
+          const float4 before = to;
+          value = {before.x + value.x, before.y + value.y, before.z + value.z, before.w + value.w};
+        }
+        to = value;
+      }
+    }
+  }
+  __syncthreads();
+
+  const int count = (tiles_end - tiles_begin) * fragments;
+  for (int i = static_cast<int>(threadIdx.x); (i & ~31) < count; i += F::kThreads) {
+    const int task = min(i, count - 1);
+    const int tile = task / fragments, at = task % fragments;
+    const float4* from = sums + tile * kWarps * fragments + at;
+    float total[4] = {};
+#pragma unroll
+    for (int j = 0; j < kWarps; ++j) {
+      const float4 part = from[j * fragments];
+      total[0] += part.x;
+      total[1] += part.y;
+      total[2] += part.z;
+      total[3] += part.w;
+    }
+    total[0] *= Codes<T>::kLowUnit;
+    total[1] *= Codes<T>::kLowUnit;
+    total[2] *= Codes<T>::kHighUnit;
+    total[3] *= Codes<T>::kHighUnit;
+    // A lane past the last task repeats it; it must take part but not store.
+    const int row = i < count ? at / 8 * 2 : p.rows;
+    StoreFragment<1>(p, (tiles_begin + tile) * kTileOutputs, at % 8, row, total);
+  }
+}
+
+template <typename T, int kGranule, int kRowTiles>
+bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
+  using F = Form<kRowTiles>;
+  const int fragment_pairs = (p.rows + 1) / 2;
+  constexpr size_t ring = size_t{F::kWarps} * F::kStages * (kUnitBytes + kGridBytes<kGranule>);
+  const size_t tile_bytes = sizeof(float4) * F::kWarps * 8 * static_cast<size_t>(fragment_pairs);
+  const SharedMemory available = SharedMemory::OfDevice();
+  const size_t share = available.of_multiprocessor / F::kBlocks - 1024;
+  size_t budget = std::min(available.of_block, share);
+  if (budget < ring + tile_bytes) budget = available.of_block;
+  if (budget < ring + tile_bytes) return false;
+  const int most_tiles = static_cast<int>((budget - ring) / tile_bytes);
+  // As many rounds of blocks as it takes to have no more tiles in a block.
+  int blocks = std::min(stream.multiprocessors(), w.tiles);
+  if ((w.tiles + blocks - 1) / blocks > most_tiles) {
+    const int round = stream.multiprocessors() * most_tiles;
+    blocks = (w.tiles + round - 1) / round * stream.multiprocessors();
+  }
+  const int block_tiles = (w.tiles + blocks - 1) / blocks;
+  Launch(stream, SmallKernel<T, kGranule, kRowTiles>, blocks, F::kThreads,
+         ring + tile_bytes * static_cast<size_t>(block_tiles), w, p, fragment_pairs);
+  return true;
+}
+
+template <typename T, int kGranule>
+bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
+  return p.rows <= 8 ? LaunchSmall<T, kGranule, 1>(stream, w, p)
+                     : LaunchSmall<T, kGranule, 2>(stream, w, p);
+}
+
+}  // namespace
+
+template <typename T>
+bool SmallProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
+                  const Product<T>& product) {
+  switch (geometry.granule) {
+    case 32:
+      return LaunchSmall<T, 32>(stream, weights, product);
+    case 64:
+      return LaunchSmall<T, 64>(stream, weights, product);
+    default:
+      return LaunchSmall<T, 128>(stream, weights, product);
+  }
+}
+
+template bool SmallProduct(Stream&, const Geometry&, const Weights&, const Product<__half>&);
+template bool SmallProduct(Stream&, const Geometry&, const Weights&,
+                           const Product<__nv_bfloat16>&);
+
+}  // namespace nibble::cuda::q4

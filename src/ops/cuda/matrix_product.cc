@@ -1,0 +1,111 @@
+#include "src/ops/cuda/matrix_product.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace nibble::cuda {
+namespace {
+
+cudaDataType_t CudaType(DType type) {
+  return type == DType::kF32 ? CUDA_R_32F : type == DType::kF16 ? CUDA_R_16F : CUDA_R_16BF;
+}
+
+// The largest power of two up to 256 that divides the address and, in bytes, the stride.
+int Alignment(const void* data, int64_t stride, DType type) {
+  const uint64_t bits = reinterpret_cast<uintptr_t>(data) |
+                        (static_cast<uint64_t>(stride) * BytesOf(type)) | 256;
+  return 1 << std::countr_zero(bits);
+}
+
+}  // namespace
+
+// cuBLASLt's matrices are column by column, so rows of ours are its columns: out (columns × rows) =
+// wᵀ · x.
+struct MatrixProduct::Choice {
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t w = nullptr, x = nullptr, out = nullptr;
+  cublasLtMatmulHeuristicResult_t heuristic{};
+  cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+
+  ~Choice() {
+    if (operation != nullptr) cublasLtMatmulDescDestroy(operation);
+    for (cublasLtMatrixLayout_t layout : {w, x, out}) {
+      if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
+    }
+  }
+};
+
+MatrixProduct::MatrixProduct(cublasLtHandle_t handle) : handle_(handle) {}
+MatrixProduct::~MatrixProduct() {
+  choices_.clear();
+  cublasLtDestroy(handle_);
+}
+
+Result<std::unique_ptr<MatrixProduct>> MatrixProduct::Create() {
+  cublasLtHandle_t handle = nullptr;
+  const cublasStatus_t status = cublasLtCreate(&handle);
+  if (status != CUBLAS_STATUS_SUCCESS) {
+    return BadInput("cuBLASLt does not start on this GPU: {}", cublasLtGetStatusString(status));
+  }
+  return std::unique_ptr<MatrixProduct>(new MatrixProduct(handle));
+}
+
+void MatrixProduct::Run(Stream& stream, MatrixView x, const void* w, Output output,
+                        MatrixView out, void* workspace, size_t workspace_bytes) {
+  if (x.rows == 0) return;
+  const int64_t in = x.columns;
+  const int w_alignment = Alignment(w, in, x.dtype);
+  const int x_alignment = Alignment(x.data, x.stride, x.dtype);
+  const int out_alignment = Alignment(out.data, out.stride, out.dtype);
+  std::unique_ptr<Choice>& choice =
+      choices_[{x.rows, out.columns, in, x.stride, out.stride, x.dtype, out.dtype, output,
+                w_alignment, x_alignment, out_alignment}];
+  if (choice == nullptr) {
+    choice = std::make_unique<Choice>();
+    Choice& c = *choice;
+    const auto check = [&c](cublasStatus_t status) {
+      if (c.status == CUBLAS_STATUS_SUCCESS) c.status = status;
+    };
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    check(cublasLtMatmulDescCreate(&c.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    check(cublasLtMatmulDescSetAttribute(c.operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                         sizeof(transposed)));
+    const auto rows = static_cast<uint64_t>(x.rows), columns = static_cast<uint64_t>(out.columns);
+    check(cublasLtMatrixLayoutCreate(&c.w, CudaType(x.dtype), static_cast<uint64_t>(in), columns,
+                                     in));
+    check(cublasLtMatrixLayoutCreate(&c.x, CudaType(x.dtype), static_cast<uint64_t>(in), rows,
+                                     x.stride));
+    check(cublasLtMatrixLayoutCreate(&c.out, CudaType(out.dtype), columns, rows, out.stride));
+    cublasLtMatmulPreference_t preference = nullptr;
+    check(cublasLtMatmulPreferenceCreate(&preference));
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
+      check(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)));
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_bytes);
+    // Parts of a sum are added as float32, never rounded to the output's type in between.
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+           static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_INPLACE |
+                                 CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(w_alignment));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(x_alignment));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(out_alignment));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(out_alignment));
+    int found = 0;
+    if (c.status == CUBLAS_STATUS_SUCCESS) {
+      check(cublasLtMatmulAlgoGetHeuristic(handle_, c.operation, c.w, c.x, c.out, c.out, preference,
+                                           1, &c.heuristic, &found));
+    }
+    cublasLtMatmulPreferenceDestroy(preference);
+  }
+  const float alpha = 1, beta = output == Output::kAdd ? 1.0f : 0.0f;
+  cublasStatus_t status = choice->status;
+  if (status == CUBLAS_STATUS_SUCCESS) {
+    status = cublasLtMatmul(handle_, choice->operation, &alpha, w, choice->w, x.data, choice->x,
+                            &beta, out.data, choice->out, out.data, choice->out,
+                            &choice->heuristic.algo, workspace, workspace_bytes, stream.get());
+  }
+  stream.Check(status == CUBLAS_STATUS_SUCCESS ? cudaGetLastError() : cudaErrorNotSupported,
+               "a matrix product (cuBLASLt)", x.rows, out.columns);
+}
+
+}  // namespace nibble::cuda

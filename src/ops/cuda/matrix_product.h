@@ -1,0 +1,57 @@
+// Dense matrix products: cuBLASLt, and a kernel of our own for the few rows where reading the weight
+// is all the work.
+#ifndef NIBBLE_OPS_CUDA_MATRIX_PRODUCT_H_
+#define NIBBLE_OPS_CUDA_MATRIX_PRODUCT_H_
+
+#include <cublasLt.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <tuple>
+
+#include "src/base/error.h"
+#include "src/ops/backend.h"
+#include "src/ops/cuda/stream.h"
+
+namespace nibble::cuda {
+
+// out = x · Wᵀ, or out += x · Wᵀ, with float32 sums. x: [rows, in] and w: [out.columns, in],
+// contiguous, of one 16-bit type; out: of that type or float32. The algorithm for a shape is chosen
+// once and kept.
+class MatrixProduct {
+ public:
+  static Result<std::unique_ptr<MatrixProduct>> Create();
+  ~MatrixProduct();
+  MatrixProduct(const MatrixProduct&) = delete;
+  MatrixProduct& operator=(const MatrixProduct&) = delete;
+
+  enum class Output { kReplace, kAdd };
+  void Run(Stream& stream, MatrixView x, const void* w, Output output, MatrixView out,
+           void* workspace, size_t workspace_bytes);
+
+ private:
+  // Everything an algorithm's choice depends on: rows, columns, in, strides of x and out, types,
+  // output, alignments.
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, Output, int, int,
+                         int>;
+  struct Choice;
+
+  explicit MatrixProduct(cublasLtHandle_t handle);
+
+  cublasLtHandle_t handle_;
+  std::map<Key, std::unique_ptr<Choice>> choices_;
+};
+
+// The rows that MultiplyFewRows takes.
+inline constexpr int64_t kFewRows = 4;
+
+// The same product and its epilogue (see FinishLinear for the order of gate and up), for x of at most
+// kFewRows rows; out may be float32 under kNone. x's rows are 16-byte aligned and `in` a multiple of 8.
+bool CanMultiplyFewRows(MatrixView x, const void* w);
+void MultiplyFewRows(Stream& stream, MatrixView x, const void* w, const float* bias,
+                     Epilogue epilogue, MatrixView out);
+
+}  // namespace nibble::cuda
+
+#endif  // NIBBLE_OPS_CUDA_MATRIX_PRODUCT_H_

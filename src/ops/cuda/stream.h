@@ -1,0 +1,52 @@
+// A stream of device work, and the first thing that went wrong in it.
+#ifndef NIBBLE_OPS_CUDA_STREAM_H_
+#define NIBBLE_OPS_CUDA_STREAM_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "src/base/error.h"
+
+namespace nibble::cuda {
+
+// "out of memory" for cudaErrorMemoryAllocation, with the runtime's name of the error.
+std::string ErrorText(cudaError_t error);
+
+class Stream {
+ public:
+  // Of the current device.
+  static Result<std::unique_ptr<Stream>> Create();
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  cudaStream_t get() const { return stream_; }
+  int multiprocessors() const { return multiprocessors_; }
+
+  // To be called after each launch or copy: remembers the first that failed, with the operation's
+  // name and the matrix that it was to make.
+  void Check(cudaError_t error, const char* operation, int64_t rows, int64_t columns);
+  void CheckLaunch(const char* operation, int64_t rows, int64_t columns) {
+    Check(cudaGetLastError(), operation, rows, columns);
+  }
+
+  // Waits for all work issued so far. kInternal, naming the operation, where some of it failed; a
+  // fault during execution names the last operation that was issued.
+  Status Synchronize();
+
+ private:
+  Stream(cudaStream_t stream, int multiprocessors)
+      : stream_(stream), multiprocessors_(multiprocessors) {}
+
+  cudaStream_t stream_;
+  int multiprocessors_;
+  const char* last_operation_ = "nothing";
+  std::string failure_;  // empty while nothing failed
+};
+
+}  // namespace nibble::cuda
+
+#endif  // NIBBLE_OPS_CUDA_STREAM_H_

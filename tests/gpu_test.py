@@ -1,0 +1,119 @@
+"""Whole models on a GPU against the scalar reference: gpu_test.py NIBBLE SHARED_DATA.
+
+Log-probabilities of every fixture, the text of a small model, graphs and batches, bad devices.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+NIBBLE, SHARED = "", ""
+# Normalized mean square error of log-probabilities against the reference, by activations' type.
+TOLERANCE = {"f16": 1e-5, "bf16": 1e-3}
+
+
+def nibble(*arguments, status=0):
+    """Runs a command and returns its standard output (its errors where `status` is not 0)."""
+    done = subprocess.run([NIBBLE, *map(str, arguments), "--quiet"], capture_output=True, text=True)
+    assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stderr}"
+    return done.stderr if status else done.stdout
+
+
+def score(model, ids, *options):
+    """Log-probabilities: of each token but the first, and of the likeliest alternatives by token."""
+    with tempfile.TemporaryDirectory() as directory:
+        output = os.path.join(directory, "score.json")
+        nibble("score", model, "--token-ids", ",".join(map(str, ids)), "--top", 10, "--output",
+               output, "--allow-random", *options)
+        with open(output) as file:
+            tokens = json.load(file)["tokens"]
+    return tokens[1:]
+
+
+def models():
+    """The models that are there: (name, path)."""
+    found = []
+    for folder in ("fixtures", "models"):
+        root = os.path.join(SHARED, folder)
+        for directory, _, files in os.walk(root):
+            if "config.json" in files:
+                found.append((os.path.relpath(directory, root), directory))
+    return sorted(found)
+
+
+class Models(unittest.TestCase):
+    def assert_agrees(self, model, ids, dtype):
+        want = score(model, ids, "--device", "ref")
+        got = score(model, ids, "--device", "cuda", "--dtype", dtype)
+        error = sum((g["logprob"] - w["logprob"]) ** 2 for g, w in zip(got, want))
+        total = sum(w["logprob"] ** 2 for w in want)
+        self.assertLessEqual(error / total, TOLERANCE[dtype])
+        largest = max(abs(g["logprob"] - w["logprob"]) for g, w in zip(got, want))
+        for g, w in zip(got, want):
+            best, second = w["top"][0], w["top"][1]
+            if best["logprob"] - second["logprob"] > 2 * largest:
+                self.assertEqual(g["top"][0]["id"], best["id"])
+        return error / total
+
+    def test_log_probabilities(self):
+        if not models():
+            self.skipTest(f"{SHARED} is absent")
+        for name, path in models():
+            with open(os.path.join(path, "config.json")) as file:
+                config = json.load(file)
+            vocabulary = config.get("vocab_size", 0)
+            if not vocabulary:
+                continue
+            # Ids that walk over the vocabulary; more than one block of the KV cache.
+            ids = [1 + (i * 7919) % (min(vocabulary, 512) - 1) for i in range(75)]
+            for dtype in TOLERANCE:
+                with self.subTest(model=name, dtype=dtype):
+                    error = self.assert_agrees(path, ids, dtype)
+                    print(f"{name} {dtype}: {error:.2e}")
+
+    def test_synthetic_methods(self):
+        for method in ("", ":rtn-g32", ":gptq-g32-sym", ":awq-g16-asym"):
+            for dtype in TOLERANCE:
+                with self.subTest(method=method, dtype=dtype):
+                    ids = [i * 5 % 64 for i in range(100)]
+                    error = self.assert_agrees("random:tiny" + method, ids, dtype)
+                    print(f"random:tiny{method} {dtype}: {error:.2e}")
+
+    def test_text(self):
+        model = os.path.join(SHARED, "models", "stories260K")
+        if not os.path.isdir(model):
+            self.skipTest(f"{model} is absent")
+        want = nibble("generate", model, "--max-tokens", 120, "--device", "ref")
+        self.assertEqual(nibble("generate", model, "--max-tokens", 120, "--device", "cuda"), want)
+
+    def test_bench(self):
+        with tempfile.TemporaryDirectory() as directory:
+            output = os.path.join(directory, "bench.json")
+            nibble("bench", "random:tiny:gptq-g32-sym", "--device", "cuda", "--batch-sizes",
+                   "1,2,5,16", "--input-length", 40, "--output-length", 30, "--repetitions", 2,
+                   "--output", output)
+            with open(output) as file:
+                runs = json.load(file)["runs"]
+        self.assertEqual([run["batch_size"] for run in runs], [1, 2, 5, 16])
+        for run in runs:
+            self.assertTrue(math.isfinite(run["decode_tokens_per_second"]))
+
+    def test_bad_devices(self):
+        for device in ("cuda:99", "cuda:-1"):
+            self.assertIn(device, nibble("bench", "random:tiny", "--device", device, status=3))
+        self.assertIn("f16 or bf16", nibble("bench", "random:tiny", "--device", "cuda", "--dtype",
+                                            "f32", status=2))
+
+    def test_too_large_a_batch(self):
+        errors = nibble("bench", "random:llama-2-7b", "--device", "cuda", "--batch-sizes", 4096,
+                        status=4)
+        self.assertIn("the largest batch that fits", errors)
+
+
+if __name__ == "__main__":
+    NIBBLE, SHARED = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
+    unittest.main(argv=sys.argv[:1] + sys.argv[3:], verbosity=1)
