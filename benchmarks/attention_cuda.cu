@@ -3,9 +3,9 @@
 //   benchmark_attention_cuda [FILTER]    only shapes whose line begins with FILTER
 //
 // Each time is that of one layer inside a CUDA graph of many layers, whose keys and values together
-// exceed the second-level cache several times. Decode is compared with the speed of reading, measured
-// in the same run; prefill's operations count what the causal mask leaves, four for each pair of
-// query and key and each dimension.
+// exceed the second-level cache several times. Decode is compared with the speed of reading,
+// measured in the same run; prefill's operations count what the causal mask leaves, four for each
+// pair of query and key and each dimension.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -71,8 +71,8 @@ class Bench {
 
   // Random numbers where there are no indices to upload.
   Buffer Halves(int64_t count) {
-    Buffer buffer = Must(AllocateDevice(tracker_, MemoryClass::kWorkspace,
-                                        static_cast<size_t>(count) * 2));
+    Buffer buffer =
+        Must(AllocateDevice(tracker_, MemoryClass::kWorkspace, static_cast<size_t>(count) * 2));
     FillKernel<<<1024, 256, 0, stream_->get()>>>(buffer.as<__half>(), count);
     return buffer;
   }
@@ -207,7 +207,8 @@ void Measure(Bench& bench, const Shape& shape, const std::string& name,
       }
     }
   }) / static_cast<double>(layers);
-  const double rate = rows == 1 ? bytes / seconds : 4 * pairs * static_cast<double>(columns) / seconds;
+  const double rate =
+      rows == 1 ? bytes / seconds : 4 * pairs * static_cast<double>(columns) / seconds;
   if (rows == 1) {
     std::printf("%-52s %9.2f us  %7.1f GB/s  %5.1f %% of reading\n", name.c_str(), 1e6 * seconds,
                 1e-9 * rate, 100 * rate / read_bandwidth);

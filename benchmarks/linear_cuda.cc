@@ -1,13 +1,13 @@
-// The 4-bit linear layers of the CUDA backend at the shapes of Llama-2-7B, against the device's limits
-// and cuBLASLt's fp16.
+// The 4-bit linear layers of the CUDA backend at the shapes of Llama-2-7B, against the device's
+// limits and cuBLASLt's fp16.
 //
 //   benchmark_linear_cuda [--rows=1,8,16] [--no-cublas] [--bf16] [--group=128] [--asym]
 //                         [--read-tbps=4.5] [--tflops=770]
 //
-// Each figure is the median time of a product inside a CUDA graph of many, whose weights together are
-// several times the L2 cache. `layer` is the chain of a layer's four products. The limit is the larger
-// of bytes (codes, scales, zeros, x and out, once) / read bandwidth and operations / matrix rate, both
-// as measured on one H200; a share is limit / time.
+// Each figure is the median time of a product inside a CUDA graph of many, whose weights together
+// are several times the L2 cache. `layer` is the chain of a layer's four products. The limit is the
+// larger of bytes (codes, scales, zeros, x and out, once) / read bandwidth and operations / matrix
+// rate, both as measured on one H200; a share is limit / time.
 #ifndef NIBBLE_WITH_CUDA
 #include <cstdio>
 
@@ -102,10 +102,11 @@ class Bench {
         pool_(Allocate(kPoolBytes)),
         x_(Allocate(kMaxRows * 11008 * 2)),
         out_(Allocate(kMaxRows * 22016 * 2)),
-        scratch_(Allocate(LinearQ4ScratchBytes(stream_->multiprocessors(), kMaxRows, 22016, 11008))) {
+        scratch_(
+            Allocate(LinearQ4ScratchBytes(stream_->multiprocessors(), kMaxRows, 22016, 11008))) {
     FillHalves(x_.get(), kMaxRows * 11008, options.dtype, 1);
-    // Any bits are codes; scales must be small numbers, so random bits of exponent 2^-9 … 2^-6 serve
-    // for both.
+    // Any bits are codes; scales must be small numbers, so random bits of exponent 2^-9 … 2^-6
+    // serve for both.
     FillHalves(pool_.get(), kPoolBytes / 2, DType::kF16, 0.01f);
     if (options_.cublas) {
       cublasLtCreate(&cublas_);
@@ -158,8 +159,8 @@ class Bench {
     return Q4Layout::Of(shape.out, shape.in, options_.spec).total_bytes;
   }
   double LimitMicroseconds(const LinearShape& shape, int64_t rows) const {
-    const double bytes =
-        static_cast<double>(Bytes(shape)) + 2.0 * static_cast<double>(rows * (shape.in + shape.out));
+    const double bytes = static_cast<double>(Bytes(shape)) +
+                         2.0 * static_cast<double>(rows * (shape.in + shape.out));
     const double operations =
         2.0 * static_cast<double>(rows) * static_cast<double>(shape.in * shape.out);
     return 1e6 * std::max(bytes / options_.read_bytes_per_second,
@@ -168,7 +169,8 @@ class Bench {
   double Time(const LinearShape& shape, int64_t rows) {
     const size_t bytes = Bytes(shape);
     const int copies = std::min<int>(kMaxCopies, static_cast<int>(kPoolBytes / bytes));
-    return Microseconds(copies, [&](int i) { Linear(shape, rows, static_cast<size_t>(i) * bytes); });
+    return Microseconds(copies,
+                        [&](int i) { Linear(shape, rows, static_cast<size_t>(i) * bytes); });
   }
   double LayerTime(int64_t rows) {
     size_t offset = 0;
@@ -228,8 +230,8 @@ class Bench {
     for (const int64_t rows : options_.rows) {
       double total = 0, limit = 0, dense = 0;
       const auto print = [&](const char* name, double time, double bound, double cublas) {
-        std::printf("%5lld %-8s %9.2f %9.2f %6.2f %9.2f %7.2f\n", static_cast<long long>(rows), name,
-                    time, bound, bound / time, cublas, cublas / time);
+        std::printf("%5lld %-8s %9.2f %9.2f %6.2f %9.2f %7.2f\n", static_cast<long long>(rows),
+                    name, time, bound, bound / time, cublas, cublas / time);
       };
       for (const LinearShape& shape : kShapes) {
         const double time = Time(shape, rows);

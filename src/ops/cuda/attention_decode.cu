@@ -9,34 +9,39 @@ namespace {
 
 constexpr int kTileTokens = 16;  // the depth of one tensor-core product
 constexpr int kTilesPerBlock = kBlockTokens / kTileTokens;
-constexpr int kTileHeads = 16;  // query heads of one KV head that a block handles: the product's rows
-constexpr int kResident = 3;    // blocks on a multiprocessor
-#ifndef MG
-#define MG 1
-#endif
-constexpr int kLeastGranules = MG;
+// Query heads of one KV head that a block handles together: the product's rows.
+constexpr int kTileHeads = 16;
+constexpr int kRoundHeads = 4;  // of those that a block's warps add up at a time
+constexpr int kResident = 2;    // blocks on a multiprocessor
+// Of a pair, on average. With more, merging them takes longer than it saves.
+constexpr int kMostParts = 32;
 
 // The work is a line of granules: sequence after sequence that has one row, in it KV head after KV
 // head (and, where more than kTileHeads query heads share one, tile after tile of those), in it
 // granules of one tile of keys for each warp. The blocks, as many as are resident at a time, share
 // the line evenly, whatever the contexts' lengths. So a block works on a few pairs of sequence and
-// KV head one after another, and only its first and its last can be shared with other blocks.
+// KV head one after another, and only its first and its last can be shared with other blocks. Its
+// loads run ahead from one pair into the next.
+//
+// Equal shares do not end together: on an H200 a multiprocessor is busy for 89 % of the time on
+// average. Smaller shares at the end, taken in turn, cost more than that where loads did not run
+// ahead into them.
 struct DecodeArguments {
-  const void* keys;    // [blocks, kv_heads, kBlockTokens, head_dim]
-  const void* values;  // likewise
-  const void* q;       // [rows, q_stride]
-  void* out;           // [rows, out_stride]
+  const void* keys;                // [blocks, kv_heads, kBlockTokens, head_dim]
+  const void* values;              // likewise
+  const void* q;                   // [rows, q_stride]
+  void* out;                       // [rows, out_stride]
   const int32_t* row_begin;        // [sequences + 1]
   const int32_t* context_lengths;  // [sequences]
   const int32_t* block_tables;     // [sequences, table_stride]
   int64_t q_stride, out_stride, table_stride;
-  int sequences, kv_heads, group, head_tiles, head_dim, window;
+  int sequences, kv_heads, group, head_tiles, tile_heads, head_dim, window;
   float scale_log2;
   // Of a pair that several blocks share, its first block's counter counts those that are done. Zero
   // between calls.
-  unsigned* counters;    // [blocks]
-  float* partial_out;    // [blocks, first or last, kTileHeads, head_dim] Σ exp2(score - highest) · value
-  float2* partial_sums;  // [blocks, first or last, kTileHeads] highest, Σ exp2(score - highest)
+  unsigned* counters;  // [blocks]
+  float* partial_out;  // [blocks, first or last, tile_heads, head_dim] Σ exp2(score - highest) · v
+  float2* partial_sums;  // [blocks, first or last, tile_heads] highest, Σ exp2(score - highest)
 };
 
 // Head dimensions up to kDim are padded to it with zeros.
@@ -45,13 +50,15 @@ struct DecodeShape {
   static constexpr int kDim = kDim_;
   static constexpr int kWarps = kDim == 256 ? 2 : 4;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kStages = kDim == 64 ? 4 : 2;  // tiles on their way to a warp
-  static constexpr int kStride = kDim + 8;     // of a row in shared memory: no bank conflicts
-  static constexpr int kTile = kTileTokens * kStride;
-  static constexpr int kWarpTiles = 2 * kStages;  // keys and values
-  static constexpr int kSharedBytes = kWarps * kWarpTiles * kTile * 2;
-  // Afterwards the same memory holds each warp's float32 outputs, [kWarps, kTileHeads, kStride].
-  static_assert(kSharedBytes >= kWarps * kTileHeads * kStride * 4);
+  // A warp's tiles under way. Three for 128 were no faster, and are too much for GPUs that give a
+  // block 99 KiB.
+  static constexpr int kStages = kDim == 64 ? 4 : 2;
+  static constexpr int kStride = kDim + 8;  // of a row in shared memory: no bank conflicts
+  static constexpr int kTileBytes = kTileTokens * kStride * 2;
+  static constexpr int kWarpBytes = 2 * kStages * kTileBytes;  // of keys and values
+  // After the tiles come the warps' outputs, float32 [kWarps, kRoundHeads, kStride].
+  static constexpr int kOutputs = kWarps * kWarpBytes;
+  static constexpr int kSharedBytes = kOutputs + kWarps * kRoundHeads * kStride * 4;
 };
 
 // What of its context a sequence's row sees: tokens [first_token, end_token), in `tiles` tiles from
@@ -79,13 +86,18 @@ __device__ int GranulesOf(const DecodeArguments& a, int sequence) {
   return (SpanOf(a, sequence).tiles + kWarps - 1) / kWarps;
 }
 
+struct Line {
+  int length;  // granules
+  int pairs;
+};
+
 // How the line is shared: block b has granules [Begin(b), Begin(b + 1)).
 struct Share {
   int blocks, each, longer;  // the first `longer` blocks have one more than `each`
-  __device__ Share(int total, int most_blocks) {
-    blocks = min(most_blocks, (total + kLeastGranules - 1) / kLeastGranules);
-    each = blocks > 0 ? total / blocks : 0;
-    longer = total - each * blocks;
+  __device__ Share(const Line& line, int most_blocks) {
+    blocks = min(min(most_blocks, line.length), line.pairs * kMostParts);
+    each = blocks > 0 ? line.length / blocks : 0;
+    longer = line.length - each * blocks;
   }
   __device__ int Begin(int block) const { return block * each + min(block, longer); }
   __device__ int BlockOf(int granule) const {
@@ -100,14 +112,17 @@ struct Place {
   int offset;  // granules of the sequence before it, all KV heads'
 };
 
-// The line's length, and where on it a granule is; all lanes of a warp call these together.
+// The line, and where on it a granule is; all lanes of a warp call these together.
 template <int kWarps>
-__device__ int LineLength(const DecodeArguments& a) {
-  int length = 0;
+__device__ Line FindLine(const DecodeArguments& a) {
+  int length = 0, sequences = 0;
   for (int s = static_cast<int>(threadIdx.x) % 32; s < a.sequences; s += 32) {
-    length += GranulesOf<kWarps>(a, s);
+    const int granules = GranulesOf<kWarps>(a, s);
+    length += granules;
+    sequences += granules > 0;
   }
-  return __reduce_add_sync(~0u, length) * a.kv_heads * a.head_tiles;
+  const int pairs = a.kv_heads * a.head_tiles;
+  return {__reduce_add_sync(~0u, length) * pairs, __reduce_add_sync(~0u, sequences) * pairs};
 }
 
 template <int kWarps>
@@ -129,71 +144,123 @@ __device__ Place Find(const DecodeArguments& a, int granule) {
   }
 }
 
-// A block's part of one pair: tiles [begin_tile, end_tile) of what `span` spans.
+// A block's part of one pair: `count` of the pair's `granules` from the first-th on, which begin at
+// `granule` on the line.
 struct Segment {
   Span span;
-  int sequence, kv_head;
-  int first_head, heads;  // query heads
-  int begin_tile, end_tile;
+  int sequence, pair;  // of the sequence's
+  int granule, first, count, granules;
 };
 
-// One warp's way through tiles first, first + kWarps, ... of a segment.
+// A block's way along the line.
+template <int kWarps>
+class Walk {
+ public:
+  __device__ Walk(const Place& place, int begin, int end)
+      : place_(place), granule_(begin), end_(end) {}
+
+  __device__ bool Next(const DecodeArguments& a, Segment& segment) {
+    if (granule_ == end_) return false;
+    while (true) {
+      segment.span = SpanOf(a, place_.sequence);
+      segment.granules = (segment.span.tiles + kWarps - 1) / kWarps;
+      if (segment.granules > 0) break;
+      ++place_.sequence;
+    }
+    segment.sequence = place_.sequence;
+    segment.pair = place_.offset / segment.granules;
+    segment.first = place_.offset % segment.granules;
+    segment.granule = granule_;
+    segment.count = min(segment.granules - segment.first, end_ - granule_);
+    granule_ += segment.count;
+    place_.offset += segment.count;
+    if (place_.offset == segment.granules * a.kv_heads * a.head_tiles) {
+      place_ = {place_.sequence + 1, 0};
+    }
+    return true;
+  }
+
+ private:
+  Place place_;
+  int granule_, end_;
+};
+
+// One warp's tiles of all its block's segments, of which each warp has every kWarps-th.
 template <typename T, int kDim>
-class TileLoader {
+class TileStream {
   using Shape = DecodeShape<kDim>;
+  static constexpr int kWarps = Shape::kWarps;
   static constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
   static constexpr int kRowsAtOnce = 32 / kChunks;
 
  public:
-  __device__ TileLoader(const DecodeArguments& a, const Segment& segment, int first)
-      : segment_(segment),
-        table_(a.block_tables + segment.sequence * a.table_stride),
-        first_(first),
-        head_dim_(a.head_dim) {
+  __device__ TileStream(const DecodeArguments& a, const Walk<kWarps>& walk, uint32_t shared)
+      : a_(a), walk_(walk) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     row_ = lane / kChunks;
     const int column = lane % kChunks * 8;
-    has_column_ = column < head_dim_;
-    shared_offset_ = (row_ * Shape::kStride + column) * 2;
-    block_elements_ = static_cast<int64_t>(a.kv_heads) * kBlockTokens * head_dim_;
-    lane_offset_ = segment.kv_head * kBlockTokens * head_dim_ +
-                   (has_column_ ? row_ * head_dim_ + column : 0);
+    has_column_ = column < a.head_dim;
+    lane_offset_ = has_column_ ? row_ * a.head_dim + column : 0;
+    shared_ = shared + (row_ * Shape::kStride + column) * 2;
   }
 
-  // Where in the cache this lane's part of the warp's tile i begins; to be called for i = 0, 1, ...
-  // by all lanes.
-  __device__ int64_t Locate(int i) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    if (i % 32 == 0) {  // a lane reads the table for one tile, so that the warp waits for it once
-      const int tile = first_ + (i + lane) * Shape::kWarps;
-      block_ = tile < segment_.end_tile ? table_[tile / kTilesPerBlock] : 0;
+  // Goes to the next tile; false after the last. For all lanes together.
+  __device__ bool Next() {
+    ++index_;
+    while (index_ >= count_) {
+      Segment segment;
+      if (!walk_.Next(a_, segment)) {
+        index_ = count_;
+        return false;
+      }
+      const int warp = static_cast<int>(threadIdx.x) / 32;
+      first_token_ = segment.span.first_token;
+      end_token_ = segment.span.end_token;
+      first_ = segment.span.first_tile + segment.first * kWarps + warp;
+      const int end = min(segment.span.tiles, (segment.first + segment.count) * kWarps) +
+                      segment.span.first_tile;
+      count_ = (end - first_ + kWarps - 1) / kWarps;
+      index_ = 0;
+      table_ = a_.block_tables + segment.sequence * a_.table_stride;
+      head_offset_ = segment.pair / a_.head_tiles * kBlockTokens * a_.head_dim;
     }
-    const int block = __shfl_sync(~0u, block_, i % 32);
-    const int slot = (first_ + i * Shape::kWarps) % kTilesPerBlock * kTileTokens;
-    return block * block_elements_ + lane_offset_ + slot * head_dim_;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (index_ % 32 == 0) {  // a lane reads the table for one tile: the warp waits for it once
+      const int tile = index_ + lane < count_ ? first_ + (index_ + lane) * kWarps : first_;
+      block_ = table_[tile / kTilesPerBlock];
+    }
+    const int block = __shfl_sync(~0u, block_, index_ % 32);
+    const int slot = (first_ + index_ * kWarps) % kTilesPerBlock * kTileTokens;
+    at_ = static_cast<int64_t>(block) * a_.kv_heads * kBlockTokens * a_.head_dim + head_offset_ +
+          slot * a_.head_dim + lane_offset_;
+    return true;
   }
 
-  // Slots that hold no token of the context are not read: they may hold anything, even NaN.
-  __device__ void Load(const T* part, int i, uint32_t shared) const {
-    const int token = (first_ + i * Shape::kWarps) * kTileTokens + row_ - segment_.span.first_token;
-    const auto count =
-        static_cast<unsigned>(segment_.span.end_token - segment_.span.first_token);
+  // Copies that tile of keys or values, to a place for it in the warp's memory. Slots that hold no
+  // token of the context are not read: they may hold anything, even NaN.
+  __device__ void Load(const void* cache, int place) const {
+    const T* from = static_cast<const T*>(cache) + at_;
+    const int token = (first_ + index_ * kWarps) * kTileTokens + row_ - first_token_;
+    const auto count = static_cast<unsigned>(end_token_ - first_token_);
 #pragma unroll
     for (int row = 0; row < kTileTokens; row += kRowsAtOnce) {
       const bool wanted = has_column_ && static_cast<unsigned>(token + row) < count;
-      CopyAsync16(shared + shared_offset_ + row * Shape::kStride * 2,
-                  part + (wanted ? row * head_dim_ : 0), wanted);
+      CopyAsync16(shared_ + place * Shape::kTileBytes + row * Shape::kStride * 2,
+                  from + (wanted ? row * a_.head_dim : 0), wanted);
     }
   }
 
  private:
-  const Segment& segment_;
-  const int32_t* table_;
-  int first_, head_dim_, row_;
+  const DecodeArguments& a_;
+  Walk<kWarps> walk_;
+  const int32_t* table_ = nullptr;
+  int64_t at_ = 0;
+  int first_ = 0, index_ = -1, count_ = 0;
+  int first_token_ = 0, end_token_ = 0;
+  int head_offset_ = 0, block_ = 0;
+  int row_, lane_offset_;
   bool has_column_;
-  int shared_offset_, lane_offset_;
-  int64_t block_elements_;
-  int block_ = 0;
+  uint32_t shared_;
 };
 
 template <int kDim>
@@ -203,58 +270,41 @@ struct WarpState {
   float out[kDim / 8][4] = {};
 };
 
-// The warp's tiles, one after another: loads run kStages tiles ahead in shared memory of its own.
+// The warp's tiles of one segment. Its memory is a ring of kStages tiles of keys and of values;
+// `stage`: that of the next tile. A tile that is done with makes room for the stream's next.
 template <typename T, int kDim>
 __device__ void AttendTiles(const DecodeArguments& a, const Segment& segment,
-                            const uint32_t (&queries)[kDim / 16][4], uint32_t shared,
-                            WarpState<kDim>& state) {
+                            const uint32_t (&queries)[kDim / 16][4], uint32_t shared, int& stage,
+                            TileStream<T, kDim>& stream, WarpState<kDim>& state) {
   using Shape = DecodeShape<kDim>;
-  constexpr int kStages = Shape::kStages;
+  constexpr int kStages = Shape::kStages, kWarps = Shape::kWarps;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int first = segment.begin_tile + warp;
-  const int count = (segment.end_tile - first + Shape::kWarps - 1) / Shape::kWarps;
-  TileLoader<T, kDim> loader(a, segment, first);
-  const auto* keys = static_cast<const T*>(a.keys);
-  const auto* values = static_cast<const T*>(a.values);
-  shared += warp * Shape::kWarpTiles * Shape::kTile * 2;
-  const auto key_tile = [&](int i) { return shared + i % kStages * 2 * Shape::kTile * 2; };
-  const auto value_tile = [&](int i) { return key_tile(i) + Shape::kTile * 2; };
-  for (int i = 0; i < kStages; ++i) {
-    if (i < count) {
-      const int64_t at = loader.Locate(i);
-      loader.Load(keys + at, i, key_tile(i));
-      CommitCopies();
-      loader.Load(values + at, i, value_tile(i));
-      CommitCopies();
-    } else {
-      CommitCopies();
-      CommitCopies();
-    }
-  }
+  const int first_token = segment.span.first_token, end_token = segment.span.end_token;
+  const int end =
+      segment.span.first_tile + min(segment.span.tiles, (segment.first + segment.count) * kWarps);
   // Rows of a tile for ldmatrix: keys are the product's columns, values its depth.
   const int key_offset = ((lane / 16 * 8 + lane % 8) * Shape::kStride + lane / 8 % 2 * 8) * 2;
   const int value_offset = ((lane / 8 % 2 * 8 + lane % 8) * Shape::kStride + lane / 16 * 8) * 2;
-  for (int i = 0; i < count; ++i) {
+  for (int tile = segment.span.first_tile + segment.first * kWarps + warp; tile < end;
+       tile += kWarps) {
+    const uint32_t keys = shared + 2 * stage * Shape::kTileBytes;
+    const uint32_t values = keys + Shape::kTileBytes;
     WaitForCopies<2 * kStages - 1>();
     __syncwarp();
     float scores[2][4] = {};
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
       uint32_t fragment[4];
-      LoadMatrices(key_tile(i) + key_offset + step * 32, fragment);
+      LoadMatrices(keys + key_offset + step * 32, fragment);
       MultiplyAdd<T>(queries[step], fragment[0], fragment[1], scores[0]);
       MultiplyAdd<T>(queries[step], fragment[2], fragment[3], scores[1]);
     }
     __syncwarp();  // all lanes have read the tile that the next one replaces
-    int64_t next = 0;
-    if (i + kStages < count) {
-      next = loader.Locate(i + kStages);
-      loader.Load(keys + next, i + kStages, key_tile(i));
-    }
+    const bool more = stream.Next();
+    if (more) stream.Load(a.keys, 2 * stage);
     CommitCopies();
 
-    const int token = (first + i * Shape::kWarps) * kTileTokens;
-    const int first_token = segment.span.first_token, end_token = segment.span.end_token;
+    const int token = tile * kTileTokens;
     if (token < first_token || token + kTileTokens > end_token) {
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
@@ -275,15 +325,15 @@ __device__ void AttendTiles(const DecodeArguments& a, const Segment& segment,
 #pragma unroll
     for (int t = 0; t < kDim / 8; t += 2) {
       uint32_t fragment[4];
-      LoadMatricesTransposed(value_tile(i) + value_offset + t * 16, fragment);
+      LoadMatricesTransposed(values + value_offset + t * 16, fragment);
       MultiplyAdd<T>(weights, fragment[0], fragment[1], state.out[t]);
       MultiplyAdd<T>(weights, fragment[2], fragment[3], state.out[t + 1]);
     }
     __syncwarp();
-    if (i + kStages < count) loader.Load(values + next, i + kStages, value_tile(i));
+    if (more) stream.Load(a.values, 2 * stage + 1);
     CommitCopies();
+    stage = stage + 1 == kStages ? 0 : stage + 1;
   }
-  WaitForCopies<0>();
 }
 
 template <typename T>
@@ -303,27 +353,29 @@ __device__ float4 Scaled(float factor, float4 x) {
   return {factor * x.x, factor * x.y, factor * x.z, factor * x.w};
 }
 
-// What the warps of a block have of a pair, to be added up.
+// What the warps of a block have of up to kRoundHeads heads of a pair, to be added up.
 template <int kDim>
 struct BlockMemory {
   using Shape = DecodeShape<kDim>;
-  float* out;  // [kWarps, kTileHeads, kStride] in the memory of the tiles
-  float (*highest)[kTileHeads];  // [kWarps]
-  float (*sums)[kTileHeads];     // [kWarps]
+  float* out;                     // [kWarps, kRoundHeads, kStride]
+  float (*highest)[kRoundHeads];  // [kWarps]
+  float (*sums)[kRoundHeads];     // [kWarps]
 
   __device__ float* At(int warp, int head) const {
-    return out + (warp * kTileHeads + head) * Shape::kStride;
+    return out + (warp * kRoundHeads + head) * Shape::kStride;
   }
 };
 
+// Heads [first, first + kRoundHeads) of the state, those of them that there are.
 template <int kDim>
-__device__ void KeepState(const WarpState<kDim>& state, int heads, const BlockMemory<kDim>& memory) {
+__device__ void KeepState(const WarpState<kDim>& state, int first, int heads,
+                          const BlockMemory<kDim>& memory) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int head = lane / 4 + half * 8;
+    const int head = lane / 4 + half * 8 - first;
     const float sum = SumOverQuad(state.sums[half]);
-    if (head >= heads) continue;
+    if (head < 0 || head >= min(kRoundHeads, heads - first)) continue;
     if (lane % 4 == 0) {
       memory.highest[warp][head] = state.highest[half];
       memory.sums[warp][head] = sum;
@@ -360,51 +412,108 @@ __device__ void CombineWarps(const BlockMemory<kDim>& memory, int heads, int hea
   }
 }
 
-// The parts that blocks first_block, first_block + 1, ... left of a pair, some for each warp.
-// `first_slot`: of the first block's two parts, which; of the others it is their first.
+// The parts that blocks first_block, first_block + 1, ... left of heads [first_head, first_head +
+// heads) of a pair, some for each warp. `first_slot`: which of the first block's two parts; of the
+// others it is their first.
 template <int kDim>
 __device__ void GatherParts(const DecodeArguments& a, int first_block, int first_slot, int parts,
-                            int heads, const BlockMemory<kDim>& memory) {
+                            int first_head, int heads, const BlockMemory<kDim>& memory) {
   using Shape = DecodeShape<kDim>;
-  constexpr int kAtOnce = 4;
+  constexpr int kAtOnce = 8;  // loads under way
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  for (int head = 0; head < heads; ++head) {
-    for (int column = lane * 4; column < a.head_dim; column += 128) {
-      float top = -INFINITY, sum = 0;
-      float4 out = {};
-      for (int part = warp; part < parts; part += kAtOnce * Shape::kWarps) {
-        float2 part_sums[kAtOnce];
-        float4 part_out[kAtOnce];
+  const int quads = a.head_dim / 4;  // columns
+  for (int i = lane; i < heads * quads; i += 32) {
+    const int head = i / quads, column = i % quads * 4;
+    float top = -INFINITY, sum = 0;
+    float4 out = {};
+    for (int part = warp; part < parts; part += kAtOnce * Shape::kWarps) {
+      float2 part_sums[kAtOnce];
+      float4 part_out[kAtOnce];
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          const int p = part + i * Shape::kWarps;
-          const int64_t slot = 2 * (first_block + p) + (p == 0 ? first_slot : 0);
-          const int64_t at = slot * kTileHeads + head;
-          part_sums[i] = p < parts ? __ldcg(a.partial_sums + at) : float2{-INFINITY, 0};
-          part_out[i] = p < parts ? __ldcg(reinterpret_cast<const float4*>(
-                                        a.partial_out + at * a.head_dim + column))
-                                  : float4{};
-        }
-        float higher = top;
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) higher = fmaxf(higher, part_sums[i].x);
-        const float factor = Exp2(top - higher);
-        sum *= factor;
-        out = Scaled(factor, out);
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          const float part_factor = Exp2(part_sums[i].x - higher);
-          sum = fmaf(part_factor, part_sums[i].y, sum);
-          AddScaled(out, part_factor, part_out[i]);
-        }
-        top = higher;
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int p = part + j * Shape::kWarps;
+        const int64_t slot = 2 * (first_block + p) + (p == 0 ? first_slot : 0);
+        const int64_t at = slot * a.tile_heads + first_head + head;
+        part_sums[j] = p < parts ? __ldcg(a.partial_sums + at) : float2{-INFINITY, 0};
+        part_out[j] =
+            p < parts
+                ? __ldcg(reinterpret_cast<const float4*>(a.partial_out + at * a.head_dim + column))
+                : float4{};
       }
-      *reinterpret_cast<float4*>(memory.At(warp, head) + column) = out;
-      if (column == 0) {
-        memory.highest[warp][head] = top;
-        memory.sums[warp][head] = sum;
+      float higher = top;
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) higher = fmaxf(higher, part_sums[j].x);
+      const float factor = Exp2(top - higher);
+      sum *= factor;
+      out = Scaled(factor, out);
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const float part_factor = Exp2(part_sums[j].x - higher);
+        sum = fmaf(part_factor, part_sums[j].y, sum);
+        AddScaled(out, part_factor, part_out[j]);
       }
+      top = higher;
     }
+    *reinterpret_cast<float4*>(memory.At(warp, head) + column) = out;
+    if (column == 0) {
+      memory.highest[warp][head] = top;
+      memory.sums[warp][head] = sum;
+    }
+  }
+}
+
+// Writes the output of a segment that is a whole pair, or its part; the block that writes a pair's
+// last part writes the output.
+template <typename T, int kDim>
+__device__ void Finish(const DecodeArguments& a, const Share& share, const Segment& segment,
+                       const WarpState<kDim>& state, int first_head, int heads,
+                       const BlockMemory<kDim>& memory) {
+  T* to = static_cast<T*>(a.out) + segment.span.row * a.out_stride +
+          static_cast<int64_t>(first_head) * a.head_dim;
+  const int block = static_cast<int>(blockIdx.x);
+  const int64_t slot = 2 * block + (segment.granule == share.Begin(block) ? 0 : 1);
+  const bool is_whole = segment.count == segment.granules;
+  for (int first = 0; first < heads; first += kRoundHeads) {
+    const int count = min(kRoundHeads, heads - first);
+    __syncthreads();  // the memory is free
+    KeepState(state, first, heads, memory);
+    __syncthreads();
+    CombineWarps(memory, count, a.head_dim,
+                 [&](int head, int column, float top, float sum, float4 out) {
+                   if (is_whole) {
+                     Store4(to + (first + head) * a.head_dim + column, Scaled(1 / sum, out));
+                     return;
+                   }
+                   const int64_t at = slot * a.tile_heads + first + head;
+                   *reinterpret_cast<float4*>(a.partial_out + at * a.head_dim + column) = out;
+                   if (column == 0) a.partial_sums[at] = {top, sum};
+                 });
+  }
+  if (is_whole) return;
+
+  const int pair_begin = segment.granule - segment.first;
+  const int first_block = share.BlockOf(pair_begin);
+  const int parts = share.BlockOf(pair_begin + segment.granules - 1) - first_block + 1;
+  __shared__ bool is_last;
+  __threadfence();  // the parts before the count
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const auto last = static_cast<unsigned>(parts - 1);
+    is_last = atomicInc(a.counters + first_block, last) == last;  // which leaves zero
+    __threadfence();
+  }
+  __syncthreads();
+  if (!is_last) return;
+  const int first_slot = share.Begin(first_block) == pair_begin ? 0 : 1;
+  for (int first = 0; first < heads; first += kRoundHeads) {
+    const int count = min(kRoundHeads, heads - first);
+    __syncthreads();
+    GatherParts(a, first_block, first_slot, parts, first, count, memory);
+    __syncthreads();
+    CombineWarps(memory, count, a.head_dim,
+                 [&](int head, int column, float, float sum, float4 out) {
+                   Store4(to + (first + head) * a.head_dim + column, Scaled(1 / sum, out));
+                 });
   }
 }
 
@@ -413,91 +522,47 @@ __global__ void __launch_bounds__(DecodeShape<kDim>::kThreads, kResident)
     DecodeKernel(const __grid_constant__ DecodeArguments a) {
   using Shape = DecodeShape<kDim>;
   constexpr int kWarps = Shape::kWarps;
-  extern __shared__ __align__(16) unsigned char tiles[];
-  __shared__ float highest[kWarps][kTileHeads], sums[kWarps][kTileHeads];
-  __shared__ bool is_last;
-  const BlockMemory<kDim> memory{reinterpret_cast<float*>(tiles), highest, sums};
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  extern __shared__ __align__(16) unsigned char shared[];
+  __shared__ float highest[kWarps][kRoundHeads], sums[kWarps][kRoundHeads];
+  const BlockMemory<kDim> memory{reinterpret_cast<float*>(shared + Shape::kOutputs), highest, sums};
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int block = static_cast<int>(blockIdx.x);
 
   // The batch was there before the kernels of its step.
-  const int block = static_cast<int>(blockIdx.x);
-  const Share share(LineLength<kWarps>(a), static_cast<int>(gridDim.x));
+  const Share share(FindLine<kWarps>(a), static_cast<int>(gridDim.x));
   const int begin = share.Begin(block), end = share.Begin(block + 1);
   StartNextKernel();
+  if (block >= share.blocks) {
+    WaitForLastKernel();
+    return;
+  }
+  Walk<kWarps> walk(Find<kWarps>(a, begin), begin, end);
+  const uint32_t warp_shared = SharedAddress(shared) + warp * Shape::kWarpBytes;
+  TileStream<T, kDim> stream(a, walk, warp_shared);
+  bool more = stream.Next();
   WaitForLastKernel();
-  if (block >= share.blocks) return;
-  Place place = Find<kWarps>(a, begin);
-  for (int granule = begin; granule < end;) {
-    const Span span = SpanOf(a, place.sequence);
-    const int granules = (span.tiles + kWarps - 1) / kWarps;  // of the pair
-    if (granules == 0) {
-      ++place.sequence;
-      continue;
-    }
-    const int pair = place.offset / granules, first = place.offset % granules;
-    const int count = min(granules - first, end - granule);
-    const int first_in_group = pair % a.head_tiles * kTileHeads;
-    const int kv_head = pair / a.head_tiles;
-    const Segment segment{.span = span,
-                          .sequence = place.sequence,
-                          .kv_head = kv_head,
-                          .first_head = kv_head * a.group + first_in_group,
-                          .heads = min(kTileHeads, a.group - first_in_group),
-                          .begin_tile = span.first_tile + first * kWarps,
-                          .end_tile = span.first_tile + min(span.tiles, (first + count) * kWarps)};
-    const int heads = segment.heads;
-    {
-      WarpState<kDim> state;
-      const T* query = static_cast<const T*>(a.q) + span.row * a.q_stride +
-                       static_cast<int64_t>(segment.first_head) * a.head_dim;
-      const int low = lane / 4, high = low + 8;
-      uint32_t queries[kDim / 16][4];
-      LoadQueries(low < heads ? query + low * a.head_dim : nullptr,
-                  high < heads ? query + high * a.head_dim : nullptr, a.head_dim, queries);
-      AttendTiles<T, kDim>(a, segment, queries, SharedAddress(tiles), state);
-      __syncthreads();  // the tiles' memory serves the warps' outputs now
-      KeepState(state, heads, memory);
-    }
-    __syncthreads();
-
-    T* to = static_cast<T*>(a.out) + span.row * a.out_stride +
-            static_cast<int64_t>(segment.first_head) * a.head_dim;
-    const auto store = [&](int head, int column, float, float sum, float4 out) {
-      Store4(to + head * a.head_dim + column, Scaled(1 / sum, out));
-    };
-    if (count == granules) {
-      CombineWarps(memory, heads, a.head_dim, store);
-    } else {
-      const int64_t slot = 2 * block + (granule == begin ? 0 : 1);
-      CombineWarps(memory, heads, a.head_dim,
-                   [&](int head, int column, float top, float sum, float4 out) {
-                     const int64_t at = slot * kTileHeads + head;
-                     *reinterpret_cast<float4*>(a.partial_out + at * a.head_dim + column) = out;
-                     if (column == 0) a.partial_sums[at] = {top, sum};
-                   });
-      const int pair_begin = granule - first;
-      const int first_block = share.BlockOf(pair_begin);
-      const int parts = share.BlockOf(pair_begin + granules - 1) - first_block + 1;
-      __threadfence();  // the parts before the count
-      __syncthreads();
-      if (threadIdx.x == 0) {
-        const auto last = static_cast<unsigned>(parts - 1);
-        is_last = atomicInc(a.counters + first_block, last) == last;  // which leaves zero
-        __threadfence();
-      }
-      __syncthreads();
-      if (is_last) {
-        const int first_slot = share.Begin(first_block) == pair_begin ? 0 : 1;
-        GatherParts(a, first_block, first_slot, parts, heads, memory);
-        __syncthreads();
-        CombineWarps(memory, heads, a.head_dim, store);
-      }
-    }
-    __syncthreads();  // before the memory takes tiles again
-
-    granule += count;
-    place.offset += count;
-    if (place.offset == granules * a.kv_heads * a.head_tiles) place = {place.sequence + 1, 0};
+  for (int stage = 0; stage < Shape::kStages; ++stage) {
+    if (more) stream.Load(a.keys, 2 * stage);
+    CommitCopies();
+    if (more) stream.Load(a.values, 2 * stage + 1);
+    CommitCopies();
+    if (more && stage + 1 < Shape::kStages) more = stream.Next();
+  }
+  int stage = 0;
+  Segment segment;
+  while (walk.Next(a, segment)) {
+    const int first_in_group = segment.pair % a.head_tiles * kTileHeads;
+    const int first_head = segment.pair / a.head_tiles * a.group + first_in_group;
+    const int heads = min(kTileHeads, a.group - first_in_group);
+    WarpState<kDim> state;
+    const T* query = static_cast<const T*>(a.q) + segment.span.row * a.q_stride +
+                     static_cast<int64_t>(first_head) * a.head_dim;
+    const int low = lane / 4, high = low + 8;
+    uint32_t queries[kDim / 16][4];
+    LoadQueries(low < heads ? query + low * a.head_dim : nullptr,
+                high < heads ? query + high * a.head_dim : nullptr, a.head_dim, queries);
+    AttendTiles<T, kDim>(a, segment, queries, warp_shared, stage, stream, state);
+    Finish<T, kDim>(a, share, segment, state, first_head, heads, memory);
   }
 }
 
@@ -527,10 +592,14 @@ void Launch(Stream& stream, const DecodeArguments& arguments, int64_t blocks) {
 
 int64_t Blocks(int multiprocessors) { return int64_t{kResident} * multiprocessors; }
 
-// Scratch memory: the counters, then partial outputs, then their sums; of a size that does not depend
-// on the batch, since counters must stay zero from one to the next.
+// Scratch memory: the counters, then partial outputs, then their sums. Where the counters are
+// depends on the device alone, since they must stay zero from one batch to the next.
 size_t CounterBytes(int multiprocessors) {
   return RoundUp<size_t>(static_cast<size_t>(Blocks(multiprocessors)) * sizeof(unsigned), 256);
+}
+
+int64_t TileHeads(const AttentionSpec& attention) {
+  return std::min<int64_t>(kTileHeads, attention.heads / attention.kv_heads);
 }
 
 }  // namespace
@@ -538,7 +607,7 @@ size_t CounterBytes(int multiprocessors) {
 size_t DecodeScratchBytes(int multiprocessors, int64_t, const AttentionSpec& attention) {
   const auto part_bytes = static_cast<size_t>(attention.head_dim) * sizeof(float) + sizeof(float2);
   return CounterBytes(multiprocessors) +
-         static_cast<size_t>(2 * Blocks(multiprocessors) * kTileHeads) * part_bytes;
+         static_cast<size_t>(2 * Blocks(multiprocessors) * TileHeads(attention)) * part_bytes;
 }
 
 void AttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
@@ -564,13 +633,14 @@ void AttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec&
       .kv_heads = static_cast<int>(attention.kv_heads),
       .group = static_cast<int>(group),
       .head_tiles = static_cast<int>(CeilDiv<int64_t>(group, kTileHeads)),
+      .tile_heads = static_cast<int>(TileHeads(attention)),
       .head_dim = static_cast<int>(attention.head_dim),
       .window = WindowOf(attention),
       .scale_log2 = attention.scale * kLog2E,
       .counters = reinterpret_cast<unsigned*>(memory),
       .partial_out = parts,
-      .partial_sums =
-          reinterpret_cast<float2*>(parts + 2 * blocks * kTileHeads * attention.head_dim)};
+      .partial_sums = reinterpret_cast<float2*>(parts + 2 * blocks * TileHeads(attention) *
+                                                            attention.head_dim)};
   WithHalfType(q.dtype, [&]<typename T>() {
     if (attention.head_dim <= 64) {
       Launch<T, 64>(stream, arguments, blocks);

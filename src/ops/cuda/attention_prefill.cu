@@ -6,10 +6,10 @@ namespace nibble::cuda {
 namespace {
 
 struct PrefillArguments {
-  const void* keys;    // [blocks, kv_heads, kBlockTokens, head_dim]
-  const void* values;  // likewise
-  const void* q;       // [rows, q_stride]
-  void* out;           // [rows, out_stride]
+  const void* keys;             // [blocks, kv_heads, kBlockTokens, head_dim]
+  const void* values;           // likewise
+  const void* q;                // [rows, q_stride]
+  void* out;                    // [rows, out_stride]
   const int32_t* positions;     // [rows]
   const int32_t* row_begin;     // [sequences + 1]
   const int32_t* block_tables;  // [sequences, table_stride]
@@ -24,7 +24,7 @@ struct PrefillArguments {
 template <int kDim_>
 struct PrefillShape {
   static constexpr int kDim = kDim_;
-  static constexpr int kBlocks = kDim == 64 ? 3 : 2;  // on a multiprocessor
+  static constexpr int kBlocks = kDim == 64 ? 3 : 2;   // on a multiprocessor
   static constexpr int kKeys = kDim == 256 ? 32 : 64;  // of a tile
   static constexpr int kThreads = kPrefillRows / 16 * 32;
   static constexpr bool kQueriesInRegisters = kDim <= 128;
@@ -56,16 +56,16 @@ class Fragments {
   }
   // first_row: a multiple of 8.
   __device__ uint32_t At(uint32_t matrix, int first_row, int step) const {
-    return matrix + offsets_[step % 4] + static_cast<uint32_t>(first_row * Shape::kRowBytes +
-                                                               step / 4 * 128);
+    return matrix + offsets_[step % 4] +
+           static_cast<uint32_t>(first_row * Shape::kRowBytes + step / 4 * 128);
   }
 
  private:
   uint32_t offsets_[4];
 };
 
-// Copies a tile of keys or values; those of tokens from end_token on become zeros, since their slots
-// may hold anything, even NaN. blocks: the tile's numbers of blocks.
+// Copies a tile of keys or values; those of tokens from end_token on become zeros, since their
+// slots may hold anything, even NaN. blocks: the tile's numbers of blocks.
 template <typename T, typename Shape>
 __device__ void LoadTile(const PrefillArguments& a, const T* part, const int (&blocks)[2],
                          int kv_head, int first_token, int end_token, uint32_t shared) {
@@ -77,8 +77,8 @@ __device__ void LoadTile(const PrefillArguments& a, const T* part, const int (&b
   const bool has_column = chunk * 8 < a.head_dim;
 #pragma unroll
   for (int b = 0; b < Shape::kKeys / kBlockTokens; ++b) {
-    const T* from = part + (static_cast<int64_t>(blocks[b]) * a.kv_heads + kv_head) *
-                               kBlockTokens * a.head_dim;
+    const T* from =
+        part + (static_cast<int64_t>(blocks[b]) * a.kv_heads + kv_head) * kBlockTokens * a.head_dim;
 #pragma unroll
     for (int slot = 0; slot < kBlockTokens; slot += kRowsAtOnce) {
       const int token = b * kBlockTokens + slot + row;
@@ -210,8 +210,8 @@ __global__ void __launch_bounds__(PrefillShape<kDim>::kThreads, PrefillShape<kDi
       }
     }
     const int token = i * Shape::kKeys;
-    const bool all_seen = token + Shape::kKeys - 1 <= first_position &&
-                          token > end_token - 1 - a.window;
+    const bool all_seen =
+        token + Shape::kKeys - 1 <= first_position && token > end_token - 1 - a.window;
     if (!all_seen) {
 #pragma unroll
       for (int t = 0; t < Shape::kKeys / 8; ++t) {
@@ -268,23 +268,22 @@ void AttendPrefill(Stream& stream, const DeviceBatch& batch, const AttentionSpec
                    MatrixView q, KvView kv, MatrixView out) {
   if (batch.prefill_tile_count == 0) return;
   CheckAttention(attention, q, out);
-  const PrefillArguments arguments{
-      .keys = kv.keys,
-      .values = kv.values,
-      .q = q.data,
-      .out = out.data,
-      .positions = batch.positions,
-      .row_begin = batch.row_begin,
-      .block_tables = batch.block_tables,
-      .tiles = batch.prefill_tiles,
-      .q_stride = q.stride,
-      .out_stride = out.stride,
-      .table_stride = batch.table_stride,
-      .kv_heads = static_cast<int>(attention.kv_heads),
-      .group = static_cast<int>(attention.heads / attention.kv_heads),
-      .head_dim = static_cast<int>(attention.head_dim),
-      .window = WindowOf(attention),
-      .scale_log2 = attention.scale * kLog2E};
+  const PrefillArguments arguments{.keys = kv.keys,
+                                   .values = kv.values,
+                                   .q = q.data,
+                                   .out = out.data,
+                                   .positions = batch.positions,
+                                   .row_begin = batch.row_begin,
+                                   .block_tables = batch.block_tables,
+                                   .tiles = batch.prefill_tiles,
+                                   .q_stride = q.stride,
+                                   .out_stride = out.stride,
+                                   .table_stride = batch.table_stride,
+                                   .kv_heads = static_cast<int>(attention.kv_heads),
+                                   .group = static_cast<int>(attention.heads / attention.kv_heads),
+                                   .head_dim = static_cast<int>(attention.head_dim),
+                                   .window = WindowOf(attention),
+                                   .scale_log2 = attention.scale * kLog2E};
   const dim3 grid(static_cast<unsigned>(attention.heads),
                   static_cast<unsigned>(batch.prefill_tile_count));
   WithHalfType(q.dtype, [&]<typename T>() {

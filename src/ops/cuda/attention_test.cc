@@ -109,8 +109,8 @@ struct HostCase {
     size_t next_block = 0, at = 0;
     for (size_t p = 0; p < s.pieces.size(); ++p) {
       for (int64_t t = 0; t < s.pieces[p].context; ++t) {
-        int32_t& block = tables[p * static_cast<size_t>(max_blocks) +
-                                static_cast<size_t>(t / kBlockTokens)];
+        int32_t& block =
+            tables[p * static_cast<size_t>(max_blocks) + static_cast<size_t>(t / kBlockTokens)];
         if (t % kBlockTokens == 0) block = order[next_block++];
         for (int64_t head = 0; head < s.spec.kv_heads; ++head) {
           const size_t slot = static_cast<size_t>(
@@ -324,9 +324,10 @@ class CudaAttentionTest : public testing::Test {
     return out;
   }
 
-  // Weights (at most 1, their sum at least 1) are rounded to 16 bits, then the output is. A score is
-  // head_dim products summed in float32, of |q| |k| scale ≈ sqrt(head_dim) at worst; its error moves
-  // every weight by as much, relatively. Half-precision weights below 2^-14 lose at most 2^-25 each.
+  // Weights (at most 1, their sum at least 1) are rounded to 16 bits, then the output is. A score
+  // is head_dim products summed in float32, of |q| |k| scale ≈ sqrt(head_dim) at worst; its error
+  // moves every weight by as much, relatively. Half-precision weights below 2^-14 lose at most
+  // 2^-25 each.
   void ExpectNear(const HostCase& host, const std::vector<uint16_t>& got,
                   const std::vector<float>& want) {
     const Setting& s = host.setting;
@@ -378,9 +379,10 @@ constexpr DType kTypes[] = {DType::kF16, DType::kBF16};
 TEST_F(CudaAttentionTest, DecodesContextsOfManyLengths) {
   for (const DType type : kTypes) {
     for (const int64_t head_dim : {8, 40, 64, 80, 96, 128, 256}) {
-      Compare({Spec(4, 2, head_dim),
-               type,
-               {{1}, {2}, {15}, {16}, {17}, {31}, {32}, {33}, {63}, {64}, {65}, {127}, {612}, {2000}}});
+      Compare(
+          {Spec(4, 2, head_dim),
+           type,
+           {{1}, {2}, {15}, {16}, {17}, {31}, {32}, {33}, {63}, {64}, {65}, {127}, {612}, {2000}}});
     }
   }
 }
@@ -393,22 +395,24 @@ TEST_F(CudaAttentionTest, DecodesGroupsOfEverySize) {
   }
 }
 
-TEST_F(CudaAttentionTest, DecodesWithAndWithoutSplits) {
-  Compare({Spec(2, 1, 64), DType::kF16, {{6000}}});   // as many splits as there can be
-  Setting many{Spec(16, 16, 64), DType::kBF16, {}};   // one split
+TEST_F(CudaAttentionTest, DecodesHoweverTheWorkIsCut) {
+  Compare({Spec(2, 1, 64), DType::kF16, {{6000}}});   // one context in many parts
+  Compare({Spec(2, 1, 64), DType::kF16, {{20000}}});  // and in small ones at the end
+  Setting many{Spec(16, 16, 64), DType::kBF16, {}};   // hardly any context in parts
   for (int64_t s = 0; s < 150; ++s) many.pieces.push_back({1 + s * 37 % 140});
   Compare(many);
   many.pieces.resize(20);
-  for (Piece& piece : many.pieces) piece.context += 200;  // a few
+  for (Piece& piece : many.pieces) piece.context += 200;
   Compare(many);
 }
 
 TEST_F(CudaAttentionTest, PrefillsWholeContexts) {
   for (const DType type : kTypes) {
     for (const int64_t head_dim : {8, 40, 64, 80, 96, 128, 256}) {
-      Compare({Spec(4, 2, head_dim),
-               type,
-               {{2, 2}, {31, 31}, {63, 63}, {64, 64}, {65, 65}, {127, 127}, {129, 129}, {300, 300}}});
+      Compare(
+          {Spec(4, 2, head_dim),
+           type,
+           {{2, 2}, {31, 31}, {63, 63}, {64, 64}, {65, 65}, {127, 127}, {129, 129}, {300, 300}}});
     }
   }
 }
@@ -416,9 +420,10 @@ TEST_F(CudaAttentionTest, PrefillsWholeContexts) {
 TEST_F(CudaAttentionTest, PrefillsChunksOfContexts) {
   for (const DType type : kTypes) {
     for (const int64_t head_dim : {64, 72, 128, 192}) {
-      Compare({Spec(6, 2, head_dim),
-               type,
-               {{33, 2}, {64, 32}, {65, 64}, {200, 70}, {612, 65}, {613, 128}, {2000, 5}, {32, 31}}});
+      Compare(
+          {Spec(6, 2, head_dim),
+           type,
+           {{33, 2}, {64, 32}, {65, 64}, {200, 70}, {612, 65}, {613, 128}, {2000, 5}, {32, 31}}});
     }
   }
 }
@@ -436,7 +441,9 @@ TEST_F(CudaAttentionTest, MindsTheWindow) {
 TEST_F(CudaAttentionTest, RandomSettings) {
   Normals normals(20);
   Random& random = normals.random();
-  const auto pick = [&](const std::vector<int64_t>& from) { return from[random.Below(from.size())]; };
+  const auto pick = [&](const std::vector<int64_t>& from) {
+    return from[random.Below(from.size())];
+  };
   for (int i = 0; i < 300 && !HasFatalFailure(); ++i) {
     const int64_t kv_heads = 1 + static_cast<int64_t>(random.Below(5));
     const int64_t group = pick({1, 1, 2, 3, 4, 5, 7, 8, 12, 16, 20});
@@ -444,14 +451,17 @@ TEST_F(CudaAttentionTest, RandomSettings) {
         random.Below(2) == 0 ? pick({64, 128}) : 8 + 8 * static_cast<int64_t>(random.Below(32));
     std::optional<int64_t> window;
     if (random.Below(3) == 0) window = 1 + static_cast<int64_t>(random.Below(150));
-    Setting setting{Spec(kv_heads * group, kv_heads, head_dim, window), kTypes[random.Below(2)], {}};
+    Setting setting{
+        Spec(kv_heads * group, kv_heads, head_dim, window), kTypes[random.Below(2)], {}};
     setting.gap = 8 * static_cast<int64_t>(random.Below(6));
     double work = 3e7;  // what the reference may take
     const auto pieces = 1 + random.Below(6);
     while (setting.pieces.size() < pieces) {
       const int64_t context = 1 + static_cast<int64_t>(random.Below(pick({10, 70, 300, 1000})));
       const int64_t rows =
-          random.Below(2) == 0 ? 1 : 1 + static_cast<int64_t>(random.Below(std::min(context, int64_t{200})));
+          random.Below(2) == 0
+              ? 1
+              : 1 + static_cast<int64_t>(random.Below(std::min(context, int64_t{200})));
       const double wanted = 2.0 * static_cast<double>(rows * context * kv_heads * group * head_dim);
       if (wanted > work && !setting.pieces.empty()) break;
       if (wanted > work) continue;
@@ -567,8 +577,7 @@ TEST_F(CudaAttentionTest, AGraphServesEveryStep) {
     std::vector<int32_t> tables(3 * static_cast<size_t>(before.max_blocks), kNoBlock);
     for (size_t s = 0; s < 3; ++s) {
       std::copy_n(host->tables.begin() + static_cast<ptrdiff_t>(s) * host->max_blocks,
-                  host->max_blocks,
-                  tables.begin() + static_cast<ptrdiff_t>(s) * before.max_blocks);
+                  host->max_blocks, tables.begin() + static_cast<ptrdiff_t>(s) * before.max_blocks);
     }
     overwrite(device.tables, tables);
     Must(cudaGraphLaunch(executable, stream_->get()));

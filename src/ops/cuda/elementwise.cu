@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "src/ops/cuda/dependent_launch.cuh"
 #include "src/ops/cuda/half.cuh"
 
 namespace nibble::cuda {
@@ -46,6 +47,8 @@ struct alignas(kWidth * sizeof(T)) Pack {
 template <int kWidth>
 __global__ void EmbedKernel(const int32_t* tokens, const uint16_t* table, uint16_t* out,
                             int64_t columns, int64_t out_stride) {
+  StartNextKernel();
+  WaitForLastKernel();
   using P = Pack<kWidth, uint16_t>;
   const auto* from = reinterpret_cast<const P*>(table + tokens[blockIdx.x] * columns);
   auto* to = reinterpret_cast<P*>(out + blockIdx.x * out_stride);
@@ -55,6 +58,8 @@ __global__ void EmbedKernel(const int32_t* tokens, const uint16_t* table, uint16
 template <typename T, int kWidth>
 __global__ void RmsNormKernel(const T* x, const float* gain, float epsilon, T* out,
                               int64_t columns, int64_t x_stride, int64_t out_stride) {
+  StartNextKernel();
+  WaitForLastKernel();
   using P = Pack<kWidth, T>;
   const auto* row = reinterpret_cast<const P*>(x + blockIdx.x * x_stride);
   auto* to = reinterpret_cast<P*>(out + blockIdx.x * out_stride);
@@ -79,6 +84,8 @@ __global__ void RmsNormKernel(const T* x, const float* gain, float epsilon, T* o
 
 __global__ void RopeTableKernel(const int32_t* positions, const float* frequencies,
                                 int64_t half_dim, float2* table) {
+  StartNextKernel();
+  WaitForLastKernel();
   const auto position = static_cast<float>(positions[blockIdx.x]);
   for (int64_t i = threadIdx.x; i < half_dim; i += blockDim.x) {
     float sine, cosine;
@@ -99,6 +106,8 @@ constexpr int kRopeWarps = 8;
 template <typename T, int kWidth>
 __global__ void RopeAndStoreKvKernel(DeviceBatch batch, RopeStoreShape shape, const float2* angles,
                                      T* qkv, T* keys, T* values) {
+  StartNextKernel();
+  WaitForLastKernel();
   using P = Pack<kWidth, T>;
   using A = Pack<kWidth, float2>;
   const int row = static_cast<int>(blockIdx.x);
@@ -141,6 +150,8 @@ __global__ void RopeAndStoreKvKernel(DeviceBatch batch, RopeStoreShape shape, co
 template <typename T, Epilogue kEpilogue>
 __global__ void FinishLinearKernel(const T* y, const float* bias, T* out, int64_t columns,
                                    int64_t y_stride, int64_t out_stride) {
+  StartNextKernel();
+  WaitForLastKernel();
   using H = HalfTraits<T>;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t r = blockIdx.y;
@@ -162,6 +173,8 @@ __global__ void FinishLinearKernel(const T* y, const float* bias, T* out, int64_
 template <int kWidth>
 __global__ void GatherRowsKernel(const uint16_t* x, const int32_t* rows, uint16_t* out,
                                  int64_t columns, int64_t x_stride, int64_t out_stride) {
+  StartNextKernel();
+  WaitForLastKernel();
   using P = Pack<kWidth, uint16_t>;
   const auto* from = reinterpret_cast<const P*>(x + rows[blockIdx.x] * x_stride);
   auto* to = reinterpret_cast<P*>(out + blockIdx.x * out_stride);
@@ -170,6 +183,8 @@ __global__ void GatherRowsKernel(const uint16_t* x, const int32_t* rows, uint16_
 
 __global__ void GatherColumnsKernel(const uint16_t* x, const int32_t* columns, uint16_t* out,
                                     int64_t count, int64_t x_stride, int64_t out_stride) {
+  StartNextKernel();
+  WaitForLastKernel();
   for (int64_t k = threadIdx.x; k < count; k += blockDim.x) {
     out[blockIdx.x * out_stride + k] = x[blockIdx.x * x_stride + columns[k]];
   }
@@ -203,8 +218,11 @@ __device__ Best Better(Best a, Best b) {
 
 __global__ void ArgMaxKernel(const float* logits, int64_t columns, int64_t stride,
                              int32_t* tokens) {
+  StartNextKernel();
+  WaitForLastKernel();
   __shared__ Best bests[32];
   Best best{-INFINITY, 0x7fffffff};
+#pragma unroll 8
   for (int64_t c = threadIdx.x; c < columns; c += blockDim.x) {
     const float value = logits[blockIdx.x * stride + c];
     best = Better(best, {isnan(value) ? -INFINITY : value, static_cast<int32_t>(c)});
@@ -226,9 +244,9 @@ void Embed(Stream& stream, const DeviceBatch& batch, const void* table, MatrixVi
   if (out.rows == 0) return;
   const bool wide = Vectorizable(out, out.columns) && reinterpret_cast<uintptr_t>(table) % 16 == 0;
   const unsigned threads = ThreadsFor(wide ? out.columns / kVector : out.columns);
-  (wide ? EmbedKernel<kVector> : EmbedKernel<1>)<<<Grid(out.rows), threads, 0, stream.get()>>>(
-      batch.tokens, static_cast<const uint16_t*>(table), out.row<uint16_t>(0), out.columns,
-      out.stride);
+  LaunchDependent(stream, wide ? EmbedKernel<kVector> : EmbedKernel<1>, Grid(out.rows), threads, 0,
+                  batch.tokens, static_cast<const uint16_t*>(table), out.row<uint16_t>(0),
+                  out.columns, out.stride);
   stream.CheckLaunch("embedding", out.rows, out.columns);
 }
 
@@ -237,9 +255,9 @@ void RmsNorm(Stream& stream, MatrixView x, const float* gain, float epsilon, Mat
   WithHalfType(x.dtype, [&]<typename T>() {
     const bool wide = Vectorizable(x, x.columns) && Vectorizable(out, x.columns);
     const unsigned threads = ThreadsFor(wide ? x.columns / kVector : x.columns, 512);
-    (wide ? RmsNormKernel<T, kVector> : RmsNormKernel<T, 1>)<<<Grid(x.rows), threads, 0,
-                                                               stream.get()>>>(
-        x.row<T>(0), gain, epsilon, out.row<T>(0), x.columns, x.stride, out.stride);
+    LaunchDependent(stream, wide ? RmsNormKernel<T, kVector> : RmsNormKernel<T, 1>, Grid(x.rows),
+                    threads, 0, x.row<T>(0), gain, epsilon, out.row<T>(0), x.columns, x.stride,
+                    out.stride);
   });
   stream.CheckLaunch("RMS norm", x.rows, x.columns);
 }
@@ -247,8 +265,8 @@ void RmsNorm(Stream& stream, MatrixView x, const float* gain, float epsilon, Mat
 void RopeTable(Stream& stream, const DeviceBatch& batch, const float* frequencies,
                int64_t half_dim, float2* table) {
   if (batch.rows == 0) return;
-  RopeTableKernel<<<Grid(batch.rows), ThreadsFor(half_dim), 0, stream.get()>>>(
-      batch.positions, frequencies, half_dim, table);
+  LaunchDependent(stream, RopeTableKernel, Grid(batch.rows), ThreadsFor(half_dim), 0,
+                  batch.positions, frequencies, half_dim, table);
   stream.CheckLaunch("rope angles", batch.rows, half_dim);
 }
 
@@ -266,9 +284,9 @@ void RopeAndStoreKv(Stream& stream, const DeviceBatch& batch, const AttentionSpe
   const bool wide = attention.head_dim % 4 == 0 && qkv.stride % 2 == 0 &&
                     reinterpret_cast<uintptr_t>(qkv.data) % 4 == 0;
   WithHalfType(qkv.dtype, [&]<typename T>() {
-    (wide ? RopeAndStoreKvKernel<T, 2> : RopeAndStoreKvKernel<T, 1>)<<<grid, 32 * kRopeWarps, 0,
-                                                                       stream.get()>>>(
-        batch, shape, table, qkv.row<T>(0), static_cast<T*>(kv.keys), static_cast<T*>(kv.values));
+    LaunchDependent(stream, wide ? RopeAndStoreKvKernel<T, 2> : RopeAndStoreKvKernel<T, 1>, grid,
+                    32 * kRopeWarps, 0, batch, shape, table, qkv.row<T>(0),
+                    static_cast<T*>(kv.keys), static_cast<T*>(kv.values));
   });
   stream.CheckLaunch("rope and KV store", qkv.rows, qkv.columns);
 }
@@ -284,8 +302,8 @@ void FinishLinear(Stream& stream, MatrixView y, const float* bias, Epilogue epil
       auto* kernel = epilogue == Epilogue::kNone  ? FinishLinearKernel<T, Epilogue::kNone>
                      : epilogue == Epilogue::kAdd ? FinishLinearKernel<T, Epilogue::kAdd>
                                                   : FinishLinearKernel<T, Epilogue::kSiluMul>;
-      kernel<<<grid, kThreads, 0, stream.get()>>>(y.row<T>(row), bias, out.row<T>(row),
-                                                  out.columns, y.stride, out.stride);
+      LaunchDependent(stream, kernel, grid, kThreads, 0, y.row<T>(row), bias, out.row<T>(row),
+                      out.columns, y.stride, out.stride);
     });
   }
   stream.CheckLaunch("a linear layer's epilogue", out.rows, out.columns);
@@ -295,16 +313,17 @@ void GatherRows(Stream& stream, MatrixView x, const int32_t* rows, MatrixView ou
   if (out.rows == 0) return;
   const bool wide = Vectorizable(x, x.columns) && Vectorizable(out, x.columns);
   const unsigned threads = ThreadsFor(wide ? x.columns / kVector : x.columns);
-  (wide ? GatherRowsKernel<kVector>
-        : GatherRowsKernel<1>)<<<Grid(out.rows), threads, 0, stream.get()>>>(
-      x.row<uint16_t>(0), rows, out.row<uint16_t>(0), x.columns, x.stride, out.stride);
+  LaunchDependent(stream, wide ? GatherRowsKernel<kVector> : GatherRowsKernel<1>, Grid(out.rows),
+                  threads, 0, x.row<uint16_t>(0), rows, out.row<uint16_t>(0), x.columns, x.stride,
+                  out.stride);
   stream.CheckLaunch("gathering rows", out.rows, out.columns);
 }
 
 void GatherColumns(Stream& stream, MatrixView x, const int32_t* columns, MatrixView out) {
   if (out.rows == 0) return;
-  GatherColumnsKernel<<<Grid(out.rows), ThreadsFor(out.columns), 0, stream.get()>>>(
-      x.row<uint16_t>(0), columns, out.row<uint16_t>(0), out.columns, x.stride, out.stride);
+  LaunchDependent(stream, GatherColumnsKernel, Grid(out.rows), ThreadsFor(out.columns), 0,
+                  x.row<uint16_t>(0), columns, out.row<uint16_t>(0), out.columns, x.stride,
+                  out.stride);
   stream.CheckLaunch("gathering columns", out.rows, out.columns);
 }
 
@@ -329,8 +348,8 @@ void ConvertRows(Stream& stream, MatrixView x, int64_t first_row, int64_t row_st
 
 void ArgMax(Stream& stream, MatrixView logits, int32_t* tokens) {
   if (logits.rows == 0) return;
-  ArgMaxKernel<<<Grid(logits.rows), 1024, 0, stream.get()>>>(logits.row<float>(0), logits.columns,
-                                                             logits.stride, tokens);
+  LaunchDependent(stream, ArgMaxKernel, Grid(logits.rows), 1024, 0, logits.row<float>(0),
+                  logits.columns, logits.stride, tokens);
   stream.CheckLaunch("choosing tokens", logits.rows, logits.columns);
 }
 

@@ -2,6 +2,7 @@
 // load; a warp owns two of its rows at a time, so that their loads are in flight together.
 #include <cstdint>
 
+#include "src/ops/cuda/dependent_launch.cuh"
 #include "src/ops/cuda/half.cuh"
 #include "src/ops/cuda/matrix_product.h"
 
@@ -13,9 +14,24 @@ constexpr int kWeightRows = 2;    // of a warp, a gate and its up
 constexpr int kUnroll = 4;        // loads in flight, of each weight row
 constexpr int kElements = 8;      // of a load
 
+// Activations lie in shared memory: the first-level cache is small beside it, and weights pass through.
+constexpr size_t kMaxSharedBytes = size_t{99} << 10;  // of a block, on every supported device
+size_t SharedBytes(int64_t rows, int64_t in_features) {
+  return static_cast<size_t>(rows * in_features) * 2;
+}
+
 struct FewRowsShape {
   int64_t out_features, in_features, x_stride, out_stride;
 };
+
+// 16 bytes of a weight: read once, so they shall not push activations out of the first-level cache.
+__device__ uint4 LoadWeight(const void* from) {
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
+  return value;
+}
 
 template <typename T>
 __device__ void MultiplyAdd(const uint4& a, const uint4& b, float& sum) {
@@ -50,44 +66,65 @@ __device__ float Widened(Out value) {
 
 template <typename T, typename Out, int kRows, Epilogue kEpilogue>
 __global__ void __launch_bounds__(32 * kWarps)
-    FewRowsKernel(FewRowsShape shape, const T* __restrict__ x, const T* __restrict__ w,
-                  const float* __restrict__ bias, Out* out) {
+    FewRowsKernel(FewRowsShape shape, const T* x, const T* w,
+                  const float* bias, Out* out) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t first =
       (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32) * kWeightRows;
-  if (first >= shape.out_features) return;
+  const bool idle = first >= shape.out_features;  // it helps to fetch the activations
   // An odd last row is computed twice and written once.
   const int64_t second = first + 1 < shape.out_features ? first + 1 : first;
   const T* weights[kWeightRows] = {w + first * shape.in_features, w + second * shape.in_features};
+  extern __shared__ uint4 activation_memory[];  // [kRows][in / kElements]
+  const T* activations_of = reinterpret_cast<const T*>(activation_memory);
   float sums[kRows][kWeightRows] = {};
-  const int64_t stride = 32 * kElements;
+  const int64_t stride = 32 * kElements, step = kUnroll * stride;
   int64_t k = lane * kElements;
-  for (; k + (kUnroll - 1) * stride < shape.in_features; k += kUnroll * stride) {
-    uint4 loaded[kWeightRows][kUnroll];
+  const int64_t steps_end = shape.in_features - (kUnroll - 1) * stride;
+  uint4 loaded[kWeightRows][kUnroll];
+  const auto load = [&](int64_t at) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
       for (int n = 0; n < kWeightRows; ++n) {
-        loaded[n][u] = __ldcs(reinterpret_cast<const uint4*>(weights[n] + k + u * stride));
+        loaded[n][u] = LoadWeight(weights[n] + at + u * stride);
       }
     }
+  };
+  StartNextKernel();
+  if (!idle && k < steps_end) load(k);  // a weight does not depend on the kernel before
+  WaitForLastKernel();
+  const int64_t vectors = shape.in_features / kElements;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const auto* row = reinterpret_cast<const uint4*>(x + r * shape.x_stride);
+#pragma unroll 4
+    for (int64_t i = threadIdx.x; i < vectors; i += 32 * kWarps) {
+      activation_memory[r * vectors + i] = row[i];
+    }
+  }
+  __syncthreads();
+  if (idle) return;
+  while (k < steps_end) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         const uint4 activations =
-            *reinterpret_cast<const uint4*>(x + r * shape.x_stride + k + u * stride);
+            *reinterpret_cast<const uint4*>(activations_of + r * shape.in_features + k + u * stride);
 #pragma unroll
         for (int n = 0; n < kWeightRows; ++n) MultiplyAdd<T>(loaded[n][u], activations, sums[r][n]);
       }
     }
+    k += step;
+    if (k < steps_end) load(k);
   }
   for (; k < shape.in_features; k += stride) {
     for (int n = 0; n < kWeightRows; ++n) {
-      const uint4 loaded = __ldcs(reinterpret_cast<const uint4*>(weights[n] + k));
+      const uint4 last = LoadWeight(weights[n] + k);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        MultiplyAdd<T>(loaded, *reinterpret_cast<const uint4*>(x + r * shape.x_stride + k),
+        MultiplyAdd<T>(last, *reinterpret_cast<const uint4*>(activations_of + r * shape.in_features + k),
                        sums[r][n]);
       }
     }
@@ -128,8 +165,9 @@ void Launch(Stream& stream, const FewRowsShape& shape, MatrixView x, const void*
   }
   constexpr int64_t kBlockRows = kWarps * kWeightRows;
   const auto grid = static_cast<unsigned>((shape.out_features + kBlockRows - 1) / kBlockRows);
-  kernel<<<grid, 32 * kWarps, 0, stream.get()>>>(shape, x.row<T>(0), static_cast<const T*>(w), bias,
-                                                 out.row<Out>(0));
+  LaunchDependent(stream, kernel, grid, 32 * kWarps,
+                  SharedBytes(kRows, shape.in_features), shape, x.row<T>(0),
+                  static_cast<const T*>(w), bias, out.row<Out>(0));
 }
 
 template <typename T, typename Out>
@@ -143,10 +181,6 @@ void LaunchForRows(Stream& stream, const FewRowsShape& shape, MatrixView x, cons
       return launch.template operator()<1>();
     case 2:
       return launch.template operator()<2>();
-    case 3:
-      return launch.template operator()<3>();
-    case 4:
-      return launch.template operator()<4>();
     default:
       CHECK(x.rows == 0, "{} rows are more than few", x.rows);
   }
@@ -155,7 +189,7 @@ void LaunchForRows(Stream& stream, const FewRowsShape& shape, MatrixView x, cons
 }  // namespace
 
 bool CanMultiplyFewRows(MatrixView x, const void* w) {
-  return x.rows <= kFewRows && x.columns % kElements == 0 && x.stride % kElements == 0 &&
+  return x.rows <= kFewRows && SharedBytes(x.rows, x.columns) <= kMaxSharedBytes && x.columns % kElements == 0 && x.stride % kElements == 0 &&
          (reinterpret_cast<uintptr_t>(x.data) | reinterpret_cast<uintptr_t>(w)) % 16 == 0;
 }
 

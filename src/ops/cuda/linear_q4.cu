@@ -43,39 +43,35 @@ size_t SpreadBytes(int64_t rows, int64_t in_features) {
 
 size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t /*out_features*/,
                             int64_t in_features) {
-  return q4::kCounterBytes + q4::SpreadBytes(rows, in_features) +
-         q4::PartialBytes(multiprocessors, rows);
+  return q4::SpreadBytes(rows, in_features) + q4::PartialBytes(multiprocessors, rows);
 }
 
 void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
               MatrixView x, Epilogue epilogue, MatrixView out, void* scratch) {
   const int64_t outputs = layout.out_features;
   CHECK(x.columns == layout.in_features && x.rows == out.rows && x.dtype == out.dtype,
-        "x [{}, {}], weight [{}, {}], out [{}, {}]", x.rows, x.columns, outputs,
-        layout.in_features, out.rows, out.columns);
+        "x [{}, {}], weight [{}, {}], out [{}, {}]", x.rows, x.columns, outputs, layout.in_features,
+        out.rows, out.columns);
   CHECK(out.columns == (epilogue == Epilogue::kSiluMul ? outputs / 2 : outputs) &&
             (epilogue != Epilogue::kSiluMul || outputs % 2 == 0),
         "{} columns for {} outputs", out.columns, outputs);
   CHECK(reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 8 == 0,
         "x must be aligned to 16 bytes, and its stride of {} elements too", x.stride);
-  CHECK(stream.multiprocessors() <= static_cast<int>(q4::kCounterBytes / sizeof(int) / 2));
   if (x.rows == 0) return;
 
-  const q4::Geometry geometry =
-      q4::Geometry::Of(outputs, layout.in_features, layout.group_length);
+  const q4::Geometry geometry = q4::Geometry::Of(outputs, layout.in_features, layout.group_length);
   const q4::Weights weights = q4::WeightsOf(geometry, layout, packed);
   auto* bytes = static_cast<std::byte*>(scratch);
-  auto* counters = reinterpret_cast<int*>(bytes);
-  auto* spread = reinterpret_cast<uint16_t*>(bytes + q4::kCounterBytes);
+  auto* spread = reinterpret_cast<uint16_t*>(bytes);
 
   WithHalfType(x.dtype, [&]<typename T>() {
     int64_t rows_at_once = x.rows;
-    size_t partials_at = q4::kCounterBytes;
+    size_t partials_at = 0;
     if (geometry.spreads) {
       const size_t room = q4::SpreadBytes(x.rows, layout.in_features);
-      rows_at_once = std::min<int64_t>(
-          q4::kSpreadRows, static_cast<int64_t>(room / 2) / geometry.packed_inputs());
-      partials_at += room;
+      rows_at_once = std::min<int64_t>(q4::kSpreadRows,
+                                       static_cast<int64_t>(room / 2) / geometry.packed_inputs());
+      partials_at = room;
     }
     auto* partials = reinterpret_cast<float*>(bytes + partials_at);
     for (int64_t first = 0; first < x.rows; first += rows_at_once) {
@@ -97,7 +93,7 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
         product.x_stride = product.in = geometry.packed_inputs();
       }
       if (rows > q4::kSmallRows || !q4::SmallProduct(stream, geometry, weights, product)) {
-        q4::LargeProduct(stream, geometry, weights, product, counters, partials);
+        q4::LargeProduct(stream, geometry, weights, product, partials);
       }
       stream.CheckLaunch("a 4-bit linear layer", rows, outputs);
     }

@@ -40,7 +40,8 @@ size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t out_featu
 
 // x: [rows, in], out: [rows, out_features] or half of that under kSiluMul, where packed rows 2i and
 // 2i + 1 are gate and up i. bias: float32 [out_features] in packed order, or null. `scratch` may be
-// shared by all linears of a stream and starts zeroed; kernels leave it as they found it.
+// shared by all linears of a stream; what it holds does not matter. x must be aligned to 16 bytes and
+// its stride a multiple of 8 elements.
 void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
               MatrixView x, Epilogue epilogue, MatrixView out, void* scratch);
 

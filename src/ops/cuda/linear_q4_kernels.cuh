@@ -49,9 +49,9 @@ struct Geometry {
 
 // A packed weight, as an argument of kernels.
 struct Weights {
-  const uint4* codes;    // [tiles, units, 2, 32]
+  const uint4* codes;     // [tiles, units, 2, 32]
   const __half2* scales;  // [tiles, scale_groups, 8]
-  const uchar2* zeros;   // [tiles, scale_groups, 8], or null
+  const uchar2* zeros;    // [tiles, scale_groups, 8], or null
   int tiles, units, scale_groups, scales_per_unit;
   uint32_t scale_of_unit;  // 2^20 / units_per_scale, rounded up
 
@@ -66,16 +66,15 @@ Weights WeightsOf(const Geometry& geometry, const Q4Layout& layout, const void* 
 // The other arguments of a product.
 template <typename T>
 struct Product {
-  const T* x;  // [rows, in], in and x_stride multiples of 8, x aligned to 16 bytes
-  T* out;      // [rows, outputs] or half of that under kSiluMul
+  const T* x;         // [rows, in], in and x_stride multiples of 8, x aligned to 16 bytes
+  T* out;             // [rows, outputs] or half of that under kSiluMul
   const float* bias;  // [outputs], or null
   int64_t x_stride, out_stride;
   int rows, in, outputs;
   Epilogue epilogue;
 };
 
-// Scratch: counters that are zero between kernels, then rows of x spread out, then partial sums.
-inline constexpr size_t kCounterBytes = 16384;
+// Scratch: rows of x spread out, then partial sums.
 size_t SpreadBytes(int64_t rows, int64_t in_features);
 size_t PartialBytes(int multiprocessors, int64_t rows);
 
@@ -86,7 +85,7 @@ bool SmallProduct(Stream& stream, const Geometry& geometry, const Weights& weigh
                   const Product<T>& product);
 template <typename T>
 void LargeProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
-                  const Product<T>& product, int* counters, float* partials);
+                  const Product<T>& product, float* partials);
 
 // On the device ---------------------------------------------------------------------------------
 
@@ -134,21 +133,19 @@ struct Codes<__nv_bfloat16> {
   }
 };
 
-// d = a · b + c: 16 outputs by 8 rows of x. Lane 4g + t has d for (output, row) (g, 2t), (g, 2t + 1),
-// (g + 8, 2t), (g + 8, 2t + 1).
+// d = a · b + c: 16 outputs by 8 rows of x. Lane 4g + t has d for (output, row) (g, 2t), (g, 2t +
+// 1), (g + 8, 2t), (g + 8, 2t + 1).
 template <typename T>
 __device__ void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                             const float (&c)[4]) {
   if constexpr (std::is_same_v<T, __half>) {
-    asm(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
           "f"(c[2]), "f"(c[3]));
   } else {
-    asm(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
@@ -194,8 +191,8 @@ __device__ void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Programmatic dependent launch: a kernel lets the next one start at once, and waits for the previous
-// one's results before it touches anything but weights.
+// Programmatic dependent launch: a kernel lets the next one start at once, and waits for the
+// previous one's results before it touches anything but weights.
 __device__ inline void LetNextKernelStart() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
@@ -207,8 +204,8 @@ __device__ inline void WaitForPreviousKernel() {
 #endif
 }
 
-// Adds the bias and writes a fragment d of a tile: outputs first_output + {g, g + 8} of rows row and
-// row + 1. Lanes of outputs g and g ^ 1 differ by kPartner and must call this together.
+// Adds the bias and writes a fragment d of a tile: outputs first_output + {g, g + 8} of rows row
+// and row + 1. Lanes of outputs g and g ^ 1 differ by kPartner and must call this together.
 template <int kPartner, typename T>
 __device__ void StoreFragment(const Product<T>& p, int first_output, int g, int row,
                               float (&d)[4]) {
@@ -248,8 +245,8 @@ __device__ void StoreFragment(const Product<T>& p, int first_output, int g, int 
 
 // Launches -------------------------------------------------------------------------------------
 
-// Whether the kernel's code for this device has the instructions of dependent launches; without them
-// it must not start before its predecessor is done.
+// Whether the kernel's code for this device has the instructions of dependent launches; without
+// them it must not start before its predecessor is done.
 template <typename... Parameters>
 bool CanStartEarly(void (*kernel)(Parameters...)) {
   cudaFuncAttributes attributes;

@@ -1,9 +1,10 @@
 // Tens to hundreds of rows: a block makes 128 outputs of 16, 32 or 64 rows at a time.
 //
-// Units of (outputs, rows, 128 inputs) are counted through and divided evenly over a fixed number of
-// blocks, two to a multiprocessor (stream-K, arXiv:2301.03598), so that all are busy to the end. Codes
-// and x come through a ring of stages in shared memory, across the borders of tiles. A tile whose
-// units lie with several blocks is added up by the one that finishes last, always in the same order.
+// Units of (outputs, rows, 128 inputs) are counted through and divided evenly over a fixed number
+// of blocks, two to a multiprocessor (stream-K, arXiv:2301.03598), so that all are busy to the end.
+// Codes and x come through a ring of stages in shared memory, across the borders of tiles. A tile
+// whose units lie with several blocks is added up by the one that finishes last, always in the same
+// order.
 #include <algorithm>
 
 #include "src/ops/cuda/linear_q4_kernels.cuh"
@@ -37,13 +38,18 @@ struct LargeStage {
 struct LargePlan {
   int row_tiles;             // of kRows rows
   int share, longer_shares;  // units of a block; how many blocks have one more
-  int* counters;             // [blocks]
+  int units;                 // of a tile
   float4* partials;          // [2 · blocks][fragments][kThreads]
 
   __device__ int Begin(int block) const { return block * share + min(block, longer_shares); }
   __device__ int BlockOf(int unit) const {
     const int longer_units = longer_shares * (share + 1);
     return unit < longer_units ? unit / (share + 1) : longer_shares + (unit - longer_units) / share;
+  }
+  // Where a block's sums of a tile go: its first tile and its last one have a place each.
+  __device__ float4* Partial(int block, int tile, int fragments) const {
+    const int place = 2 * block + (Begin(block) >= tile * units ? 0 : 1);
+    return partials + place * int64_t{kThreads} * fragments;
   }
 };
 
@@ -173,7 +179,8 @@ __device__ void ConsumeStage(float (&sums)[kWarpTiles][kRows / 8][4],
           for (int m = 0; m < kWarpTiles; ++m) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-              sums[m][first + n][i] = fmaf(scales[m][i / 2], chains[n][m][i], sums[m][first + n][i]);
+              sums[m][first + n][i] =
+                  fmaf(scales[m][i / 2], chains[n][m][i], sums[m][first + n][i]);
             }
           }
         }
@@ -182,18 +189,13 @@ __device__ void ConsumeStage(float (&sums)[kWarpTiles][kRows / 8][4],
   }
 }
 
-// Whether this block is the last of `blocks` to have written its share of a tile.
-__device__ bool LastToArrive(int* counter, int blocks) {
-  __shared__ bool is_last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    is_last = atomicAdd(counter, 1) == blocks - 1;
-    if (is_last) *counter = 0;  // as it was found
-  }
-  __syncthreads();
-  __threadfence();
-  return is_last;
+// A warp's fragment (m, n) of a tile.
+template <typename T, int kRows>
+__device__ void StoreTileFragment(const Product<T>& p, int output_tile, int row_tile, int m, int n,
+                                  int thread, float (&d)[4]) {
+  const int tile = output_tile * kBlockTiles + thread / 32 * kWarpTiles + m;
+  const int lane = thread % 32;
+  StoreFragment<4>(p, tile * kTileOutputs, lane / 4, row_tile * kRows + 8 * n + lane % 4 * 2, d);
 }
 
 template <typename T, bool kFine, int kRows>
@@ -226,7 +228,6 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   float sums[kWarpTiles][kRows / 8][4] = {};
   int slot = 0;
-  int segment = begin;  // the first unit of this tile here
   for (int index = begin; index < end; ++index) {
     WaitForCopies<kStages - 2>();
     __syncthreads();  // all threads' copies are there, and all are done with the slot before
@@ -246,82 +247,64 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 
     // The end of the tile, or of this block's share of it.
-    const int tile_begin = index - place.unit, tile_last = tile_begin + w.units - 1;
-    bool stores = true;
-    if (segment != tile_begin || index != tile_last) {
-      const int first_block = plan.BlockOf(tile_begin);
-      const int last_block = plan.BlockOf(tile_last);
-      // A block's first tile and its last one have a place of their own.
-      const auto partial_of = [&](int b) {
-        const int place = 2 * b + (plan.Begin(b) >= tile_begin ? 0 : 1);
-        return plan.partials + place * int64_t{kFragments} * kThreads + threadIdx.x;
-      };
-      float4* own = partial_of(block);
-#pragma unroll
-      for (int f = 0; f < kFragments; ++f) {
-        const float(&d)[4] = sums[f % kWarpTiles][f / kWarpTiles];
-        __stcg(own + f * kThreads, float4{d[0], d[1], d[2], d[3]});
-      }
-      stores = LastToArrive(plan.counters + first_block, last_block - first_block + 1);
-      if (stores) {
-#pragma unroll
-        for (int f = 0; f < kFragments; ++f) {
-          float(&d)[4] = sums[f % kWarpTiles][f / kWarpTiles];
-          d[0] = d[1] = d[2] = d[3] = 0;
-        }
-        constexpr int kAtOnce = 16 / kFragments;  // so that they do not wait for each other
-        for (int b = first_block; b <= last_block; b += kAtOnce) {
-          float4 parts[kAtOnce][kFragments];
-#pragma unroll
-          for (int j = 0; j < kAtOnce; ++j) {
-            if (b + j > last_block) continue;
-            const float4* from = partial_of(b + j);
-#pragma unroll
-            for (int f = 0; f < kFragments; ++f) parts[j][f] = __ldcg(from + f * kThreads);
-          }
-#pragma unroll
-          for (int j = 0; j < kAtOnce; ++j) {
-            if (b + j > last_block) continue;
-#pragma unroll
-            for (int f = 0; f < kFragments; ++f) {
-              float(&d)[4] = sums[f % kWarpTiles][f / kWarpTiles];
-              d[0] += parts[j][f].x;
-              d[1] += parts[j][f].y;
-              d[2] += parts[j][f].z;
-              d[3] += parts[j][f].w;
-            }
-          }
-        }
-      }
-    }
-    if (stores) {
-      const int warp = static_cast<int>(threadIdx.x) / 32;
-      const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-      for (int m = 0; m < kWarpTiles; ++m) {
-        const int tile = place.output_tile * kBlockTiles + warp * kWarpTiles + m;
-#pragma unroll
-        for (int n = 0; n < kRows / 8; ++n) {
-          StoreFragment<4>(p, tile * kTileOutputs, lane / 4,
-                           place.row_tile * kRows + 8 * n + lane % 4 * 2, sums[m][n]);
-        }
-      }
-    }
+    const bool is_whole = place.unit + 1 == w.units && index + 1 - w.units >= begin;
+    float4* partial =
+        plan.Partial(block, place.output_tile * plan.row_tiles + place.row_tile, kFragments) +
+        threadIdx.x;
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
-      float(&d)[4] = sums[f % kWarpTiles][f / kWarpTiles];
+      const int m = f % kWarpTiles, n = f / kWarpTiles;
+      float(&d)[4] = sums[m][n];
+      if (is_whole) {
+        StoreTileFragment<T, kRows>(p, place.output_tile, place.row_tile, m, n,
+                                    static_cast<int>(threadIdx.x), d);
+      } else {
+        __stcg(partial + f * kThreads, float4{d[0], d[1], d[2], d[3]});
+      }
       d[0] = d[1] = d[2] = d[3] = 0;
     }
-    segment = index + 1;
     place.Advance(w.units, plan.row_tiles);
   }
+}
+
+// Adds up the tiles that several blocks share. One block a fragment of all warps of a tile.
+template <typename T, int kRows>
+__global__ void __launch_bounds__(kThreads) AddPartials(Product<T> p, LargePlan plan) {
+  constexpr int kFragments = kWarpTiles * kRows / 8;
+  const int tile = static_cast<int>(blockIdx.x) / kFragments;
+  const int fragment = static_cast<int>(blockIdx.x) % kFragments;
+  const int first = plan.BlockOf(tile * plan.units);
+  const int last = plan.BlockOf((tile + 1) * plan.units - 1);
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  if (first == last) return;
+  float sum[4] = {};
+  constexpr int kAtOnce = 8;  // loads in flight
+  for (int b = first; b <= last; b += kAtOnce) {
+    float4 parts[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (b + j > last) continue;
+      parts[j] = __ldcg(plan.Partial(b + j, tile, kFragments) + fragment * kThreads + threadIdx.x);
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (b + j > last) continue;
+      sum[0] += parts[j].x;
+      sum[1] += parts[j].y;
+      sum[2] += parts[j].z;
+      sum[3] += parts[j].w;
+    }
+  }
+  StoreTileFragment<T, kRows>(p, tile / plan.row_tiles, tile % plan.row_tiles,
+                              fragment % kWarpTiles, fragment / kWarpTiles,
+                              static_cast<int>(threadIdx.x), sum);
 }
 
 constexpr int RowsOfTile(int64_t rows) { return rows <= 16 ? 16 : rows <= 32 ? 32 : 64; }
 
 template <typename T, bool kFine, int kRows>
-void LaunchLarge(Stream& stream, const Weights& w, const Product<T>& p, int* counters,
-                 float* partials) {
+void LaunchLarge(Stream& stream, const Weights& w, const Product<T>& p, float* partials) {
   const size_t shared = sizeof(LargeStage<kFine, kRows>) * LargeTraits<kFine>::kStages;
   const SharedMemory available = SharedMemory::OfDevice();
   const int per_multiprocessor = available.of_multiprocessor >= 2 * (shared + 1024) ? 2 : 1;
@@ -335,22 +318,25 @@ void LaunchLarge(Stream& stream, const Weights& w, const Product<T>& p, int* cou
   const LargePlan plan{.row_tiles = row_tiles,
                        .share = static_cast<int>(total / blocks),
                        .longer_shares = static_cast<int>(total % blocks),
-                       .counters = counters,
+                       .units = w.units,
                        .partials = reinterpret_cast<float4*>(partials)};
   Launch(stream, LargeKernel<T, kFine, kRows>, static_cast<int>(blocks), kThreads, shared, w, p,
+         plan);
+  if (total / w.units == blocks && total % blocks == 0) return;  // a tile each
+  Launch(stream, AddPartials<T, kRows>,
+         static_cast<int>(output_tiles * row_tiles * (kWarpTiles * kRows / 8)), kThreads, 0, p,
          plan);
 }
 
 template <typename T, bool kFine>
-void LaunchLarge(Stream& stream, const Weights& w, const Product<T>& p, int* counters,
-                 float* partials) {
+void LaunchLarge(Stream& stream, const Weights& w, const Product<T>& p, float* partials) {
   switch (RowsOfTile(p.rows)) {
     case 16:
-      return LaunchLarge<T, kFine, 16>(stream, w, p, counters, partials);
+      return LaunchLarge<T, kFine, 16>(stream, w, p, partials);
     case 32:
-      return LaunchLarge<T, kFine, 32>(stream, w, p, counters, partials);
+      return LaunchLarge<T, kFine, 32>(stream, w, p, partials);
     default:
-      return LaunchLarge<T, kFine, 64>(stream, w, p, counters, partials);
+      return LaunchLarge<T, kFine, 64>(stream, w, p, partials);
   }
 }
 
@@ -363,17 +349,17 @@ size_t PartialBytes(int multiprocessors, int64_t rows) {
 
 template <typename T>
 void LargeProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
-                  const Product<T>& product, int* counters, float* partials) {
+                  const Product<T>& product, float* partials) {
   if (geometry.granule == 32) {
-    LaunchLarge<T, true>(stream, weights, product, counters, partials);
+    LaunchLarge<T, true>(stream, weights, product, partials);
   } else {
-    LaunchLarge<T, false>(stream, weights, product, counters, partials);
+    LaunchLarge<T, false>(stream, weights, product, partials);
   }
 }
 
-template void LargeProduct(Stream&, const Geometry&, const Weights&, const Product<__half>&, int*,
+template void LargeProduct(Stream&, const Geometry&, const Weights&, const Product<__half>&,
                            float*);
-template void LargeProduct(Stream&, const Geometry&, const Weights&,
-                           const Product<__nv_bfloat16>&, int*, float*);
+template void LargeProduct(Stream&, const Geometry&, const Weights&, const Product<__nv_bfloat16>&,
+                           float*);
 
 }  // namespace nibble::cuda::q4

@@ -11,7 +11,9 @@ constexpr int kThreads = 256;
 
 size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 int64_t RoundedUp(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-unsigned Blocks(int64_t threads) { return static_cast<unsigned>((threads + kThreads - 1) / kThreads); }
+unsigned Blocks(int64_t threads) {
+  return static_cast<unsigned>((threads + kThreads - 1) / kThreads);
+}
 
 // The input that packed column k stands for, or -1 for none.
 __device__ int InputOf(const Geometry& g, int k) {
@@ -74,8 +76,8 @@ __global__ void PackScales(Geometry g, RowRange rows, const uint16_t* scales, co
   const int group = stored * g.units_per_scale * g.granule / g.padded_group;
   const int output = rows.first + row * rows.step;
   const int tile = output / kTileOutputs, o = output % kTileOutputs;
-  const int64_t at = (static_cast<int64_t>(tile) * g.scale_groups + stored) * kTileOutputs +
-                     o % 8 * 2 + o / 8;
+  const int64_t at =
+      (static_cast<int64_t>(tile) * g.scale_groups + stored) * kTileOutputs + o % 8 * 2 + o / 8;
   const int64_t from = static_cast<int64_t>(row) * groups + group;
   packed_scales[at] = group < groups ? scales[from] : uint16_t{0};
   if (packed_zeros != nullptr) packed_zeros[at] = group < groups ? zeros[from] : uint8_t{0};
@@ -173,9 +175,8 @@ Weights WeightsOf(const Geometry& geometry, const Q4Layout& layout, const void* 
   const auto divisor = static_cast<uint32_t>(geometry.units_per_scale);
   return {.codes = reinterpret_cast<const uint4*>(bytes + layout.codes_offset),
           .scales = reinterpret_cast<const __half2*>(bytes + layout.scales_offset),
-          .zeros = layout.symmetric
-                       ? nullptr
-                       : reinterpret_cast<const uchar2*>(bytes + layout.zeros_offset),
+          .zeros = layout.symmetric ? nullptr
+                                    : reinterpret_cast<const uchar2*>(bytes + layout.zeros_offset),
           .tiles = geometry.tiles,
           .units = geometry.units,
           .scale_groups = geometry.scale_groups,
@@ -194,7 +195,8 @@ Q4Layout Q4Layout::Of(int64_t out_features, int64_t in_features, const QuantSpec
                   .group_length = spec.GroupLength(in_features),
                   .symmetric = spec.grid != Grid::kAsymmetric};
   const Geometry g = Geometry::Of(out_features, in_features, layout.group_length);
-  const size_t code_bytes = static_cast<size_t>(g.tiles) * static_cast<size_t>(g.units) * q4::kUnitBytes;
+  const size_t code_bytes =
+      static_cast<size_t>(g.tiles) * static_cast<size_t>(g.units) * q4::kUnitBytes;
   const size_t scales =
       static_cast<size_t>(g.tiles) * static_cast<size_t>(g.scale_groups) * q4::kTileOutputs;
   layout.scales_offset = q4::Aligned(code_bytes);
@@ -236,10 +238,10 @@ void DequantizeQ4(Stream& stream, const Q4Layout& layout, const void* packed, DT
   const Geometry g = Geometry::Of(layout.out_features, layout.in_features, layout.group_length);
   const int64_t tiles = (rows + q4::kTileOutputs - 1) / q4::kTileOutputs;
   WithHalfType(dtype, [&]<typename T>() {
-    q4::Dequantize<T><<<q4::Blocks(tiles * g.units * (q4::kUnitBytes / 16)), kThreads, 0,
-                        stream.get()>>>(g, q4::WeightsOf(g, layout, packed),
-                                        static_cast<int>(first_row / q4::kTileOutputs), rows,
-                                        static_cast<T*>(out));
+    q4::Dequantize<T>
+        <<<q4::Blocks(tiles * g.units * (q4::kUnitBytes / 16)), kThreads, 0, stream.get()>>>(
+            g, q4::WeightsOf(g, layout, packed), static_cast<int>(first_row / q4::kTileOutputs),
+            rows, static_cast<T*>(out));
   });
   stream.CheckLaunch("dequantizing", rows, layout.in_features);
 }

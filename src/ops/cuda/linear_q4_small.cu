@@ -3,9 +3,9 @@
 // A block owns consecutive tiles of 16 outputs, all of their inputs; there is about one block for
 // each multiprocessor. Its warps divide the inputs, the same ones for each tile, so that a warp's
 // share of x stays in registers as B operands (with the rows' sums over each group, for the zeros).
-// Each warp streams its codes through a ring of its own in shared memory, that only itself waits for;
-// it starts before the previous kernel is done. Sums wait in shared memory until all tiles are read:
-// then one barrier, and the sums of all warps are added in the warps' order.
+// Each warp streams its codes through a ring of its own in shared memory, that only itself waits
+// for; it starts before the previous kernel is done. Sums wait in shared memory until all tiles are
+// read: then one barrier, and the sums of all warps are added in the warps' order.
 #include <algorithm>
 #include <cstddef>
 
@@ -14,27 +14,26 @@
 namespace nibble::cuda::q4 {
 namespace {
 
-// Two blocks of the smaller form fit on a multiprocessor, so that the next kernel's can start while
-// this one's still runs. Held units of x take 16 registers for every eight rows.
-template <int kRowTiles>
-struct Form {
-  static constexpr int kWarps = kRowTiles == 1 ? 8 : 16;
-  static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kBlocks = kRowTiles == 1 ? 2 : 1;  // of a multiprocessor
-  static constexpr int kHeldUnits = kRowTiles == 1 ? 4 : 2;
-  static constexpr int kStages = kRowTiles == 1 ? 8 : 4;  // of a ring; one of them is being consumed
-};
+constexpr int kWarps = 16;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kStages = 3;  // of a ring, one unit each
 
-// A ring's slot: a unit's codes, and elsewhere its scales (32 bytes each) and then zeros (16 each).
+// Units of x in a warp's registers at a time: 16 registers for eight rows, and the sums. Everything
+// must fit in 128 registers: spilled ones go past the L1 cache, which the rings leave no room for.
+template <int kGranule, int kRowTiles>
+inline constexpr int kHeldUnits = kRowTiles == 2 && kGranule < kUnitInputs ? 1 : 2;
+
+// A stage has a unit's codes, and elsewhere its scales (32 bytes each) and then its zeros (16
+// each).
 template <int kGranule>
 inline constexpr int kGridBytes = 48 * (kUnitInputs / kGranule);
 
-// A warp's way through its units: kHeldUnits of them at a time, tile after tile.
-template <int kHeldUnits>
+// A warp's way through its units: `held` of them at a time, tile after tile.
+template <int held>
 struct Cursor {
   int unit, tile, held_begin;
   __device__ void Advance(int units_end, int tiles_begin, int tiles_end) {
-    if (++unit < min(held_begin + kHeldUnits, units_end)) return;
+    if (++unit < min(held_begin + held, units_end)) return;
     if (++tile < tiles_end) {
       unit = held_begin;
     } else {
@@ -49,8 +48,8 @@ struct Cursor {
 struct LaneCopies {
   const uint4* codes;
   const std::byte* grids;
-  int grid_bytes;  // from one scale group to the next; 0 for a lane that brings none
-  uint32_t codes_to, grids_to;  // in the first slot
+  int grid_bytes;               // from one scale group to the next; 0 for a lane that brings none
+  uint32_t codes_to, grids_to;  // in the first stage
 
   template <int kGranule>
   __device__ static LaneCopies Of(const Weights& w, int lane, uint32_t codes_to,
@@ -66,15 +65,14 @@ struct LaneCopies {
     }
     return copies;
   }
-  __device__ void Copy(const Weights& w, int tile, int unit, uint32_t slot_codes,
-                       uint32_t slot_grids) const {
+  __device__ void Copy(const Weights& w, int tile, int unit, uint32_t stage_codes,
+                       uint32_t stage_grids) const {
     const uint4* from = codes + static_cast<uint32_t>((tile * w.units + unit) * 64);
-    CopyAsync(codes_to + slot_codes, from);
-    CopyAsync(codes_to + slot_codes + 512, from + 32);
+    CopyAsync(codes_to + stage_codes, from);
+    CopyAsync(codes_to + stage_codes + 512, from + 32);
     if (grid_bytes != 0) {
-      CopyAsync(grids_to + slot_grids,
-                grids + static_cast<uint32_t>(
-                            (tile * w.scale_groups + w.ScaleGroup(unit)) * grid_bytes));
+      const int group = tile * w.scale_groups + w.ScaleGroup(unit);
+      CopyAsync(grids_to + stage_grids, grids + static_cast<uint32_t>(group * grid_bytes));
     }
   }
 };
@@ -116,11 +114,10 @@ __device__ void LoadHeld(HeldUnit<kGranule>& held, const Product<T>& p, int firs
   }
 }
 
-// codes: the lane's first 16 bytes of a slot; grids: the slot's.
+// codes: the lane's first 16 bytes of a stage; grids: the stage's.
 template <typename T, int kGranule, int kRowTiles>
 __device__ void ConsumeUnit(float (&sum)[kRowTiles][4], uint32_t codes, uint32_t grids,
-                            bool has_zeros, const HeldUnit<kGranule> (&held)[kRowTiles],
-                            int lane) {
+                            bool has_zeros, const HeldUnit<kGranule> (&held)[kRowTiles], int lane) {
   constexpr int kScales = HeldUnit<kGranule>::kScales;
   constexpr int kChunks = 4 / kScales;  // of 32 inputs, two steps each
   constexpr float kHigh = Codes<T>::kLowUnit / Codes<T>::kHighUnit;
@@ -170,21 +167,20 @@ __device__ void ConsumeUnit(float (&sum)[kRowTiles][4], uint32_t codes, uint32_t
   }
 }
 
-// fragment_pairs: of rows, ceil(rows / 2): the lanes t of a fragment that are kept, of all row tiles.
+// fragment_pairs: of rows, ceil(rows / 2): the lanes t of a fragment that are kept, of all row
+// tiles.
 template <typename T, int kGranule, int kRowTiles>
-__global__ void __launch_bounds__(Form<kRowTiles>::kThreads, Form<kRowTiles>::kBlocks)
+__global__ void __launch_bounds__(kThreads, 1)
     SmallKernel(Weights w, Product<T> p, int fragment_pairs) {
-  using F = Form<kRowTiles>;
-  constexpr int kWarps = F::kWarps, kStages = F::kStages, kHeldUnits = F::kHeldUnits;
+  constexpr int kHeld = kHeldUnits<kGranule, kRowTiles>, kGrids = kGridBytes<kGranule>;
   extern __shared__ uint4 shared[];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  constexpr int kGridsOfSlot = kGridBytes<kGranule>;
   // [tiles][warps][fragment_pairs][8]: a lane's four sums
   auto* const sums = reinterpret_cast<float4*>(reinterpret_cast<std::byte*>(shared) +
-                                               kWarps * kStages * (kUnitBytes + kGridsOfSlot));
+                                               kWarps * kStages * (kUnitBytes + kGrids));
   const uint32_t codes = SharedAddress(shared) + warp * kStages * kUnitBytes;
   const uint32_t grids =
-      SharedAddress(shared) + kWarps * kStages * kUnitBytes + warp * kStages * kGridsOfSlot;
+      SharedAddress(shared) + kWarps * kStages * kUnitBytes + warp * kStages * kGrids;
   const int fragments = 8 * fragment_pairs;
   const int tiles_begin = static_cast<int>(blockIdx.x * static_cast<uint32_t>(w.tiles) / gridDim.x);
   const int tiles_end =
@@ -193,16 +189,16 @@ __global__ void __launch_bounds__(Form<kRowTiles>::kThreads, Form<kRowTiles>::kB
 
   LetNextKernelStart();
   const LaneCopies copies = LaneCopies::Of<kGranule>(w, lane, codes, grids);
-  Cursor<kHeldUnits> ahead{units_begin, tiles_begin, units_begin};
+  Cursor<kHeld> ahead{units_begin, tiles_begin, units_begin};
   const auto copy_next = [&](int slot) {
     if (ahead.held_begin < units_end) {
-      copies.Copy(w, ahead.tile, ahead.unit, slot * kUnitBytes, slot * kGridsOfSlot);
+      copies.Copy(w, ahead.tile, ahead.unit, slot * kUnitBytes, slot * kGrids);
       ahead.Advance(units_end, tiles_begin, tiles_end);
     }
     CommitCopies();
   };
 #pragma unroll
-  for (int slot = 0; slot < kStages - 1; ++slot) copy_next(slot);
+  for (int slot = 0; slot < kStages; ++slot) copy_next(slot);
   WaitForPreviousKernel();
 
   float4* own[kRowTiles];
@@ -222,10 +218,10 @@ __global__ void __launch_bounds__(Form<kRowTiles>::kThreads, Form<kRowTiles>::kB
     }
   }
   int slot = 0;
-  for (int first = units_begin; first < units_end; first += kHeldUnits) {
-    HeldUnit<kGranule> held[kHeldUnits][kRowTiles];
+  for (int first = units_begin; first < units_end; first += kHeld) {
+    HeldUnit<kGranule> held[kHeld][kRowTiles];
 #pragma unroll
-    for (int u = 0; u < kHeldUnits; ++u) {
+    for (int u = 0; u < kHeld; ++u) {
 #pragma unroll
       for (int n = 0; n < kRowTiles; ++n) {
         // A unit of no use is loaded from within x, too.
@@ -235,13 +231,14 @@ __global__ void __launch_bounds__(Form<kRowTiles>::kThreads, Form<kRowTiles>::kB
     for (int i = 0; i < tiles_end - tiles_begin; ++i) {
       float sum[kRowTiles][4] = {};
 #pragma unroll
-      for (int u = 0; u < kHeldUnits; ++u) {
-        if (first + u >= units_end) continue;
-        WaitForCopies<kStages - 2>();
-        __syncwarp();  // other lanes brought the scales; and all are done with the slot before
-        copy_next(slot == 0 ? kStages - 1 : slot - 1);
-        ConsumeUnit<T>(sum, codes + slot * kUnitBytes + 16 * lane, grids + slot * kGridsOfSlot,
+      for (int u = 0; u < kHeld; ++u) {
+        if (first + u >= units_end) break;
+        WaitForCopies<kStages - 1>();
+        __syncwarp();  // other lanes brought the scales
+        ConsumeUnit<T>(sum, codes + slot * kUnitBytes + 16 * lane, grids + slot * kGrids,
                        w.zeros != nullptr, held[u], lane);
+        __syncwarp();  // all have read the scales
+        copy_next(slot);
         slot = slot + 1 == kStages ? 0 : slot + 1;
       }
 #pragma unroll
@@ -260,7 +257,7 @@ __global__ void __launch_bounds__(Form<kRowTiles>::kThreads, Form<kRowTiles>::kB
   __syncthreads();
 
   const int count = (tiles_end - tiles_begin) * fragments;
-  for (int i = static_cast<int>(threadIdx.x); (i & ~31) < count; i += F::kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); (i & ~31) < count; i += kThreads) {
     const int task = min(i, count - 1);
     const int tile = task / fragments, at = task % fragments;
     const float4* from = sums + tile * kWarps * fragments + at;
@@ -285,16 +282,12 @@ __global__ void __launch_bounds__(Form<kRowTiles>::kThreads, Form<kRowTiles>::kB
 
 template <typename T, int kGranule, int kRowTiles>
 bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
-  using F = Form<kRowTiles>;
   const int fragment_pairs = (p.rows + 1) / 2;
-  constexpr size_t ring = size_t{F::kWarps} * F::kStages * (kUnitBytes + kGridBytes<kGranule>);
-  const size_t tile_bytes = sizeof(float4) * F::kWarps * 8 * static_cast<size_t>(fragment_pairs);
-  const SharedMemory available = SharedMemory::OfDevice();
-  const size_t share = available.of_multiprocessor / F::kBlocks - 1024;
-  size_t budget = std::min(available.of_block, share);
-  if (budget < ring + tile_bytes) budget = available.of_block;
-  if (budget < ring + tile_bytes) return false;
-  const int most_tiles = static_cast<int>((budget - ring) / tile_bytes);
+  constexpr size_t kRing = size_t{kWarps} * kStages * (kUnitBytes + kGridBytes<kGranule>);
+  const size_t tile_bytes = sizeof(float4) * kWarps * 8 * static_cast<size_t>(fragment_pairs);
+  const size_t available = SharedMemory::OfDevice().of_block;
+  if (available < kRing + tile_bytes) return false;
+  const int most_tiles = static_cast<int>((available - kRing) / tile_bytes);
   // As many rounds of blocks as it takes to have no more tiles in a block.
   int blocks = std::min(stream.multiprocessors(), w.tiles);
   if ((w.tiles + blocks - 1) / blocks > most_tiles) {
@@ -302,8 +295,8 @@ bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
     blocks = (w.tiles + round - 1) / round * stream.multiprocessors();
   }
   const int block_tiles = (w.tiles + blocks - 1) / blocks;
-  Launch(stream, SmallKernel<T, kGranule, kRowTiles>, blocks, F::kThreads,
-         ring + tile_bytes * static_cast<size_t>(block_tiles), w, p, fragment_pairs);
+  Launch(stream, SmallKernel<T, kGranule, kRowTiles>, blocks, kThreads,
+         kRing + tile_bytes * static_cast<size_t>(block_tiles), w, p, fragment_pairs);
   return true;
 }
 
@@ -329,7 +322,6 @@ bool SmallProduct(Stream& stream, const Geometry& geometry, const Weights& weigh
 }
 
 template bool SmallProduct(Stream&, const Geometry&, const Weights&, const Product<__half>&);
-template bool SmallProduct(Stream&, const Geometry&, const Weights&,
-                           const Product<__nv_bfloat16>&);
+template bool SmallProduct(Stream&, const Geometry&, const Weights&, const Product<__nv_bfloat16>&);
 
 }  // namespace nibble::cuda::q4

@@ -27,9 +27,10 @@ struct Problem {
   int64_t columns() const { return epilogue == Epilogue::kSiluMul ? out / 2 : out; }
   QuantSpec spec() const { return {.group_size = group, .grid = grid}; }
   std::string text() const {
-    return fmt::format("{} rows, [{}, {}], group {}, {}, {}, epilogue {}{}, gaps {} and {}, split {}",
-                       rows, out, in, group, Name(grid), Name(dtype), static_cast<int>(epilogue),
-                       bias ? ", bias" : "", x_gap, out_gap, split);
+    return fmt::format(
+        "{} rows, [{}, {}], group {}, {}, {}, epilogue {}{}, gaps {} and {}, split {}", rows, out,
+        in, group, Name(grid), Name(dtype), static_cast<int>(epilogue), bias ? ", bias" : "", x_gap,
+        out_gap, split);
   }
 };
 
@@ -41,8 +42,10 @@ double Value(DType dtype, uint16_t bits) {
   return dtype == DType::kF16 ? FloatFromF16(bits) : FloatFromBF16(bits);
 }
 
-// A product as the definition reads, in double. One thread an output. magnitudes: Σ |x| |scale| (code
-// + zero + 2 offset), which bounds every partial sum of kernels that add `offset` to codes and zeros.
+// A product as the definition reads, in double. One thread an output. magnitudes: Σ |x| |scale|
+// (code
+// + zero + 2 offset), which bounds every partial sum of kernels that add `offset` to codes and
+// zeros.
 struct Reference {
   const uint16_t* x;     // [rows, in], with stride
   const uint8_t* codes;  // as in QuantizedWeight
@@ -90,10 +93,20 @@ class LinearQ4Test : public testing::Test {
     CHECK(buffer.has_value());
     return std::move(*buffer);
   }
+  // In the stream, so that what follows there sees it: the stream does not wait for others.
+  template <typename T>
+  void Copy(const std::vector<T>& values, void* to) {
+    EXPECT_EQ(cudaMemcpyAsync(to, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice,
+                              stream_->get()),
+              cudaSuccess);
+  }
+  void Fill(void* to, int byte, size_t bytes) {
+    EXPECT_EQ(cudaMemsetAsync(to, byte, bytes, stream_->get()), cudaSuccess);
+  }
   template <typename T>
   Buffer Upload(const std::vector<T>& values) {
     Buffer buffer = Allocate(values.size() * sizeof(T));
-    cudaMemcpy(buffer.data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice);
+    Copy(values, buffer.data());
     return buffer;
   }
   template <typename T>
@@ -147,7 +160,7 @@ void LinearQ4Test::Check(const Problem& p, uint64_t seed) {
   const Buffer zeros = Upload(weight.zeros);
   const Q4Layout layout = Q4Layout::Of(p.out, p.in, p.spec());
   const Buffer packed = Allocate(layout.total_bytes);
-  cudaMemset(packed.data(), 0xff, layout.total_bytes);
+  Fill(packed.data(), 0xff, layout.total_bytes);
   const auto pack = [&](int64_t first, int64_t count, int64_t to, int64_t step) {
     PackQ4(*stream_, layout, p.dtype, codes.as<uint8_t>() + first * (p.in / 2),
            scales.as<uint16_t>() + first * weight.groups(),
@@ -163,7 +176,7 @@ void LinearQ4Test::Check(const Problem& p, uint64_t seed) {
 
   // The dequantized weight is exact to one rounding.
   const Buffer dense = Allocate(static_cast<size_t>(p.out * p.in) * 2);
-  cudaMemset(dense.data(), 0xff, dense.size());
+  Fill(dense.data(), 0xff, dense.size());
   for (int64_t first = 0; first < p.out; first += 384) {
     DequantizeQ4(*stream_, layout, packed.data(), p.dtype, first,
                  std::min<int64_t>(384, p.out - first), dense.as<uint16_t>() + first * p.in);
@@ -200,14 +213,14 @@ void LinearQ4Test::Check(const Problem& p, uint64_t seed) {
   if (scratch > scratch_bytes_) {
     scratch_ = Allocate(scratch);
     scratch_bytes_ = scratch;
-    cudaMemset(scratch_.data(), 0, scratch);
+    Fill(scratch_.data(), 0xff, scratch);  // what it holds does not matter
   }
   const MatrixView x_view{device_x.as<uint16_t>() + kMargin, p.dtype, p.rows, p.in, x_stride};
   const MatrixView out_view{device_out.as<uint16_t>() + kMargin, p.dtype, p.rows, columns,
                             out_stride};
   const float* bias_data = p.bias ? device_bias.as<float>() : nullptr;
   const auto run = [&] {
-    cudaMemcpy(device_out.data(), before.data(), out_count * 2, cudaMemcpyHostToDevice);
+    Copy(before, device_out.data());
     LinearQ4(*stream_, layout, packed.data(), bias_data, x_view, p.epilogue, out_view,
              scratch_.data());
     return Download<uint16_t>(device_out.data(), out_count);
@@ -222,18 +235,23 @@ void LinearQ4Test::Check(const Problem& p, uint64_t seed) {
 
   const auto products = static_cast<size_t>(p.rows * p.out);
   const Buffer sums_buffer = Allocate(products * 8), magnitudes_buffer = Allocate(products * 8);
-  const Reference reference{device_x.as<uint16_t>() + kMargin, codes.as<uint8_t>(),
-                            scales.as<uint16_t>(),             zeros.as<uint8_t>(),
-                            p.rows,                            p.out,
-                            p.in,                              weight.group_length(),
-                            x_stride,                          p.dtype == DType::kBF16};
+  const Reference reference{device_x.as<uint16_t>() + kMargin,
+                            codes.as<uint8_t>(),
+                            scales.as<uint16_t>(),
+                            zeros.as<uint8_t>(),
+                            p.rows,
+                            p.out,
+                            p.in,
+                            weight.group_length(),
+                            x_stride,
+                            p.dtype == DType::kBF16};
   ReferenceKernel<<<static_cast<unsigned>((products + 127) / 128), 128, 0, stream_->get()>>>(
       reference, sums_buffer.as<double>(), magnitudes_buffer.as<double>());
   const auto sums = Download<double>(sums_buffer.data(), products);
   const auto magnitudes = Download<double>(magnitudes_buffer.data(), products);
 
-  // float32: one rounding for each of a group's few steps, for each group (the shortest kept is 32),
-  // and for the parts of a split sum; the tensor cores truncate instead of rounding.
+  // float32: one rounding for each of a group's few steps, for each group (the shortest kept is
+  // 32), and for the parts of a split sum; the tensor cores truncate instead of rounding.
   const double roundings = static_cast<double>(p.in) / 32 + 48;
   // Half a step of the output's type.
   const double unit = p.dtype == DType::kF16 ? 0x1p-11 : 0x1p-8;
@@ -295,11 +313,20 @@ TEST_F(LinearQ4Test, TheDeviceReferenceAgreesWithTheHost) {
 }
 
 TEST_F(LinearQ4Test, EveryRowCount) {
-  for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 128, 200, 513}) {
+  for (const int64_t rows :
+       {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 128, 200, 513}) {
     for (const DType dtype : {DType::kF16, DType::kBF16}) {
       Check({.rows = rows, .out = 576, .in = 1536, .dtype = dtype}, 1);
-      Check({.rows = rows, .out = 172, .in = 576, .group = 64, .grid = Grid::kSymmetric,
-             .dtype = dtype, .epilogue = Epilogue::kAdd, .bias = true, .x_gap = 8, .out_gap = 5},
+      Check({.rows = rows,
+             .out = 172,
+             .in = 576,
+             .group = 64,
+             .grid = Grid::kSymmetric,
+             .dtype = dtype,
+             .epilogue = Epilogue::kAdd,
+             .bias = true,
+             .x_gap = 8,
+             .out_gap = 5},
             2);
     }
     if (HasFatalFailure()) return;
@@ -307,9 +334,14 @@ TEST_F(LinearQ4Test, EveryRowCount) {
 }
 
 TEST_F(LinearQ4Test, ModelShapes) {
-  for (const auto& [out, in] : std::vector<std::pair<int64_t, int64_t>>{
-           {8, 8}, {111, 4096}, {172, 172}, {576, 576}, {1536, 576}, {4096, 4096}, {4096, 11008},
-           {22016, 4096}}) {
+  for (const auto& [out, in] : std::vector<std::pair<int64_t, int64_t>>{{8, 8},
+                                                                        {111, 4096},
+                                                                        {172, 172},
+                                                                        {576, 576},
+                                                                        {1536, 576},
+                                                                        {4096, 4096},
+                                                                        {4096, 11008},
+                                                                        {22016, 4096}}) {
     for (const int64_t rows : {1, 5, 16, 32, 100}) {
       const int64_t group = in % 128 == 0 ? 128 : in % 64 == 0 ? 64 : kPerChannel;
       Check({.rows = rows, .out = out, .in = in, .group = group, .grid = Grid::kSymmetric}, 3);
@@ -323,11 +355,29 @@ TEST_F(LinearQ4Test, ModelShapes) {
 TEST_F(LinearQ4Test, EveryGroupLength) {
   for (const Grid grid : {Grid::kAsymmetric, Grid::kSymmetric, Grid::kSymmetricFull}) {
     for (const DType dtype : {DType::kF16, DType::kBF16}) {
-      for (const auto& [in, group] : std::vector<std::pair<int64_t, int64_t>>{
-               {4096, 32}, {576, 32}, {4096, 64}, {576, 64}, {4096, 128}, {4096, 256}, {1536, 96},
-               {1536, 48}, {1536, 384}, {222, 111}, {1000, 125}, {1000, 200}, {96, 16}, {64, 8},
-               {64, 2}, {66, 3}, {10, 1}, {222, kPerChannel}, {172, kPerChannel}, {8, kPerChannel},
-               {576, kPerChannel}, {11008, kPerChannel}, {2, kPerChannel}}) {
+      for (const auto& [in, group] : std::vector<std::pair<int64_t, int64_t>>{{4096, 32},
+                                                                              {576, 32},
+                                                                              {4096, 64},
+                                                                              {576, 64},
+                                                                              {4096, 128},
+                                                                              {4096, 256},
+                                                                              {1536, 96},
+                                                                              {1536, 48},
+                                                                              {1536, 384},
+                                                                              {222, 111},
+                                                                              {1000, 125},
+                                                                              {1000, 200},
+                                                                              {96, 16},
+                                                                              {64, 8},
+                                                                              {64, 2},
+                                                                              {66, 3},
+                                                                              {10, 1},
+                                                                              {222, kPerChannel},
+                                                                              {172, kPerChannel},
+                                                                              {8, kPerChannel},
+                                                                              {576, kPerChannel},
+                                                                              {11008, kPerChannel},
+                                                                              {2, kPerChannel}}) {
         for (const int64_t rows : {1, 7, 20, 70}) {
           Check({.rows = rows, .out = 40, .in = in, .group = group, .grid = grid, .dtype = dtype},
                 5);
@@ -343,8 +393,13 @@ TEST_F(LinearQ4Test, Epilogues) {
     for (const bool bias : {false, true}) {
       for (const int64_t out : {2, 8, 110, 222, 1024}) {
         for (const int64_t rows : {1, 2, 8, 9, 30, 64, 65}) {
-          Check({.rows = rows, .out = out, .in = 1024, .epilogue = epilogue, .bias = bias,
-                 .out_gap = 3, .split = std::min<int64_t>(out, 13)},
+          Check({.rows = rows,
+                 .out = out,
+                 .in = 1024,
+                 .epilogue = epilogue,
+                 .bias = bias,
+                 .out_gap = 3,
+                 .split = std::min<int64_t>(out, 13)},
                 6);
           if (HasFatalFailure()) return;
         }
@@ -392,7 +447,7 @@ TEST_F(LinearQ4Test, NonFiniteActivationsReachTheirRowOnly) {
       for (uint16_t& bits : x) bits = Bits(dtype, random.Normal());
       const size_t scratch = LinearQ4ScratchBytes(stream_->multiprocessors(), rows, out, in);
       const Buffer room = Allocate(scratch);
-      cudaMemset(room.data(), 0, scratch);
+      Fill(room.data(), 0xff, scratch);
       const auto count = static_cast<size_t>(rows * out);
       const auto run = [&] {
         const Buffer device_x = Upload(x), device_out = Allocate(count * 2);
@@ -401,8 +456,8 @@ TEST_F(LinearQ4Test, NonFiniteActivationsReachTheirRowOnly) {
         return Download<uint16_t>(device_out.data(), count);
       };
       const std::vector<uint16_t> clean = run();
-      for (const double poison : {std::numeric_limits<double>::quiet_NaN(),
-                                  std::numeric_limits<double>::infinity()}) {
+      for (const double poison :
+           {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
         x[static_cast<size_t>(2 * in + 201)] = Bits(dtype, poison);
         const std::vector<uint16_t> got = run();
         for (size_t i = 0; i < count; ++i) {

@@ -44,7 +44,7 @@ class MatrixProduct {
 };
 
 // The rows that MultiplyFewRows takes.
-inline constexpr int64_t kFewRows = 4;
+inline constexpr int64_t kFewRows = 2;
 
 // The same product and its epilogue (see FinishLinear for the order of gate and up), for x of at most
 // kFewRows rows; out may be float32 under kNone. x's rows are 16-byte aligned and `in` a multiple of 8.

@@ -1,0 +1,65 @@
+// Programmatic dependent launch (CUDA Programming Guide, "Programmatic Dependent Launch and
+// Synchronization"): a kernel's blocks may start while the kernel before it ends, so that launches and
+// first loads of weights cost no time of their own.
+//
+// A kernel so launched calls StartNextKernel as soon as it can, and WaitForLastKernel before it reads or
+// writes anything that an earlier kernel wrote or read; all but weights, that is. On devices before
+// compute capability 9.0 both do nothing and the launch is an ordinary one.
+#ifndef NIBBLE_OPS_CUDA_DEPENDENT_LAUNCH_CUH_
+#define NIBBLE_OPS_CUDA_DEPENDENT_LAUNCH_CUH_
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+#include "src/ops/cuda/stream.h"
+
+namespace nibble::cuda {
+
+__device__ inline void StartNextKernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ inline void WaitForLastKernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Whether the code that this device runs of the kernel waits: code for older devices does not, and must
+// not start early on newer ones either.
+template <typename... Parameters>
+bool WaitsForLastKernel(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+
+// Launches a kernel that waits; the arguments are converted to its parameters.
+template <typename... Parameters, typename... Arguments>
+void LaunchDependent(Stream& stream, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                     size_t shared_bytes, Arguments... arguments) {
+  if (shared_bytes > 0) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(shared_bytes));
+  }
+  // The same division of the L1 cache for all kernels: a multiprocessor must be idle to change it, and
+  // then nothing would overlap (818 µs of a float16 step's 4,152 on an H200).
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                       cudaSharedmemCarveoutMaxShared);
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream.get();
+  config.attrs = &early;
+  config.numAttrs = WaitsForLastKernel(kernel) ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+}  // namespace nibble::cuda
+
+#endif  // NIBBLE_OPS_CUDA_DEPENDENT_LAUNCH_CUH_
