@@ -31,6 +31,9 @@ struct GptqOptions {
   ScaleSearch search = ScaleSearch::kNone;
   ScaleRounding rounding = ScaleRounding::kFloat16;
   double damping = 0.05;  // times mean(diag H)
+  // The share of what earlier errors did to the inputs that the weights make up for, in [0, 1]
+  // (GPTAQ's asymmetric calibration); 0 needs no unquantized stream.
+  double drift_share = 0;
 };
 
 // The columns in the order of the sweep; a permutation of 0 … size - 1. `importance`: H_jj.
@@ -40,21 +43,25 @@ std::vector<int32_t> SweepOrder(ColumnOrder order, std::span<const float> import
 // For the linears that share one input: the factorization is made once.
 class GptqSolver {
  public:
-  // Borrows both. Where H with the damping asked for is not positive definite, the damping rises by
+  // Borrows `ops`, the statistics and the drift, which is for a drift_share alone. Where H with the damping asked for is not positive definite, the damping rises by
   // 0.01 until it is; above 1 that is an error that says what was tried.
   static Result<GptqSolver> Create(QuantizeOps& ops, const InputStatistics& statistics,
-                                   const QuantSpec& spec, const GptqOptions& options);
+                                   const InputDrift* drift, const QuantSpec& spec,
+                                   const GptqOptions& options);
 
   // `weight`: float32 [out, in].
   Result<QuantizedWeight> Solve(MatrixView weight) const;
   double damping() const { return damping_; }  // what it took
 
  private:
-  GptqSolver(QuantizeOps& ops, const InputStatistics& statistics)
-      : ops_(ops), statistics_(statistics) {}
+  GptqSolver(QuantizeOps& ops, const InputStatistics& statistics, const InputDrift* drift,
+             double drift_share)
+      : ops_(ops), statistics_(statistics), drift_(drift), drift_share_(drift_share) {}
 
   QuantizeOps& ops_;
   const InputStatistics& statistics_;
+  const InputDrift* drift_;
+  double drift_share_;
   SweepOptions sweep_;
   std::vector<int32_t> order_;
   double damping_ = 0;

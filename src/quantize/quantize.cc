@@ -132,7 +132,8 @@ Json SolverRecord(const SolverOptions& options) {
             {"static_groups",
              gptq.order == ColumnOrder::kActivation || gptq.grid_time == GridTime::kStatic},
             {"scale_search", Name(gptq.search)},
-            {"damping", gptq.damping}}}};
+            {"damping", gptq.damping},
+            {"asymmetric_calibration", gptq.drift_share}}}};
 }
 
 Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescription& model,

@@ -57,11 +57,17 @@ Result<std::unique_ptr<InputStatistics>> QuantizeContext::Gather(CalibrationRunn
                                                                  Stage stage, int64_t layer,
                                                                  const LayerWeights& weights,
                                                                  const LinearTensor& linear,
+                                                                 const CalibrationRunner::Sink& sink,
                                                                  const CancelToken& cancel) const {
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<InputStatistics> statistics,
                           ops.CreateStatistics(linear.name.in_features));
   NIBBLE_RETURN_IF_ERROR((runner.*stage)(
-      layer, weights, [&](MatrixView x) { ops.Accumulate(x, *statistics); }, cancel));
+      layer, weights,
+      [&](MatrixView x) {
+        ops.Accumulate(x, *statistics);
+        sink(x);
+      },
+      cancel));
   const std::vector<float> squares = ops.MeanSquares(*statistics);
   for (size_t k = 0; k < squares.size(); ++k) {
     if (!std::isfinite(squares[k])) {
