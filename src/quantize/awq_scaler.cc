@@ -63,10 +63,9 @@ Status AwqScaler::Replay(int64_t layer, const CancelToken& cancel) {
 Status AwqScaler::ScaleBlock(int64_t layer, const LayerWeights& weights, const Block& block,
                              const Rounded& rounded, const CancelToken& cancel) {
   const LinearTensor& representative = *block.first.front();
-  NIBBLE_ASSIGN_OR_RETURN(
-      const auto first_input,
-      context_.Gather(*runner_, block.first_input, layer, weights, representative,
-                      CalibrationRunner::Ignore, cancel));
+  NIBBLE_ASSIGN_OR_RETURN(const auto first_input,
+                          context_.Gather(*runner_, block.first_input, layer, weights,
+                                          representative, CalibrationRunner::Ignore, cancel));
   Json first_record = Json::object(), last_record = Json::object();
   if (representative.quantized) {
     NIBBLE_ASSIGN_OR_RETURN(AwqSearch search, SearchFirst(layer, weights, block, *first_input));

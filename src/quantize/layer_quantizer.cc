@@ -96,8 +96,8 @@ class AwqQuantizer final : public LayerQuantizer {
 };
 
 // GPTQ, on inputs that went through the layers and linears quantized before; with a scaler, on the
-// layer as AWQ scaled it; with a runner that holds the unquantized model's activations, towards that
-// model's outputs.
+// layer as AWQ scaled it; with a runner that holds the unquantized model's activations, towards
+// that model's outputs.
 class GptqQuantizer final : public LayerQuantizer {
  public:
   GptqQuantizer(const QuantizeContext& context, std::unique_ptr<CalibrationRunner> runner,
@@ -127,8 +127,7 @@ class GptqQuantizer final : public LayerQuantizer {
       if (unquantized_) {
         NIBBLE_RETURN_IF_ERROR((unquantized_.get()->*group.input)(
             layer, unquantized, CalibrationRunner::Ignore, cancel));
-        NIBBLE_ASSIGN_OR_RETURN(drift,
-                                context_.ops.CreateDrift(representative.name.in_features));
+        NIBBLE_ASSIGN_OR_RETURN(drift, context_.ops.CreateDrift(representative.name.in_features));
         add_drift = [&](MatrixView x) {
           context_.ops.AccumulateDrift((unquantized_.get()->*group.stored)().Rows(row, x.rows),
                                        representative.scales, x, *drift);
@@ -136,16 +135,15 @@ class GptqQuantizer final : public LayerQuantizer {
         };
       }
       NIBBLE_ASSIGN_OR_RETURN(const auto statistics,
-                              context_.Gather(*runner_, group.input, layer, weights,
-                                              representative, add_drift, cancel));
+                              context_.Gather(*runner_, group.input, layer, weights, representative,
+                                              add_drift, cancel));
       // The scales are part of the weights and of what feeds them now.
       for (LinearTensor* linear : group.linears) {
         std::fill(linear->scales.begin(), linear->scales.end(), 1.0f);
       }
       if (representative.quantized) {
-        Result<GptqSolver> solver =
-            GptqSolver::Create(context_.ops, *statistics, drift.get(), context_.plan.spec,
-                               context_.options.gptq);
+        Result<GptqSolver> solver = GptqSolver::Create(context_.ops, *statistics, drift.get(),
+                                                       context_.plan.spec, context_.options.gptq);
         if (!solver) return tl::unexpected<Error>(solver.error().In(representative.name.name));
         for (const LinearTensor* linear : group.linears) {
           Result<QuantizedWeight> solved = solver->Solve(linear->view());
@@ -200,13 +198,19 @@ class GptqQuantizer final : public LayerQuantizer {
   };
   static std::vector<Group> GroupsOf(LayerTensors& t, LayerWeights& weights) {
     using Runner = CalibrationRunner;
-    return {{&Runner::QkvInput, &Runner::block_input, {&t.q, &t.k, &t.v}, Interleave::kNone,
-             weights.qkv},
-            {&Runner::OutputInput, &Runner::attention, {&t.output}, Interleave::kNone,
-             weights.output},
-            {&Runner::MlpInput, &Runner::block_input, {&t.gate, &t.up}, Interleave::kGateUp,
-             weights.gate_up},
-            {&Runner::DownInput, &Runner::gated, {&t.down}, Interleave::kNone, weights.down}};
+    return {
+        {&Runner::QkvInput,
+         &Runner::block_input,
+         {&t.q, &t.k, &t.v},
+         Interleave::kNone,
+         weights.qkv},
+        {&Runner::OutputInput, &Runner::attention, {&t.output}, Interleave::kNone, weights.output},
+        {&Runner::MlpInput,
+         &Runner::block_input,
+         {&t.gate, &t.up},
+         Interleave::kGateUp,
+         weights.gate_up},
+        {&Runner::DownInput, &Runner::gated, {&t.down}, Interleave::kNone, weights.down}};
   }
 
   Result<LayerWeights> Norms(const LayerTensors& t) {

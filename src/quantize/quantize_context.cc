@@ -53,12 +53,10 @@ double RelativeSquaredError(MatrixView weight, MatrixView quantized, ThreadPool&
 
 }  // namespace
 
-Result<std::unique_ptr<InputStatistics>> QuantizeContext::Gather(CalibrationRunner& runner,
-                                                                 Stage stage, int64_t layer,
-                                                                 const LayerWeights& weights,
-                                                                 const LinearTensor& linear,
-                                                                 const CalibrationRunner::Sink& sink,
-                                                                 const CancelToken& cancel) const {
+Result<std::unique_ptr<InputStatistics>> QuantizeContext::Gather(
+    CalibrationRunner& runner, Stage stage, int64_t layer, const LayerWeights& weights,
+    const LinearTensor& linear, const CalibrationRunner::Sink& sink,
+    const CancelToken& cancel) const {
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<InputStatistics> statistics,
                           ops.CreateStatistics(linear.name.in_features));
   NIBBLE_RETURN_IF_ERROR((runner.*stage)(

@@ -217,7 +217,8 @@ TEST_P(QuantizeCheckpointTest, CalibrationPays) {
   }
 }
 
-// What the last layer's MLP adds for the calibration tokens, behind the checkpoint's earlier layers.
+// What the last layer's MLP adds for the calibration tokens, behind the checkpoint's earlier
+// layers.
 std::vector<float> LastMlpOutput(const std::string& path, const CalibrationSet& set) {
   const auto checkpoint = Get(OpenCheckpoint(path));
   const ModelDescription model = Get(DescribeModel(*checkpoint));
@@ -234,9 +235,9 @@ std::vector<float> LastMlpOutput(const std::string& path, const CalibrationSet& 
   CHECK(runner->OutputInput(last, weights, CalibrationRunner::Ignore, never));
   CHECK(runner->MlpInput(last, weights, CalibrationRunner::Ignore, never));
   std::vector<float> out(static_cast<size_t>(set.token_count() * model.config.hidden));
-  runner->MlpOutput(last, weights, set.samples,
-                    {out.data(), DType::kF32, set.token_count(), model.config.hidden,
-                     model.config.hidden});
+  runner->MlpOutput(
+      last, weights, set.samples,
+      {out.data(), DType::kF32, set.token_count(), model.config.hidden, model.config.hidden});
   return out;
 }
 

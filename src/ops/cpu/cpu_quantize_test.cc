@@ -146,8 +146,8 @@ TEST_F(CpuQuantizeTest, FactorIsOfTheInverse) {
   }
 }
 
-// With drifted inputs, the new target's outputs are nearer to those on the inputs without drift than
-// the weight's are, and no nearby weight's are nearer: it is the least squares' solution.
+// With drifted inputs, the new target's outputs are nearer to those on the inputs without drift
+// than the weight's are, and no nearby weight's are nearer: it is the least squares' solution.
 TEST_F(CpuQuantizeTest, RetargetMakesUpForDrift) {
   constexpr int64_t n = 48, tokens = 300;
   const Floats w = Floats::Random(9, n, 19);
@@ -186,8 +186,7 @@ TEST_F(CpuQuantizeTest, RetargetMakesUpForDrift) {
     }
     return sum;
   };
-  const double least =
-      error(ops_->Retarget(w.view(), *drift, factor, order, 1)->view());
+  const double least = error(ops_->Retarget(w.view(), *drift, factor, order, 1)->view());
   EXPECT_LT(least, 0.3 * error(w.view()));
   for (const double share : {0.9, 1.1}) {
     EXPECT_GT(error(ops_->Retarget(w.view(), *drift, factor, order, share)->view()), least);

@@ -113,8 +113,8 @@ class RefQuantizeOps final : public QuantizeOps {
   std::vector<float> MeanMagnitudes(const InputStatistics& statistics) override {
     std::vector<float> means;
     for (const double sum : Ref(statistics).magnitudes) {
-      means.push_back(static_cast<float>(
-          sum / static_cast<double>(std::max<int64_t>(1, statistics.tokens()))));
+      means.push_back(
+          static_cast<float>(sum / static_cast<double>(std::max<int64_t>(1, statistics.tokens()))));
     }
     return means;
   }
@@ -151,8 +151,7 @@ class RefQuantizeOps final : public QuantizeOps {
     double trace = 0;
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t j = 0; j < n; ++j) {
-        at(h, i, j) =
-            2 * s.Mean(order[static_cast<size_t>(i)], order[static_cast<size_t>(j)]);
+        at(h, i, j) = 2 * s.Mean(order[static_cast<size_t>(i)], order[static_cast<size_t>(j)]);
       }
       if (at(h, i, i) == 0) at(h, i, i) = 1;
       trace += at(h, i, i);
@@ -342,9 +341,8 @@ class RefQuantizeOps final : public QuantizeOps {
 
  private:
   Result<Matrix> MatrixOf(const Values& values, int64_t rows, int64_t columns) {
-    NIBBLE_ASSIGN_OR_RETURN(
-        Buffer buffer,
-        AllocateHost(memory_, MemoryClass::kWorkspace, values.size() * sizeof(float)));
+    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer, AllocateHost(memory_, MemoryClass::kWorkspace,
+                                                        values.size() * sizeof(float)));
     std::copy(values.begin(), values.end(), buffer.as<float>());
     return Matrix(std::move(buffer), DType::kF32, rows, columns);
   }
