@@ -85,10 +85,9 @@ std::vector<int32_t> SweepOrder(ColumnOrder order, std::span<const float> import
 }
 
 Result<GptqSolver> GptqSolver::Create(QuantizeOps& ops, const InputStatistics& statistics,
-                                      const InputDrift* drift, const QuantSpec& spec,
-                                      const GptqOptions& options) {
-  CHECK(drift != nullptr || options.drift_share == 0);
-  GptqSolver solver(ops, statistics, drift, options.drift_share);
+                                      const QuantSpec& spec, const GptqOptions& options) {
+  GptqSolver solver(ops, statistics);
+  solver.drift_share_ = options.drift_share;
   solver.order_ = SweepOrder(options.order, ops.MeanSquares(statistics),
                              spec.GroupLength(statistics.columns()));
   const GridTime grid_time =
@@ -112,14 +111,13 @@ Result<GptqSolver> GptqSolver::Create(QuantizeOps& ops, const InputStatistics& s
   }
 }
 
+Result<Matrix> GptqSolver::Retarget(MatrixView weight, const InputDrift& drift) const {
+  return ops_.Retarget(weight, drift, factor_, order_, drift_share_);
+}
+
 Result<QuantizedWeight> GptqSolver::Solve(MatrixView weight) const {
   SweepOptions sweep = sweep_;
   sweep.order = order_;
-  if (drift_share_ != 0) {
-    NIBBLE_ASSIGN_OR_RETURN(const Matrix target,
-                            ops_.Retarget(weight, *drift_, factor_, order_, drift_share_));
-    return ops_.Sweep(target.view(), statistics_, factor_, sweep);
-  }
   return ops_.Sweep(weight, statistics_, factor_, sweep);
 }
 

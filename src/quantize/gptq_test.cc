@@ -67,8 +67,7 @@ TEST_P(GptqOracleTest, AgreesWithTheOriginal) {
   const double oracle_error = ops_->OutputError(weight.view(), oracle.view(), *statistics);
 
   GptqOptions options{.order = c.order, .rounding = ScaleRounding::kNone, .damping = 0.01};
-  const auto exact =
-      GptqSolver::Create(*ops_, *statistics, nullptr, spec, options)->Solve(weight.view());
+  const auto exact = GptqSolver::Create(*ops_, *statistics, spec, options)->Solve(weight.view());
   ASSERT_TRUE(exact);
   int64_t equal = 0;
   for (int64_t n = 0; n < weight.rows; ++n) {
@@ -82,8 +81,7 @@ TEST_P(GptqOracleTest, AgreesWithTheOriginal) {
   EXPECT_GE(static_cast<double>(equal) / static_cast<double>(weight.rows * weight.columns), 0.995);
 
   options.rounding = ScaleRounding::kFloat16;
-  const auto stored =
-      GptqSolver::Create(*ops_, *statistics, nullptr, spec, options)->Solve(weight.view());
+  const auto stored = GptqSolver::Create(*ops_, *statistics, spec, options)->Solve(weight.view());
   ASSERT_TRUE(stored);
   EXPECT_LE(Error(weight, *stored, *statistics), 1.01 * oracle_error);
 }

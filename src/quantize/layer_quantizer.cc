@@ -29,7 +29,8 @@ class RtnQuantizer final : public LayerQuantizer {
       Result<QuantizedWeight> quantized =
           context_.ops.Round(linear->view(), context_.grid(), nullptr);
       if (!quantized) return tl::unexpected<Error>(quantized.error().In(linear->name.name));
-      context_.Finish(*linear, *std::move(quantized), nullptr, Json::object(), start, result, done);
+      context_.Finish(*linear, linear->view(), *std::move(quantized), nullptr, Json::object(),
+                      start, result, done);
     }
     return result;
   }
@@ -75,8 +76,8 @@ class AwqQuantizer final : public LayerQuantizer {
             }
             Result<QuantizedWeight> quantized = context_.ops.Round(view, context_.grid(), nullptr);
             if (!quantized) return tl::unexpected<Error>(quantized.error().In(linear->name.name));
-            context_.Finish(*linear, *std::move(quantized), &statistics, record, start, result,
-                            done);
+            context_.Finish(*linear, linear->view(), *std::move(quantized), &statistics, record,
+                            start, result, done);
             start = Clock::now();
           }
           return {};
@@ -119,40 +120,8 @@ class GptqQuantizer final : public LayerQuantizer {
     QuantizedLayer result;
     NIBBLE_ASSIGN_OR_RETURN(LayerWeights weights, Norms(t));
     for (const Group& group : GroupsOf(t, weights)) {
-      auto start = Clock::now();
-      const LinearTensor& representative = *group.linears.front();
-      std::unique_ptr<InputDrift> drift;
-      CalibrationRunner::Sink add_drift = CalibrationRunner::Ignore;
-      int64_t row = 0;
-      if (unquantized_) {
-        NIBBLE_RETURN_IF_ERROR((unquantized_.get()->*group.input)(
-            layer, unquantized, CalibrationRunner::Ignore, cancel));
-        NIBBLE_ASSIGN_OR_RETURN(drift, context_.ops.CreateDrift(representative.name.in_features));
-        add_drift = [&](MatrixView x) {
-          context_.ops.AccumulateDrift((unquantized_.get()->*group.stored)().Rows(row, x.rows),
-                                       representative.scales, x, *drift);
-          row += x.rows;
-        };
-      }
-      NIBBLE_ASSIGN_OR_RETURN(const auto statistics,
-                              context_.Gather(*runner_, group.input, layer, weights, representative,
-                                              add_drift, cancel));
-      // The scales are part of the weights and of what feeds them now.
-      for (LinearTensor* linear : group.linears) {
-        std::fill(linear->scales.begin(), linear->scales.end(), 1.0f);
-      }
-      if (representative.quantized) {
-        Result<GptqSolver> solver = GptqSolver::Create(context_.ops, *statistics, drift.get(),
-                                                       context_.plan.spec, context_.options.gptq);
-        if (!solver) return tl::unexpected<Error>(solver.error().In(representative.name.name));
-        for (const LinearTensor* linear : group.linears) {
-          Result<QuantizedWeight> solved = solver->Solve(linear->view());
-          if (!solved) return tl::unexpected<Error>(solved.error().In(linear->name.name));
-          context_.Finish(*linear, *std::move(solved), statistics.get(),
-                          {{"damping", solver->damping()}}, start, result, done);
-          start = Clock::now();
-        }
-      }
+      NIBBLE_RETURN_IF_ERROR(
+          QuantizeGroup(group, layer, weights, unquantized, result, done, cancel));
       NIBBLE_RETURN_IF_ERROR(PrepareGroup(group, result));
     }
     NIBBLE_RETURN_IF_ERROR(runner_->LayerOutput(layer, weights, cancel));
@@ -219,6 +188,53 @@ class GptqQuantizer final : public LayerQuantizer {
     NIBBLE_ASSIGN_OR_RETURN(weights.post_attention_norm,
                             context_.backend.Upload(t.post_attention_norm.gain));
     return weights;
+  }
+
+  // Takes the tokens to the group's input and quantizes what the plan says of it. `unquantized`:
+  // the layer for the unquantized stream.
+  Status QuantizeGroup(const Group& group, int64_t layer, const LayerWeights& weights,
+                       const LayerWeights& unquantized, QuantizedLayer& result,
+                       const LinearDone& done, const CancelToken& cancel) {
+    auto start = Clock::now();
+    const LinearTensor& representative = *group.linears.front();
+    std::unique_ptr<InputDrift> drift;
+    CalibrationRunner::Sink add_drift = CalibrationRunner::Ignore;
+    int64_t row = 0;
+    if (unquantized_) {
+      NIBBLE_RETURN_IF_ERROR((unquantized_.get()->*group.input)(layer, unquantized,
+                                                                CalibrationRunner::Ignore, cancel));
+      NIBBLE_ASSIGN_OR_RETURN(drift, context_.ops.CreateDrift(representative.name.in_features));
+      add_drift = [&](MatrixView x) {
+        context_.ops.AccumulateDrift((unquantized_.get()->*group.stored)().Rows(row, x.rows),
+                                     representative.scales, x, *drift);
+        row += x.rows;
+      };
+    }
+    NIBBLE_ASSIGN_OR_RETURN(
+        const auto statistics,
+        context_.Gather(*runner_, group.input, layer, weights, representative, add_drift, cancel));
+    // The scales are part of the weights and of what feeds them now.
+    for (LinearTensor* linear : group.linears) {
+      std::fill(linear->scales.begin(), linear->scales.end(), 1.0f);
+    }
+    if (!representative.quantized) return {};
+    Result<GptqSolver> solver =
+        GptqSolver::Create(context_.ops, *statistics, context_.plan.spec, context_.options.gptq);
+    if (!solver) return tl::unexpected<Error>(solver.error().In(representative.name.name));
+    for (const LinearTensor* linear : group.linears) {
+      MatrixView aim = linear->view();
+      Matrix target;
+      if (drift) {
+        NIBBLE_ASSIGN_OR_RETURN(target, solver->Retarget(aim, *drift));
+        aim = target.view();
+      }
+      Result<QuantizedWeight> solved = solver->Solve(aim);
+      if (!solved) return tl::unexpected<Error>(solved.error().In(linear->name.name));
+      context_.Finish(*linear, aim, *std::move(solved), statistics.get(),
+                      {{"damping", solver->damping()}}, start, result, done);
+      start = Clock::now();
+    }
+    return {};
   }
 
   // As quantized, or as it is where the plan leaves it.

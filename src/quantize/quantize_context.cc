@@ -76,7 +76,7 @@ Result<std::unique_ptr<InputStatistics>> QuantizeContext::Gather(
   return statistics;
 }
 
-void QuantizeContext::Finish(const LinearTensor& linear, QuantizedWeight quantized,
+void QuantizeContext::Finish(const LinearTensor& linear, MatrixView aim, QuantizedWeight quantized,
                              const InputStatistics* statistics, const Json& more,
                              std::chrono::steady_clock::time_point start, QuantizedLayer& layer,
                              const LinearDone& done) const {
@@ -86,7 +86,7 @@ void QuantizeContext::Finish(const LinearTensor& linear, QuantizedWeight quantiz
   Json entry = {{"name", linear.name.name}, {"error", weight_error}};
   if (statistics != nullptr) {
     // Against the input as the statistics saw it, before it was divided by the scales.
-    std::vector<float> want = Unscaled(weight, linear.scales);
+    std::vector<float> want = Unscaled(aim, linear.scales);
     std::vector<float> got = Unscaled(ViewLike(weight, values), linear.scales);
     const MatrixView reference = ViewLike(weight, want), other = ViewLike(weight, got);
     entry["error"] = ops.OutputError(reference, other, *statistics);

@@ -36,8 +36,9 @@ struct QuantizeContext {
                                                   const CancelToken& cancel) const;
 
   // Adds to `layer` what became of a linear. With the statistics of its input the record tells the
-  // error at its output, and that of rounding to nearest. `more` joins the record.
-  void Finish(const LinearTensor& linear, QuantizedWeight quantized,
+  // error at its output against `aim`'s, and that of rounding `aim` to nearest; `aim` is the
+  // linear's weight or what was quantized in its place. `more` joins the record.
+  void Finish(const LinearTensor& linear, MatrixView aim, QuantizedWeight quantized,
               const InputStatistics* statistics, const Json& more,
               std::chrono::steady_clock::time_point start, QuantizedLayer& layer,
               const LinearDone& done) const;
