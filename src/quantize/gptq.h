@@ -35,7 +35,7 @@ struct GptqOptions {
   double damping = 0.05;  // times mean(diag H)
   // The share of what earlier errors did to the inputs that the weights make up for, in [0, 1]
   // (asymmetric calibration); 0 needs no unquantized stream.
-  double drift_share = 1;
+  double drift_share = 0.5;
 };
 
 // The columns in the order of the sweep; a permutation of 0 … size - 1. `importance`: H_jj.
