@@ -2,13 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 namespace nibble {
 namespace {
 
 constexpr float kLeastScale = 1e-4f;
-constexpr int kCoarseStep = 4;
 
 }  // namespace
 
@@ -55,32 +53,10 @@ std::vector<float> MeanNormalizedWeights(std::span<const MatrixView> weights,
   return means;
 }
 
-Result<int> BestRatio(AwqRatios ratios, const std::function<Result<double>(int i)>& loss) {
-  const int first_step = ratios == AwqRatios::kAll ? 1 : kCoarseStep;
-  int best = 0;
-  double least = std::numeric_limits<double>::infinity();
-  const auto attempt = [&](int i) -> Status {
-    if (i < 0 || i >= kAwqRatios) return {};
-    NIBBLE_ASSIGN_OR_RETURN(const double cost, loss(i));
-    if (cost < least) {
-      least = cost;
-      best = i;
-    }
-    return {};
-  };
-  for (int i = 0; i < kAwqRatios; i += first_step) NIBBLE_RETURN_IF_ERROR(attempt(i));
-  for (int step = first_step / 2; step > 0; step /= 2) {
-    const int middle = best;
-    NIBBLE_RETURN_IF_ERROR(attempt(middle - step));
-    NIBBLE_RETURN_IF_ERROR(attempt(middle + step));
-  }
-  return best;
-}
-
 Result<AwqSearch> SearchAwqScales(QuantizeOps& ops, std::span<const MatrixView> weights,
                                   std::span<const float> mean_magnitudes,
                                   const GridOptions& options, std::span<const AwqForm> forms,
-                                  AwqRatios ratios, const AwqLoss& loss) {
+                                  const AwqLoss& loss) {
   std::vector<std::vector<float>> memory;
   std::vector<MatrixView> trial;
   for (const MatrixView& weight : weights) {
@@ -91,9 +67,9 @@ Result<AwqSearch> SearchAwqScales(QuantizeOps& ops, std::span<const MatrixView> 
   const std::vector<float> mean_weights = MeanNormalizedWeights(weights, options.spec);
   AwqSearch search;
   for (const AwqForm form : forms) {
-    const auto try_ratio = [&](int i) -> Result<double> {
+    for (int i = 0; i < kAwqRatios; ++i) {
       AwqTrial candidate{.form = form, .ratio = static_cast<double>(i) / kAwqRatios};
-      const auto scales = AwqScales(form, candidate.ratio, mean_magnitudes, mean_weights);
+      std::vector<float> scales = AwqScales(form, candidate.ratio, mean_magnitudes, mean_weights);
       for (size_t w = 0; w < weights.size(); ++w) {
         ops.PseudoQuantize(weights[w], options, scales, trial[w]);
       }
@@ -101,13 +77,13 @@ Result<AwqSearch> SearchAwqScales(QuantizeOps& ops, std::span<const MatrixView> 
       if (!std::isfinite(candidate.loss)) {
         return BadInput("the loss at ratio {} is {}", candidate.ratio, candidate.loss);
       }
+      if (search.trials.empty() || candidate.loss < search.best.loss) {
+        search.best = candidate;
+        search.scales = std::move(scales);
+      }
       search.trials.push_back(candidate);
-      if (search.trials.size() == 1 || candidate.loss < search.best.loss) search.best = candidate;
-      return candidate.loss;
-    };
-    NIBBLE_RETURN_IF_ERROR(BestRatio(ratios, try_ratio));
+    }
   }
-  search.scales = AwqScales(search.best.form, search.best.ratio, mean_magnitudes, mean_weights);
   return search;
 }
 

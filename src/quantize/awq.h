@@ -22,12 +22,6 @@ std::string_view Name(AwqForm form);  // "x", "xw"
 
 inline constexpr int kAwqRatios = 20;  // r = 0, 0.05 … 0.95
 
-// Which of the ratios are tried: all, or every fourth and then those around the best, at half the
-// distance twice. The loss has one valley but for noise, so that both end in the same one.
-enum class AwqRatios : uint8_t { kAll, kCoarseToFine };
-// The i of the ratio i / kAwqRatios that costs least among those tried, 0 first.
-Result<int> BestRatio(AwqRatios ratios, const std::function<Result<double>(int i)>& loss);
-
 // Positive and finite, normalized so that max · min = 1. kActivations with r = 0 gives ones.
 std::vector<float> AwqScales(AwqForm form, double ratio, std::span<const float> mean_magnitudes,
                              std::span<const float> mean_weights);
@@ -56,7 +50,7 @@ using AwqLoss = std::function<Result<double>(std::span<const MatrixView> trial)>
 Result<AwqSearch> SearchAwqScales(QuantizeOps& ops, std::span<const MatrixView> weights,
                                   std::span<const float> mean_magnitudes,
                                   const GridOptions& options, std::span<const AwqForm> forms,
-                                  AwqRatios ratios, const AwqLoss& loss);
+                                  const AwqLoss& loss);
 
 }  // namespace nibble
 

@@ -123,7 +123,7 @@ Result<AwqSearch> AwqScaler::SearchFirst(int64_t layer, const LayerWeights& weig
   for (const LinearTensor* linear : block.first) views.push_back(linear->view());
   Result<AwqSearch> search =
       SearchAwqScales(context_.ops, views, context_.ops.MeanMagnitudes(statistics), context_.grid(),
-                      context_.options.awq.forms, AwqRatios::kCoarseToFine, loss);
+                      context_.options.awq.forms, loss);
   if (!search) return tl::unexpected<Error>(search.error().In(block.first.front()->name.name));
   return search;
 }
@@ -131,12 +131,11 @@ Result<AwqSearch> AwqScaler::SearchFirst(int64_t layer, const LayerWeights& weig
 Result<AwqSearch> AwqScaler::SearchLast(const LinearTensor& linear,
                                         const InputStatistics& statistics) {
   const MatrixView views[] = {linear.view()};
-  Result<AwqSearch> search =
-      SearchAwqScales(context_.ops, views, context_.ops.MeanMagnitudes(statistics), context_.grid(),
-                      context_.options.awq.forms, AwqRatios::kCoarseToFine,
-                      [&](std::span<const MatrixView> trial) -> Result<double> {
-                        return context_.ops.OutputError(views[0], trial[0], statistics);
-                      });
+  Result<AwqSearch> search = SearchAwqScales(
+      context_.ops, views, context_.ops.MeanMagnitudes(statistics), context_.grid(),
+      context_.options.awq.forms, [&](std::span<const MatrixView> trial) -> Result<double> {
+        return context_.ops.OutputError(views[0], trial[0], statistics);
+      });
   if (!search) return tl::unexpected<Error>(search.error().In(linear.name.name));
   return search;
 }

@@ -15,7 +15,6 @@ namespace {
 
 using ::testing::Each;
 using ::testing::FloatEq;
-using ::testing::SizeIs;
 
 TEST(AwqScalesTest, RatioZeroOfTheFirstFormIsTheIdentity) {
   const std::vector<float> x = {0.1f, 3, 0, 20}, w = {0.3f, 0.2f, 0.5f, 0.1f};
@@ -28,18 +27,6 @@ TEST(AwqScalesTest, LargerActivationsScaleMoreAndTheExtremesCancel) {
   EXPECT_FLOAT_EQ(s[0], 0.5f);
   EXPECT_FLOAT_EQ(s[1], 1);
   EXPECT_FLOAT_EQ(s[2], 2);
-}
-
-TEST(AwqSearchTest, CoarseToFineEndsInTheValley) {
-  for (int valley = 0; valley < kAwqRatios; ++valley) {
-    int tried = 0;
-    const auto best = BestRatio(AwqRatios::kCoarseToFine, [&](int i) -> Result<double> {
-      ++tried;
-      return i < valley ? 2 * (valley - i) : i - valley;
-    });
-    EXPECT_EQ(best.value(), valley);
-    EXPECT_LE(tried, 9);
-  }
 }
 
 // The loss of the MLP's output at each ratio, against the oracle's.
@@ -88,27 +75,23 @@ TEST(AwqSearchTest, AgreesWithTheOracle) {
   ops->Accumulate(inputs.view(), *statistics);
   const MatrixView weights[] = {gate.view(), up.view()};
   const AwqForm forms[] = {AwqForm::kActivations};
-  const auto loss = [&](std::span<const MatrixView> trial) -> Result<double> {
-    const FloatMatrix got = run(trial[0], trial[1]);
-    double sum = 0;
-    for (size_t i = 0; i < got.values.size(); ++i) {
-      sum += std::pow(got.values[i] - want.values[i], 2);
-    }
-    return sum / static_cast<double>(got.values.size());
-  };
-  for (const AwqRatios ratios : {AwqRatios::kAll, AwqRatios::kCoarseToFine}) {
-    const auto search = SearchAwqScales(*ops, weights, ops->MeanMagnitudes(*statistics),
-                                        {.spec = {.group_size = 128}}, forms, ratios, loss);
-    ASSERT_TRUE(search);
-    EXPECT_THAT(search->trials, SizeIs(ratios == AwqRatios::kAll ? 20 : 9));
-    for (const AwqTrial& trial : search->trials) {
-      const double want_loss =
-          oracle["loss"][static_cast<size_t>(std::lround(trial.ratio * kAwqRatios))];
-      EXPECT_NEAR(trial.loss, want_loss, 0.01 * want_loss) << "ratio " << trial.ratio;
-    }
-    EXPECT_DOUBLE_EQ(search->best.ratio, oracle["best"].get<double>() / kAwqRatios);
-    EXPECT_LE(search->best.loss, search->rtn_loss());
+  const auto search = SearchAwqScales(*ops, weights, ops->MeanMagnitudes(*statistics),
+                                      {.spec = {.group_size = 128}}, forms,
+                                      [&](std::span<const MatrixView> trial) -> Result<double> {
+                                        const FloatMatrix got = run(trial[0], trial[1]);
+                                        double sum = 0;
+                                        for (size_t i = 0; i < got.values.size(); ++i) {
+                                          sum += std::pow(got.values[i] - want.values[i], 2);
+                                        }
+                                        return sum / static_cast<double>(got.values.size());
+                                      });
+  ASSERT_TRUE(search);
+  for (int i = 0; i < kAwqRatios; ++i) {
+    const double loss = oracle["loss"][static_cast<size_t>(i)];
+    EXPECT_NEAR(search->trials[static_cast<size_t>(i)].loss, loss, 0.01 * loss) << "ratio " << i;
   }
+  EXPECT_DOUBLE_EQ(search->best.ratio, oracle["best"].get<double>() / kAwqRatios);
+  EXPECT_LE(search->best.loss, search->rtn_loss());
 }
 
 }  // namespace
