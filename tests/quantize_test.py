@@ -108,6 +108,7 @@ class QuantizeTest(unittest.TestCase):
         run(*self.command("gptq", self.dir, "--grid", "asym"), status=2)
         run(*self.command("gptq", self.dir / "y", "--grid", "asym", "--format", "gptq"), status=2)
         run(*self.command("gptq", self.dir / "z", "--order", "sideways"), status=2)
+        run(*self.command("gptq", self.dir / "z", "--asymmetric-calibration", "1.5"), status=2)
         self.assertEqual(list(self.dir.iterdir()), [short])
 
 

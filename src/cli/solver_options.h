@@ -18,6 +18,7 @@ struct SolverCommandOptions {
   std::string scale_search = std::string(Name(GptqOptions().search));
   double damping = GptqOptions().damping;
   bool static_groups = false;
+  double asymmetric_calibration = GptqOptions().drift_share;
 
   // `seed_option`: the name under which `command` still has room for the seed.
   void AddTo(CLI::App& command, const char* seed_option) {
@@ -54,6 +55,12 @@ struct SolverCommandOptions {
         ->capture_default_str();
     command.add_flag("--static-groups", static_groups,
                      "gptq: groups' grids from the weights as they were (always so with act)");
+    command
+        .add_option("--asymmetric-calibration", asymmetric_calibration,
+                    "gptq: share of what earlier errors did to the inputs that later weights make "
+                    "up for; needs the activations twice")
+        ->check(CLI::Range(0.0, 1.0))
+        ->capture_default_str();
   }
 
   SolverOptions Solver() const {
@@ -66,6 +73,7 @@ struct SolverCommandOptions {
     solver.gptq.order = *ColumnOrderFromName(order);
     solver.gptq.search = *ScaleSearchFromName(scale_search);
     solver.gptq.damping = damping;
+    solver.gptq.drift_share = asymmetric_calibration;
     if (static_groups) solver.gptq.grid_time = GridTime::kStatic;
     return solver;
   }

@@ -30,6 +30,19 @@ class InputStatistics {
   int64_t tokens_ = 0;
 };
 
+// Σ (x̃ - x)ᵀx over the tokens seen so far: how the inputs x of a linear differ from the inputs x̃
+// that it has where nothing before it is quantized.
+class InputDrift {
+ public:
+  explicit InputDrift(int64_t columns) : columns_(columns) {}
+  virtual ~InputDrift() = default;
+  int64_t columns() const { return columns_; }
+
+ protected:
+  int64_t columns_;
+  int64_t tokens_ = 0;
+};
+
 // How a group's range is chosen. kNone takes all of it; the others try shrinking it to p · range,
 // p = 1, 0.99 … 0.21, and keep the p of the least
 //   kMse      Σ |w - q|^2.4
@@ -63,11 +76,21 @@ class QuantizeOps {
   virtual std::vector<float> MeanSquares(const InputStatistics& statistics) = 0;
   virtual std::vector<float> MeanMagnitudes(const InputStatistics& statistics) = 0;
 
+  virtual Result<std::unique_ptr<InputDrift>> CreateDrift(int64_t columns) = 0;
+  // x̃ = unquantized · diag(scales)⁻¹, row by row of the same tokens as x.
+  virtual void AccumulateDrift(MatrixView unquantized, std::span<const float> scales, MatrixView x,
+                               InputDrift& drift) = 0;
+
   // The upper Cholesky factor U of (H + damping · mean(diag H) · I)⁻¹ = UᵀU, rows and columns in
   // sweep order; a column that was always zero has H_jj = 1. Fails with kBadInput where that matrix
   // is not positive definite.
   virtual Result<Matrix> Factorize(const InputStatistics& statistics,
                                    std::span<const int32_t> order, double damping) = 0;
+  // weight + share · weight · 2/n Σ(x̃ - x)ᵀx · UᵀU, [out, in] in its own column order. With a share
+  // of 1 its outputs at x are, in the least squares and but for the damping, the weight's at x̃; to
+  // quantize it instead of the weight is GPTAQ's goal (arXiv:2504.02692).
+  virtual Result<Matrix> Retarget(MatrixView weight, const InputDrift& drift, const Matrix& factor,
+                                  std::span<const int32_t> order, double share) = 0;
   // GPTQ's sweep: quantizes column after column, spreading each column's error over those to come.
   // `weight` is [out, in] in its own column order.
   virtual Result<QuantizedWeight> Sweep(MatrixView weight, const InputStatistics& statistics,

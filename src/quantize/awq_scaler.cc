@@ -63,9 +63,9 @@ Status AwqScaler::Replay(int64_t layer, const CancelToken& cancel) {
 Status AwqScaler::ScaleBlock(int64_t layer, const LayerWeights& weights, const Block& block,
                              const Rounded& rounded, const CancelToken& cancel) {
   const LinearTensor& representative = *block.first.front();
-  NIBBLE_ASSIGN_OR_RETURN(
-      const auto first_input,
-      context_.Gather(*runner_, block.first_input, layer, weights, representative, cancel));
+  NIBBLE_ASSIGN_OR_RETURN(const auto first_input,
+                          context_.Gather(*runner_, block.first_input, layer, weights,
+                                          representative, CalibrationRunner::Ignore, cancel));
   Json first_record = Json::object(), last_record = Json::object();
   if (representative.quantized) {
     NIBBLE_ASSIGN_OR_RETURN(AwqSearch search, SearchFirst(layer, weights, block, *first_input));
@@ -73,8 +73,9 @@ Status AwqScaler::ScaleBlock(int64_t layer, const LayerWeights& weights, const B
     for (LinearTensor* linear : block.first) ScaleColumns(*linear, search.scales);
     first_record = Record(search);
   }
-  NIBBLE_ASSIGN_OR_RETURN(const auto last_input, context_.Gather(*runner_, block.last_input, layer,
-                                                                 weights, block.last, cancel));
+  NIBBLE_ASSIGN_OR_RETURN(const auto last_input,
+                          context_.Gather(*runner_, block.last_input, layer, weights, block.last,
+                                          CalibrationRunner::Ignore, cancel));
   // Under grouped-query attention a value's row feeds several of o's columns.
   if (block.last.quantized && block.before.quantized &&
       block.last.name.in_features == block.before.name.out_features) {

@@ -48,13 +48,12 @@ Result<std::unique_ptr<CalibrationRunner>> CalibrationRunner::Create(
   const auto scratch = [&](int64_t columns) {
     return backend.Allocate(MemoryClass::kWorkspace, type, rows, columns);
   };
-  NIBBLE_ASSIGN_OR_RETURN(runner->normed_, scratch(config.hidden));
   NIBBLE_ASSIGN_OR_RETURN(runner->qkv_, scratch(config.qkv_features()));
   NIBBLE_ASSIGN_OR_RETURN(runner->attention_scratch_, scratch(config.q_features()));
   NIBBLE_ASSIGN_OR_RETURN(runner->gated_scratch_, scratch(config.intermediate));
   NIBBLE_ASSIGN_OR_RETURN(runner->residual_, store(config.hidden));
+  NIBBLE_ASSIGN_OR_RETURN(runner->block_input_, store(config.hidden));
   NIBBLE_ASSIGN_OR_RETURN(runner->attention_, store(config.q_features()));
-  NIBBLE_ASSIGN_OR_RETURN(runner->mlp_input_, store(config.hidden));
   NIBBLE_ASSIGN_OR_RETURN(runner->gated_, store(config.intermediate));
   return runner;
 }
@@ -116,19 +115,18 @@ void CalibrationRunner::Embed(const PreparedLinear& table) {
 
 Status CalibrationRunner::QkvInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
                                    const CancelToken& cancel) {
-  return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t rows) {
-    nibble::QkvInput(Context(layer, weights), RowsOf(residual_, step), normed_.Rows(rows));
-    sink(normed_.Rows(rows));
+  return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t) {
+    const MatrixView out = RowsOf(block_input_, step);
+    nibble::QkvInput(Context(layer, weights), RowsOf(residual_, step), out);
+    sink(out);
   });
 }
 
 Status CalibrationRunner::OutputInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
                                       const CancelToken& cancel) {
   return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t rows) {
-    const LayerContext context = Context(layer, weights);
     const MatrixView out = RowsOf(attention_, step);
-    nibble::QkvInput(context, RowsOf(residual_, step), normed_.Rows(rows));
-    nibble::OutputInput(context, normed_.Rows(rows), qkv_.Rows(rows), out);
+    nibble::OutputInput(Context(layer, weights), RowsOf(block_input_, step), qkv_.Rows(rows), out);
     sink(out);
   });
 }
@@ -136,7 +134,7 @@ Status CalibrationRunner::OutputInput(int64_t layer, const LayerWeights& weights
 Status CalibrationRunner::MlpInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
                                    const CancelToken& cancel) {
   return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t) {
-    const MatrixView out = RowsOf(mlp_input_, step);
+    const MatrixView out = RowsOf(block_input_, step);
     nibble::MlpInput(Context(layer, weights), RowsOf(attention_, step), RowsOf(residual_, step),
                      out);
     sink(out);
@@ -147,7 +145,7 @@ Status CalibrationRunner::DownInput(int64_t layer, const LayerWeights& weights, 
                                     const CancelToken& cancel) {
   return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t) {
     const MatrixView out = RowsOf(gated_, step);
-    nibble::DownInput(Context(layer, weights), RowsOf(mlp_input_, step), out);
+    nibble::DownInput(Context(layer, weights), RowsOf(block_input_, step), out);
     sink(out);
   });
 }
@@ -161,10 +159,10 @@ Status CalibrationRunner::LayerOutput(int64_t layer, const LayerWeights& weights
 
 Status CalibrationRunner::Layer(int64_t layer, const LayerWeights& weights,
                                 const CancelToken& cancel) {
-  const Sink ignore = [](MatrixView) {};
-  NIBBLE_RETURN_IF_ERROR(OutputInput(layer, weights, ignore, cancel));
-  NIBBLE_RETURN_IF_ERROR(MlpInput(layer, weights, ignore, cancel));
-  NIBBLE_RETURN_IF_ERROR(DownInput(layer, weights, ignore, cancel));
+  NIBBLE_RETURN_IF_ERROR(QkvInput(layer, weights, Ignore, cancel));
+  NIBBLE_RETURN_IF_ERROR(OutputInput(layer, weights, Ignore, cancel));
+  NIBBLE_RETURN_IF_ERROR(MlpInput(layer, weights, Ignore, cancel));
+  NIBBLE_RETURN_IF_ERROR(DownInput(layer, weights, Ignore, cancel));
   return LayerOutput(layer, weights, cancel);
 }
 
@@ -173,8 +171,7 @@ void CalibrationRunner::AttentionOutput(int64_t layer, const LayerWeights& weigh
   CHECK(ForEachStep(sequences, CancelToken(), [&](const Step& step, int64_t rows) {
           const LayerContext context = Context(layer, weights);
           const MatrixView attention = attention_scratch_.Rows(rows);
-          nibble::QkvInput(context, RowsOf(residual_, step), normed_.Rows(rows));
-          nibble::OutputInput(context, normed_.Rows(rows), qkv_.Rows(rows), attention);
+          nibble::OutputInput(context, RowsOf(block_input_, step), qkv_.Rows(rows), attention);
           backend_.Linear(*plan_, *weights.output, attention, Epilogue::kNone,
                           out.Rows(step.first * set_.sequence_length, rows));
         }).has_value());
@@ -185,7 +182,7 @@ void CalibrationRunner::MlpOutput(int64_t layer, const LayerWeights& weights, in
   CHECK(ForEachStep(sequences, CancelToken(), [&](const Step& step, int64_t rows) {
           const LayerContext context = Context(layer, weights);
           const MatrixView gated = gated_scratch_.Rows(rows);
-          nibble::DownInput(context, RowsOf(mlp_input_, step), gated);
+          nibble::DownInput(context, RowsOf(block_input_, step), gated);
           backend_.Linear(*plan_, *weights.down, gated, Epilogue::kNone,
                           out.Rows(step.first * set_.sequence_length, rows));
         }).has_value());

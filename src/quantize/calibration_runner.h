@@ -34,8 +34,9 @@ class CalibrationRunner {
   void Embed(const PreparedLinear& table);
 
   // A layer's stages, in this order, with `weights` complete up to the stage's end. `sink` sees a
-  // few sequences' input of the next linears at a time, [rows, features].
+  // few sequences' input of the next linears at a time, [rows, features]; the sequences in order.
   using Sink = std::function<void(MatrixView x)>;
+  static void Ignore(MatrixView) {}
   Status QkvInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
                   const CancelToken& cancel);
   Status OutputInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
@@ -47,6 +48,12 @@ class CalibrationRunner {
   Status LayerOutput(int64_t layer, const LayerWeights& weights, const CancelToken& cancel);
   // All of them.
   Status Layer(int64_t layer, const LayerWeights& weights, const CancelToken& cancel);
+
+  // Of all tokens, as the latest stage gave them to its sink, [tokens, features]: the input of q, k
+  // and v or of gate and up; of o; of down.
+  MatrixView block_input() const { return block_input_.view(); }
+  MatrixView attention() const { return attention_.view(); }
+  MatrixView gated() const { return gated_.view(); }
 
   // What a block adds to the residual stream for the first `sequences` sequences, [rows, hidden]
   // into `out`: attention, right after QkvInput; the MLP, right after MlpInput. `weights` may
@@ -81,12 +88,12 @@ class CalibrationRunner {
   std::unique_ptr<BatchPlan> plan_;
   std::unique_ptr<KvCache> cache_;  // one layer, one step
   // Of all tokens.
-  Matrix residual_;   // [tokens, hidden]
-  Matrix attention_;  // [tokens, heads · head_dim]
-  Matrix mlp_input_;  // [tokens, hidden]
-  Matrix gated_;      // [tokens, intermediate]
+  Matrix residual_;     // [tokens, hidden]
+  Matrix block_input_;  // [tokens, hidden], behind the norm of attention, then of the MLP
+  Matrix attention_;    // [tokens, heads · head_dim]
+  Matrix gated_;        // [tokens, intermediate]
   // Of one step.
-  Matrix normed_, qkv_, attention_scratch_, gated_scratch_;
+  Matrix qkv_, attention_scratch_, gated_scratch_;
 };
 
 }  // namespace nibble

@@ -87,6 +87,7 @@ std::vector<int32_t> SweepOrder(ColumnOrder order, std::span<const float> import
 Result<GptqSolver> GptqSolver::Create(QuantizeOps& ops, const InputStatistics& statistics,
                                       const QuantSpec& spec, const GptqOptions& options) {
   GptqSolver solver(ops, statistics);
+  solver.drift_share_ = options.drift_share;
   solver.order_ = SweepOrder(options.order, ops.MeanSquares(statistics),
                              spec.GroupLength(statistics.columns()));
   const GridTime grid_time =
@@ -108,6 +109,10 @@ Result<GptqSolver> GptqSolver::Create(QuantizeOps& ops, const InputStatistics& s
           statistics.columns(), statistics.tokens(), options.damping, solver.damping_);
     }
   }
+}
+
+Result<Matrix> GptqSolver::Retarget(MatrixView weight, const InputDrift& drift) const {
+  return ops_.Retarget(weight, drift, factor_, order_, drift_share_);
 }
 
 Result<QuantizedWeight> GptqSolver::Solve(MatrixView weight) const {

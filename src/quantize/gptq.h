@@ -1,6 +1,8 @@
 // GPTQ (Frantar et al., arXiv:2210.17323): rounds a linear layer's weights column after column,
 // spreading each column's error over the columns to come so that the layer's output on the
-// calibration tokens changes least.
+// calibration tokens changes least. Where errors before the layer changed its inputs, it aims at
+// the outputs that the layer has without them: GPTAQ's goal (Li et al., arXiv:2504.02692), by the
+// least squares' weight in place of the paper's term for each column.
 #ifndef NIBBLE_QUANTIZE_GPTQ_H_
 #define NIBBLE_QUANTIZE_GPTQ_H_
 
@@ -31,6 +33,9 @@ struct GptqOptions {
   ScaleSearch search = ScaleSearch::kNone;
   ScaleRounding rounding = ScaleRounding::kFloat16;
   double damping = 0.05;  // times mean(diag H)
+  // The share of what earlier errors did to the inputs that the weights make up for, in [0, 1]
+  // (asymmetric calibration); 0 needs no unquantized stream.
+  double drift_share = 0.5;
 };
 
 // The columns in the order of the sweep; a permutation of 0 … size - 1. `importance`: H_jj.
@@ -40,11 +45,15 @@ std::vector<int32_t> SweepOrder(ColumnOrder order, std::span<const float> import
 // For the linears that share one input: the factorization is made once.
 class GptqSolver {
  public:
-  // Borrows both. Where H with the damping asked for is not positive definite, the damping rises by
-  // 0.01 until it is; above 1 that is an error that says what was tried.
+  // Borrows both. Where H with the
+  // damping asked for is not positive definite, the damping rises by 0.01 until it is; above 1 that
+  // is an error that says what was tried.
   static Result<GptqSolver> Create(QuantizeOps& ops, const InputStatistics& statistics,
                                    const QuantSpec& spec, const GptqOptions& options);
 
+  // What to solve for instead of `weight` where earlier errors changed the input; see
+  // QuantizeOps::Retarget.
+  Result<Matrix> Retarget(MatrixView weight, const InputDrift& drift) const;
   // `weight`: float32 [out, in].
   Result<QuantizedWeight> Solve(MatrixView weight) const;
   double damping() const { return damping_; }  // what it took
@@ -57,6 +66,7 @@ class GptqSolver {
   const InputStatistics& statistics_;
   SweepOptions sweep_;
   std::vector<int32_t> order_;
+  double drift_share_ = 0;
   double damping_ = 0;
   Matrix factor_;
 };

@@ -29,7 +29,8 @@ class RtnQuantizer final : public LayerQuantizer {
       Result<QuantizedWeight> quantized =
           context_.ops.Round(linear->view(), context_.grid(), nullptr);
       if (!quantized) return tl::unexpected<Error>(quantized.error().In(linear->name.name));
-      context_.Finish(*linear, *std::move(quantized), nullptr, Json::object(), start, result, done);
+      context_.Finish(*linear, linear->view(), *std::move(quantized), nullptr, Json::object(),
+                      start, result, done);
     }
     return result;
   }
@@ -75,8 +76,8 @@ class AwqQuantizer final : public LayerQuantizer {
             }
             Result<QuantizedWeight> quantized = context_.ops.Round(view, context_.grid(), nullptr);
             if (!quantized) return tl::unexpected<Error>(quantized.error().In(linear->name.name));
-            context_.Finish(*linear, *std::move(quantized), &statistics, record, start, result,
-                            done);
+            context_.Finish(*linear, linear->view(), *std::move(quantized), &statistics, record,
+                            start, result, done);
             start = Clock::now();
           }
           return {};
@@ -96,44 +97,37 @@ class AwqQuantizer final : public LayerQuantizer {
 };
 
 // GPTQ, on inputs that went through the layers and linears quantized before; with a scaler, on the
-// layer as AWQ scaled it.
+// layer as AWQ scaled it; with a runner that holds the unquantized model's activations, towards
+// that model's outputs.
 class GptqQuantizer final : public LayerQuantizer {
  public:
   GptqQuantizer(const QuantizeContext& context, std::unique_ptr<CalibrationRunner> runner,
-                std::optional<AwqScaler> scaler)
-      : context_(context), runner_(std::move(runner)), scaler_(std::move(scaler)) {}
+                std::unique_ptr<CalibrationRunner> unquantized, std::optional<AwqScaler> scaler)
+      : context_(context),
+        runner_(std::move(runner)),
+        unquantized_(std::move(unquantized)),
+        scaler_(std::move(scaler)) {}
 
   Result<QuantizedLayer> Quantize(int64_t layer, const LinearDone& done,
                                   const CancelToken& cancel) override {
     NIBBLE_ASSIGN_OR_RETURN(LayerTensors t, context_.ReadTensors(layer));
     if (scaler_) NIBBLE_RETURN_IF_ERROR(scaler_->Scale(layer, t, nullptr, cancel));
-    // The scales are part of the weights and of what feeds them now.
-    for (LinearTensor* linear : t.All()) {
-      std::fill(linear->scales.begin(), linear->scales.end(), 1.0f);
+    LayerWeights unquantized;
+    if (unquantized_) {
+      NIBBLE_ASSIGN_OR_RETURN(
+          unquantized, LoadLayer(context_.checkpoint, context_.model, layer, context_.backend));
     }
     QuantizedLayer result;
     NIBBLE_ASSIGN_OR_RETURN(LayerWeights weights, Norms(t));
     for (const Group& group : GroupsOf(t, weights)) {
-      auto start = Clock::now();
-      const LinearTensor& representative = *group.linears.front();
-      NIBBLE_ASSIGN_OR_RETURN(
-          const auto statistics,
-          context_.Gather(*runner_, group.input, layer, weights, representative, cancel));
-      if (representative.quantized) {
-        Result<GptqSolver> solver = GptqSolver::Create(context_.ops, *statistics,
-                                                       context_.plan.spec, context_.options.gptq);
-        if (!solver) return tl::unexpected<Error>(solver.error().In(representative.name.name));
-        for (const LinearTensor* linear : group.linears) {
-          Result<QuantizedWeight> solved = solver->Solve(linear->view());
-          if (!solved) return tl::unexpected<Error>(solved.error().In(linear->name.name));
-          context_.Finish(*linear, *std::move(solved), statistics.get(),
-                          {{"damping", solver->damping()}}, start, result, done);
-          start = Clock::now();
-        }
-      }
+      NIBBLE_RETURN_IF_ERROR(
+          QuantizeGroup(group, layer, weights, unquantized, result, done, cancel));
       NIBBLE_RETURN_IF_ERROR(PrepareGroup(group, result));
     }
     NIBBLE_RETURN_IF_ERROR(runner_->LayerOutput(layer, weights, cancel));
+    if (unquantized_) {
+      NIBBLE_RETURN_IF_ERROR(unquantized_->LayerOutput(layer, unquantized, cancel));
+    }
     AddChangedVectors(t, result);
     return result;
   }
@@ -153,6 +147,12 @@ class GptqQuantizer final : public LayerQuantizer {
       NIBBLE_RETURN_IF_ERROR(PrepareGroup(group, known));
     }
     if (scaler_) NIBBLE_RETURN_IF_ERROR(scaler_->Replay(layer, cancel));
+    if (unquantized_) {
+      NIBBLE_ASSIGN_OR_RETURN(
+          const LayerWeights unquantized,
+          LoadLayer(context_.checkpoint, context_.model, layer, context_.backend));
+      NIBBLE_RETURN_IF_ERROR(unquantized_->Layer(layer, unquantized, cancel));
+    }
     return runner_->Layer(layer, weights, cancel);
   }
 
@@ -160,15 +160,26 @@ class GptqQuantizer final : public LayerQuantizer {
   // Linears that share an input, in the order of the stages.
   struct Group {
     QuantizeContext::Stage input;
+    MatrixView (CalibrationRunner::*stored)() const;  // that input, of all tokens
     Linears linears;
     Interleave interleave;
     std::unique_ptr<PreparedLinear>& prepared;
   };
   static std::vector<Group> GroupsOf(LayerTensors& t, LayerWeights& weights) {
-    return {{&CalibrationRunner::QkvInput, {&t.q, &t.k, &t.v}, Interleave::kNone, weights.qkv},
-            {&CalibrationRunner::OutputInput, {&t.output}, Interleave::kNone, weights.output},
-            {&CalibrationRunner::MlpInput, {&t.gate, &t.up}, Interleave::kGateUp, weights.gate_up},
-            {&CalibrationRunner::DownInput, {&t.down}, Interleave::kNone, weights.down}};
+    using Runner = CalibrationRunner;
+    return {
+        {&Runner::QkvInput,
+         &Runner::block_input,
+         {&t.q, &t.k, &t.v},
+         Interleave::kNone,
+         weights.qkv},
+        {&Runner::OutputInput, &Runner::attention, {&t.output}, Interleave::kNone, weights.output},
+        {&Runner::MlpInput,
+         &Runner::block_input,
+         {&t.gate, &t.up},
+         Interleave::kGateUp,
+         weights.gate_up},
+        {&Runner::DownInput, &Runner::gated, {&t.down}, Interleave::kNone, weights.down}};
   }
 
   Result<LayerWeights> Norms(const LayerTensors& t) {
@@ -177,6 +188,53 @@ class GptqQuantizer final : public LayerQuantizer {
     NIBBLE_ASSIGN_OR_RETURN(weights.post_attention_norm,
                             context_.backend.Upload(t.post_attention_norm.gain));
     return weights;
+  }
+
+  // Takes the tokens to the group's input and quantizes what the plan says of it. `unquantized`:
+  // the layer for the unquantized stream.
+  Status QuantizeGroup(const Group& group, int64_t layer, const LayerWeights& weights,
+                       const LayerWeights& unquantized, QuantizedLayer& result,
+                       const LinearDone& done, const CancelToken& cancel) {
+    auto start = Clock::now();
+    const LinearTensor& representative = *group.linears.front();
+    std::unique_ptr<InputDrift> drift;
+    CalibrationRunner::Sink add_drift = CalibrationRunner::Ignore;
+    int64_t row = 0;
+    if (unquantized_) {
+      NIBBLE_RETURN_IF_ERROR((unquantized_.get()->*group.input)(layer, unquantized,
+                                                                CalibrationRunner::Ignore, cancel));
+      NIBBLE_ASSIGN_OR_RETURN(drift, context_.ops.CreateDrift(representative.name.in_features));
+      add_drift = [&](MatrixView x) {
+        context_.ops.AccumulateDrift((unquantized_.get()->*group.stored)().Rows(row, x.rows),
+                                     representative.scales, x, *drift);
+        row += x.rows;
+      };
+    }
+    NIBBLE_ASSIGN_OR_RETURN(
+        const auto statistics,
+        context_.Gather(*runner_, group.input, layer, weights, representative, add_drift, cancel));
+    // The scales are part of the weights and of what feeds them now.
+    for (LinearTensor* linear : group.linears) {
+      std::fill(linear->scales.begin(), linear->scales.end(), 1.0f);
+    }
+    if (!representative.quantized) return {};
+    Result<GptqSolver> solver =
+        GptqSolver::Create(context_.ops, *statistics, context_.plan.spec, context_.options.gptq);
+    if (!solver) return tl::unexpected<Error>(solver.error().In(representative.name.name));
+    for (const LinearTensor* linear : group.linears) {
+      MatrixView aim = linear->view();
+      Matrix target;
+      if (drift) {
+        NIBBLE_ASSIGN_OR_RETURN(target, solver->Retarget(aim, *drift));
+        aim = target.view();
+      }
+      Result<QuantizedWeight> solved = solver->Solve(aim);
+      if (!solved) return tl::unexpected<Error>(solved.error().In(linear->name.name));
+      context_.Finish(*linear, aim, *std::move(solved), statistics.get(),
+                      {{"damping", solver->damping()}}, start, result, done);
+      start = Clock::now();
+    }
+    return {};
   }
 
   // As quantized, or as it is where the plan leaves it.
@@ -199,6 +257,7 @@ class GptqQuantizer final : public LayerQuantizer {
 
   QuantizeContext context_;
   std::unique_ptr<CalibrationRunner> runner_;
+  std::unique_ptr<CalibrationRunner> unquantized_;  // null without a correction of drift
   std::optional<AwqScaler> scaler_;
 };
 
@@ -229,12 +288,17 @@ Result<std::unique_ptr<LayerQuantizer>> LayerQuantizer::Create(
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<CalibrationRunner> runner, make_runner());
   if (method == QuantMethod::kAwq)
     return std::make_unique<AwqQuantizer>(context, std::move(runner));
+  std::unique_ptr<CalibrationRunner> unquantized;
+  if (options.gptq.drift_share != 0) {
+    NIBBLE_ASSIGN_OR_RETURN(unquantized, make_runner());
+  }
   std::optional<AwqScaler> scaler;
   if (method == QuantMethod::kAwqGptq) {
-    NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<CalibrationRunner> unquantized, make_runner());
-    scaler.emplace(context, std::move(unquantized));
+    NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<CalibrationRunner> searched, make_runner());
+    scaler.emplace(context, std::move(searched));
   }
-  return std::make_unique<GptqQuantizer>(context, std::move(runner), std::move(scaler));
+  return std::make_unique<GptqQuantizer>(context, std::move(runner), std::move(unquantized),
+                                         std::move(scaler));
 }
 
 }  // namespace nibble

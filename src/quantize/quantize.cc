@@ -83,6 +83,19 @@ double MeanErrorRatio(const Json& modules) {
   return sum / static_cast<double>(modules.size());
 }
 
+const char* ErrorMeasure(const QuantizeOptions& options) {
+  if (options.calibration == nullptr) {
+    return "squared error of the weights, relative to their squares";
+  }
+  const QuantMethod method = options.method.method;
+  const bool solves = method == QuantMethod::kGptq || method == QuantMethod::kAwqGptq;
+  return solves && options.solver.gptq.drift_share != 0
+             ? "mean squared change of its outputs on the calibration tokens, against a weight "
+               "that "
+               "makes up for the errors of the layers before"
+             : "mean squared change of its outputs on the calibration tokens";
+}
+
 // Every layer into the store; returns the modules' records.
 Result<Json> QuantizeLayers(const Checkpoint& checkpoint, const ModelDescription& model,
                             const QuantizationPlan& plan, const QuantizeOptions& options,
@@ -132,7 +145,8 @@ Json SolverRecord(const SolverOptions& options) {
             {"static_groups",
              gptq.order == ColumnOrder::kActivation || gptq.grid_time == GridTime::kStatic},
             {"scale_search", Name(gptq.search)},
-            {"damping", gptq.damping}}}};
+            {"damping", gptq.damping},
+            {"asymmetric_calibration", gptq.drift_share}}}};
 }
 
 Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescription& model,
@@ -232,9 +246,7 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
       {"bits_per_weight", bits_per_weight},
       {"quantized_parameters", weights},
       {"calibration", std::move(calibration)},
-      {"error_measure", options.calibration == nullptr
-                            ? "squared error of the weights, relative to their squares"
-                            : "mean squared change of its outputs on the calibration tokens"},
+      {"error_measure", ErrorMeasure(options)},
       {"mean_weight_error", Mean(modules, "weight_error")},
   };
   if (options.calibration != nullptr) {

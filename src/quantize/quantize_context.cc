@@ -53,15 +53,19 @@ double RelativeSquaredError(MatrixView weight, MatrixView quantized, ThreadPool&
 
 }  // namespace
 
-Result<std::unique_ptr<InputStatistics>> QuantizeContext::Gather(CalibrationRunner& runner,
-                                                                 Stage stage, int64_t layer,
-                                                                 const LayerWeights& weights,
-                                                                 const LinearTensor& linear,
-                                                                 const CancelToken& cancel) const {
+Result<std::unique_ptr<InputStatistics>> QuantizeContext::Gather(
+    CalibrationRunner& runner, Stage stage, int64_t layer, const LayerWeights& weights,
+    const LinearTensor& linear, const CalibrationRunner::Sink& sink,
+    const CancelToken& cancel) const {
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<InputStatistics> statistics,
                           ops.CreateStatistics(linear.name.in_features));
   NIBBLE_RETURN_IF_ERROR((runner.*stage)(
-      layer, weights, [&](MatrixView x) { ops.Accumulate(x, *statistics); }, cancel));
+      layer, weights,
+      [&](MatrixView x) {
+        ops.Accumulate(x, *statistics);
+        sink(x);
+      },
+      cancel));
   const std::vector<float> squares = ops.MeanSquares(*statistics);
   for (size_t k = 0; k < squares.size(); ++k) {
     if (!std::isfinite(squares[k])) {
@@ -72,7 +76,7 @@ Result<std::unique_ptr<InputStatistics>> QuantizeContext::Gather(CalibrationRunn
   return statistics;
 }
 
-void QuantizeContext::Finish(const LinearTensor& linear, QuantizedWeight quantized,
+void QuantizeContext::Finish(const LinearTensor& linear, MatrixView aim, QuantizedWeight quantized,
                              const InputStatistics* statistics, const Json& more,
                              std::chrono::steady_clock::time_point start, QuantizedLayer& layer,
                              const LinearDone& done) const {
@@ -82,7 +86,7 @@ void QuantizeContext::Finish(const LinearTensor& linear, QuantizedWeight quantiz
   Json entry = {{"name", linear.name.name}, {"error", weight_error}};
   if (statistics != nullptr) {
     // Against the input as the statistics saw it, before it was divided by the scales.
-    std::vector<float> want = Unscaled(weight, linear.scales);
+    std::vector<float> want = Unscaled(aim, linear.scales);
     std::vector<float> got = Unscaled(ViewLike(weight, values), linear.scales);
     const MatrixView reference = ViewLike(weight, want), other = ViewLike(weight, got);
     entry["error"] = ops.OutputError(reference, other, *statistics);

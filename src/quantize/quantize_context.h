@@ -25,18 +25,20 @@ struct QuantizeContext {
     return ReadLayerTensors(checkpoint, model, plan, layer, pool);
   }
 
-  // Runs a stage that ends at the input of `linear`, and returns that input's statistics.
-  // kBadInput where it is not finite.
+  // Runs a stage that ends at the input of `linear`, and returns that input's statistics; `sink`
+  // sees it too. kBadInput where it is not finite.
   using Stage = Status (CalibrationRunner::*)(int64_t, const LayerWeights&,
                                               const CalibrationRunner::Sink&, const CancelToken&);
   Result<std::unique_ptr<InputStatistics>> Gather(CalibrationRunner& runner, Stage stage,
                                                   int64_t layer, const LayerWeights& weights,
                                                   const LinearTensor& linear,
+                                                  const CalibrationRunner::Sink& sink,
                                                   const CancelToken& cancel) const;
 
   // Adds to `layer` what became of a linear. With the statistics of its input the record tells the
-  // error at its output, and that of rounding to nearest. `more` joins the record.
-  void Finish(const LinearTensor& linear, QuantizedWeight quantized,
+  // error at its output against `aim`'s, and that of rounding `aim` to nearest; `aim` is the
+  // linear's weight or what was quantized in its place. `more` joins the record.
+  void Finish(const LinearTensor& linear, MatrixView aim, QuantizedWeight quantized,
               const InputStatistics* statistics, const Json& more,
               std::chrono::steady_clock::time_point start, QuantizedLayer& layer,
               const LinearDone& done) const;

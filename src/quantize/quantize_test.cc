@@ -12,6 +12,7 @@
 #include "src/base/random.h"
 #include "src/ops/cpu/cpu_backend.h"
 #include "src/ops/cpu/cpu_quantize.h"
+#include "src/quantize/calibration_runner.h"
 #include "src/quantize/fixture_util.h"
 
 namespace nibble {
@@ -93,11 +94,12 @@ struct Case {
   QuantMethod method;
   const char* layout;
   int64_t group_size = 32;
+  double drift_share = 0;
 };
 
 // In the tests' names, instead of its bytes.
 void PrintTo(const Case& c, std::ostream* out) {
-  *out << Name(c.method) << " " << c.layout << " " << c.group_size;
+  *out << Name(c.method) << " " << c.layout << " " << c.group_size << " " << c.drift_share;
 }
 
 class QuantizeCheckpointTest : public ::testing::TestWithParam<Case> {
@@ -132,6 +134,7 @@ class QuantizeCheckpointTest : public ::testing::TestWithParam<Case> {
         *checkpoint, model,
         {.method = {.method = c.method, .quant = {.group_size = c.group_size, .grid = grid}},
          .layout = layout,
+         .solver = {.gptq = {.drift_share = c.drift_share}},
          .calibration = c.method == QuantMethod::kRtn ? nullptr : &set_,
          .output = output},
         *backend, *ops, pool, progress, cancel);
@@ -214,6 +217,48 @@ TEST_P(QuantizeCheckpointTest, CalibrationPays) {
   }
 }
 
+// What the last layer's MLP adds for the calibration tokens, behind the checkpoint's earlier
+// layers.
+std::vector<float> LastMlpOutput(const std::string& path, const CalibrationSet& set) {
+  const auto checkpoint = Get(OpenCheckpoint(path));
+  const ModelDescription model = Get(DescribeModel(*checkpoint));
+  const auto backend = Get(MakeCpuBackend({.threads = 2}));
+  const auto runner = Get(CalibrationRunner::Create(model.config, set, *backend, {}));
+  runner->Embed(*Get(LoadEmbedding(*checkpoint, model, *backend)));
+  const int64_t last = model.config.layers - 1;
+  const CancelToken never;
+  for (int64_t layer = 0; layer < last; ++layer) {
+    CHECK(runner->Layer(layer, Get(LoadLayer(*checkpoint, model, layer, *backend)), never));
+  }
+  const LayerWeights weights = Get(LoadLayer(*checkpoint, model, last, *backend));
+  CHECK(runner->QkvInput(last, weights, CalibrationRunner::Ignore, never));
+  CHECK(runner->OutputInput(last, weights, CalibrationRunner::Ignore, never));
+  CHECK(runner->MlpInput(last, weights, CalibrationRunner::Ignore, never));
+  std::vector<float> out(static_cast<size_t>(set.token_count() * model.config.hidden));
+  runner->MlpOutput(
+      last, weights, set.samples,
+      {out.data(), DType::kF32, set.token_count(), model.config.hidden, model.config.hidden});
+  return out;
+}
+
+// Towards the unquantized model's outputs, a block's come out nearer to them.
+TEST_F(QuantizeCheckpointTest, AsymmetricCalibrationMakesUpForEarlierErrors) {
+  const std::vector<float> want = LastMlpOutput("random:tiny", set_);
+  for (const QuantMethod method : {QuantMethod::kGptq, QuantMethod::kAwqGptq}) {
+    double errors[2] = {};
+    for (const int share : {0, 1}) {
+      const Case c{method, "awq", 64, static_cast<double>(share)};
+      const auto record = Quantize(c, output_, CancelToken(), kIgnore);
+      ASSERT_TRUE(record) << record.error().message();
+      const std::vector<float> got = LastMlpOutput(output_, set_);
+      for (size_t i = 0; i < want.size(); ++i) errors[share] += std::pow(got[i] - want[i], 2);
+      Remove();
+    }
+    EXPECT_GT(errors[1], 0);
+    EXPECT_LT(errors[1], 0.9 * errors[0]) << Name(method);
+  }
+}
+
 TEST_F(QuantizeCheckpointTest, RefusesTokensThatTheModelDoesNotHave) {
   set_.tokens[7] = 64;
   const auto record = Quantize({QuantMethod::kGptq, "gptq"}, output_, CancelToken(), kIgnore);
@@ -255,10 +300,13 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{QuantMethod::kAwq, "gptq_v2", kPerChannel},
                       Case{QuantMethod::kGptq, "gptq"}, Case{QuantMethod::kGptq, "awq", 64},
                       Case{QuantMethod::kGptq, "gptq_v2", kPerChannel},
-                      Case{QuantMethod::kAwqGptq, "awq"}),
+                      Case{QuantMethod::kGptq, "gptq_v2", 32, 1},
+                      Case{QuantMethod::kAwqGptq, "awq"},
+                      Case{QuantMethod::kAwqGptq, "awq", 32, 0.5}),
     [](const ::testing::TestParamInfo<Case>& info) {
       std::string name = fmt::format("{}_{}_{}", Name(info.param.method), info.param.layout,
                                      info.param.group_size < 0 ? 0 : info.param.group_size);
+      if (info.param.drift_share > 0) name += "_asymmetric";
       std::replace(name.begin(), name.end(), '+', '_');
       return name;
     });

@@ -11,6 +11,7 @@
 #include <numeric>
 
 #include "src/base/checked.h"
+#include "src/ops/cpu/cpu_statistics.h"
 #include "src/ops/cpu/quantize_kernels.h"
 
 namespace nibble {
@@ -19,30 +20,6 @@ namespace {
 using cpu::kMaxSweepBlock;
 using cpu::kTileRows;
 using cpu::TileGrid;
-
-class CpuStatistics final : public InputStatistics {
- public:
-  CpuStatistics(int64_t columns, Buffer gram, Buffer product)
-      : InputStatistics(columns),
-        gram_(std::move(gram)),
-        product_(std::move(product)),
-        magnitudes_(static_cast<size_t>(columns)) {}
-
-  // Σ xᵀx, double, row-major, the upper triangle.
-  double* gram() const { return gram_.as<double>(); }
-  double At(int64_t i, int64_t j) const {
-    return gram()[std::min(i, j) * columns_ + std::max(i, j)];
-  }
-  float* product() const { return product_.as<float>(); }  // scratch of the same shape
-  std::vector<double>& magnitudes() { return magnitudes_; }
-  const std::vector<double>& magnitudes() const { return magnitudes_; }
-  void AddTokens(int64_t tokens) { tokens_ += tokens; }
-  double mean_scale() const { return 1.0 / static_cast<double>(std::max<int64_t>(1, tokens_)); }
-
- private:
-  Buffer gram_, product_;
-  std::vector<double> magnitudes_;
-};
 
 const CpuStatistics& Cpu(const InputStatistics& statistics) {
   return static_cast<const CpuStatistics&>(statistics);
@@ -108,39 +85,11 @@ class CpuQuantizeOps final : public QuantizeOps {
   CpuQuantizeOps(ThreadPool& pool, MemoryTracker& memory) : pool_(pool), memory_(memory) {}
 
   Result<std::unique_ptr<InputStatistics>> CreateStatistics(int64_t columns) override {
-    const auto count = static_cast<size_t>(columns * columns);
-    NIBBLE_ASSIGN_OR_RETURN(Buffer gram,
-                            AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(double)));
-    NIBBLE_ASSIGN_OR_RETURN(Buffer product,
-                            AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(float)));
-    std::fill_n(gram.as<double>(), count, 0.0);
-    return std::make_unique<CpuStatistics>(columns, std::move(gram), std::move(product));
+    return CpuStatistics::Create(columns, memory_);
   }
 
   void Accumulate(MatrixView x, InputStatistics& statistics) override {
-    auto& s = static_cast<CpuStatistics&>(statistics);
-    CHECK(x.columns == s.columns() && x.dtype == DType::kF32);
-    const auto n = static_cast<blasint>(s.columns());
-    UseThreads();
-    // A step's tokens in float32, the steps' sum in double.
-    cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, n, static_cast<blasint>(x.rows), 1.0f,
-                x.row<float>(0), static_cast<blasint>(x.stride), 0.0f, s.product(), n);
-    ForEach(s.columns(), 16, [&](int64_t i) {
-      for (int64_t j = i; j < s.columns(); ++j) {
-        s.gram()[i * s.columns() + j] += s.product()[i * s.columns() + j];
-      }
-    });
-    // Row after row of a few columns, which stay in the first-level cache.
-    const auto add_magnitudes = [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = 0; r < x.rows; ++r) {
-        const float* const row = x.row<float>(r);
-        for (int64_t k = begin; k < end; ++k) {
-          s.magnitudes()[static_cast<size_t>(k)] += std::abs(row[k]);
-        }
-      }
-    };
-    pool_.ParallelFor(s.columns(), 64, std::ref(add_magnitudes));
-    s.AddTokens(x.rows);
+    static_cast<CpuStatistics&>(statistics).Add(x, pool_);
   }
 
   std::vector<float> MeanSquares(const InputStatistics& statistics) override {
@@ -158,6 +107,15 @@ class CpuQuantizeOps final : public QuantizeOps {
     for (const double sum : s.magnitudes())
       mean.push_back(static_cast<float>(sum * s.mean_scale()));
     return mean;
+  }
+
+  Result<std::unique_ptr<InputDrift>> CreateDrift(int64_t columns) override {
+    return CpuDrift::Create(columns, memory_);
+  }
+
+  void AccumulateDrift(MatrixView unquantized, std::span<const float> scales, MatrixView x,
+                       InputDrift& drift) override {
+    static_cast<CpuDrift&>(drift).Add(unquantized, scales, x, pool_);
   }
 
   Result<Matrix> Factorize(const InputStatistics& statistics, std::span<const int32_t> order,
@@ -197,6 +155,39 @@ class CpuQuantizeOps final : public QuantizeOps {
       for (int64_t j = i; j < n; ++j) row[j] = static_cast<float>(from[n - 1 - j]);
     });
     return factor;
+  }
+
+  Result<Matrix> Retarget(MatrixView weight, const InputDrift& drift, const Matrix& factor,
+                          std::span<const int32_t> order, double share) override {
+    const auto& d = static_cast<const CpuDrift&>(drift);
+    const int64_t n = weight.columns;
+    CHECK(n == d.columns() && factor.rows() == n);
+    // Columns in sweep order, as the factor's.
+    NIBBLE_ASSIGN_OR_RETURN(const Matrix scaled, AllocateMatrix(n, n));
+    ForEach(n, 16, [&](int64_t i) {
+      for (int64_t j = 0; j < n; ++j) {
+        scaled.view().row<float>(i)[j] =
+            static_cast<float>(2 * share * d.Mean(i, order[static_cast<size_t>(j)]));
+      }
+    });
+    NIBBLE_ASSIGN_OR_RETURN(const Matrix change, AllocateMatrix(weight.rows, n));
+    const auto rows = static_cast<blasint>(weight.rows), size = static_cast<blasint>(n);
+    UseThreads();
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, size, size, 1.0f,
+                weight.row<float>(0), static_cast<blasint>(weight.stride),
+                scaled.view().row<float>(0), size, 0.0f, change.view().row<float>(0), size);
+    for (const CBLAS_TRANSPOSE transposed : {CblasTrans, CblasNoTrans}) {
+      cblas_strmm(CblasRowMajor, CblasRight, CblasUpper, transposed, CblasNonUnit, rows, size, 1.0f,
+                  factor.view().row<float>(0), size, change.view().row<float>(0), size);
+    }
+    NIBBLE_ASSIGN_OR_RETURN(Matrix target, AllocateMatrix(weight.rows, n));
+    ForEach(weight.rows, 8, [&](int64_t r) {
+      for (int64_t j = 0; j < n; ++j) {
+        const int64_t k = order[static_cast<size_t>(j)];
+        target.view().row<float>(r)[k] = weight.row<float>(r)[k] + change.view().row<float>(r)[j];
+      }
+    });
+    return target;
   }
 
   Result<QuantizedWeight> Sweep(MatrixView weight, const InputStatistics& statistics,

@@ -146,6 +146,61 @@ TEST_F(CpuQuantizeTest, FactorIsOfTheInverse) {
   }
 }
 
+// With drifted inputs, the new target's outputs are nearer to those on the inputs without drift
+// than the weight's are, and no nearby weight's are nearer: it is the least squares' solution.
+TEST_F(CpuQuantizeTest, RetargetMakesUpForDrift) {
+  constexpr int64_t n = 48, tokens = 300;
+  const Floats w = Floats::Random(9, n, 19);
+  Floats x = Floats::Random(tokens, n, 20), scaled(tokens, n);
+  const Floats noise = Floats::Random(tokens, n, 21, 0.1);
+  std::vector<float> scales;
+  for (int64_t k = 0; k < n; ++k) scales.push_back(0.5f + 0.02f * static_cast<float>(k));
+  Floats before = x;  // x̃: what is lost of an input can be told from its neighbor
+  for (int64_t r = 0; r < tokens; ++r) {
+    for (int64_t k = 0; k < n; ++k) {
+      before.At(r, k) += 0.3f * x.At(r, (k + 1) % n) + noise.At(r, k);
+      scaled.At(r, k) = before.At(r, k) * scales[static_cast<size_t>(k)];
+    }
+  }
+  const auto statistics = Statistics(x);
+  const auto drift = *ops_->CreateDrift(n);
+  for (const int64_t first : {int64_t{0}, int64_t{100}}) {
+    const int64_t rows = first == 0 ? 100 : 200;
+    ops_->AccumulateDrift(scaled.view().Rows(first, rows), scales, x.view().Rows(first, rows),
+                          *drift);
+  }
+  std::vector<int32_t> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  std::rotate(order.begin(), order.begin() + 5, order.end());
+  const Matrix factor = *ops_->Factorize(*statistics, order, 1e-6);
+  const auto error = [&](MatrixView weight) {
+    double sum = 0;
+    for (int64_t r = 0; r < tokens; ++r) {
+      for (int64_t o = 0; o < w.rows; ++o) {
+        double difference = 0;
+        for (int64_t k = 0; k < n; ++k) {
+          difference += w.At(o, k) * before.At(r, k) - weight.row<float>(o)[k] * x.At(r, k);
+        }
+        sum += difference * difference;
+      }
+    }
+    return sum;
+  };
+  const double least = error(ops_->Retarget(w.view(), *drift, factor, order, 1)->view());
+  EXPECT_LT(least, 0.3 * error(w.view()));
+  for (const double share : {0.9, 1.1}) {
+    EXPECT_GT(error(ops_->Retarget(w.view(), *drift, factor, order, share)->view()), least);
+  }
+  for (const uint64_t seed : {22, 23, 24}) {
+    const Matrix target = *ops_->Retarget(w.view(), *drift, factor, order, 1);
+    const Floats step = Floats::Random(w.rows, n, seed, 0.01);
+    for (int64_t o = 0; o < w.rows; ++o) {
+      for (int64_t k = 0; k < n; ++k) target.view().row<float>(o)[k] += step.At(o, k);
+    }
+    EXPECT_GT(error(target.view()), least);
+  }
+}
+
 TEST_F(CpuQuantizeTest, AnInputOfOneTokenNeedsDamping) {
   const Floats x = Floats::Random(3, 16, 7);
   const auto statistics = Statistics(x);
@@ -252,6 +307,10 @@ TEST_F(CpuQuantizeTest, AgreesWithTheReference) {
   ref->Accumulate(x.view(), *ref_statistics);
   std::vector<float> scales;
   for (int64_t k = 0; k < 192; ++k) scales.push_back(0.5f + 0.01f * static_cast<float>(k));
+  const Floats unquantized = Floats::Random(200, 192, 25);
+  const auto drift = *ops_->CreateDrift(192), ref_drift = *ref->CreateDrift(192);
+  ops_->AccumulateDrift(unquantized.view(), scales, x.view(), *drift);
+  ref->AccumulateDrift(unquantized.view(), scales, x.view(), *ref_drift);
 
   const auto expect_same = [&](const QuantizedWeight& got, const QuantizedWeight& want) {
     int64_t equal = 0;
@@ -299,6 +358,13 @@ TEST_F(CpuQuantizeTest, AgreesWithTheReference) {
         for (int64_t i = 0; i < 192; ++i) {
           for (int64_t j = 0; j < 192; ++j) {
             EXPECT_NEAR(factor.view().row<float>(i)[j], ref_factor.view().row<float>(i)[j], 1e-4);
+          }
+        }
+        const Matrix target = *ops_->Retarget(w.view(), *drift, factor, order, 0.5);
+        const Matrix ref_target = *ref->Retarget(w.view(), *ref_drift, ref_factor, order, 0.5);
+        for (int64_t n = 0; n < 37; ++n) {
+          for (int64_t k = 0; k < 192; ++k) {
+            EXPECT_NEAR(target.view().row<float>(n)[k], ref_target.view().row<float>(n)[k], 1e-4);
           }
         }
         const SweepOptions sweep{.grid = {.spec = spec}, .grid_time = time, .order = order};

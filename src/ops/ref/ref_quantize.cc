@@ -25,6 +25,21 @@ class RefStatistics final : public InputStatistics {
   std::vector<double> magnitudes;
 };
 
+class RefDrift final : public InputDrift {
+ public:
+  explicit RefDrift(int64_t columns)
+      : InputDrift(columns), sums(static_cast<size_t>(columns * columns)) {}
+
+  void AddTokens(int64_t tokens) { tokens_ += tokens; }
+  // The mean over tokens of (x̃ - x)_i · x_j.
+  double Mean(int64_t i, int64_t j) const {
+    return sums[static_cast<size_t>(i * columns_ + j)] /
+           static_cast<double>(std::max<int64_t>(1, tokens_));
+  }
+
+  std::vector<double> sums;  // [columns, columns]
+};
+
 const RefStatistics& Ref(const InputStatistics& statistics) {
   return static_cast<const RefStatistics&>(statistics);
 }
@@ -98,10 +113,31 @@ class RefQuantizeOps final : public QuantizeOps {
   std::vector<float> MeanMagnitudes(const InputStatistics& statistics) override {
     std::vector<float> means;
     for (const double sum : Ref(statistics).magnitudes) {
-      means.push_back(static_cast<float>(
-          sum / static_cast<double>(std::max<int64_t>(1, statistics.tokens()))));
+      means.push_back(
+          static_cast<float>(sum / static_cast<double>(std::max<int64_t>(1, statistics.tokens()))));
     }
     return means;
+  }
+
+  Result<std::unique_ptr<InputDrift>> CreateDrift(int64_t columns) override {
+    return std::make_unique<RefDrift>(columns);
+  }
+
+  void AccumulateDrift(MatrixView unquantized, std::span<const float> scales, MatrixView x,
+                       InputDrift& drift) override {
+    auto& d = static_cast<RefDrift&>(drift);
+    const int64_t n = d.columns();
+    for (int64_t r = 0; r < x.rows; ++r) {
+      for (int64_t i = 0; i < n; ++i) {
+        const double difference =
+            static_cast<double>(unquantized.row<float>(r)[i]) / scales[static_cast<size_t>(i)] -
+            x.row<float>(r)[i];
+        for (int64_t j = 0; j < n; ++j) {
+          d.sums[static_cast<size_t>(i * n + j)] += difference * x.row<float>(r)[j];
+        }
+      }
+    }
+    d.AddTokens(x.rows);
   }
 
   Result<Matrix> Factorize(const InputStatistics& statistics, std::span<const int32_t> order,
@@ -115,8 +151,7 @@ class RefQuantizeOps final : public QuantizeOps {
     double trace = 0;
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t j = 0; j < n; ++j) {
-        at(h, i, j) =
-            2 * s.Mean(order[static_cast<size_t>(i)], order[static_cast<size_t>(j)]);
+        at(h, i, j) = 2 * s.Mean(order[static_cast<size_t>(i)], order[static_cast<size_t>(j)]);
       }
       if (at(h, i, i) == 0) at(h, i, i) = 1;
       trace += at(h, i, i);
@@ -126,10 +161,39 @@ class RefQuantizeOps final : public QuantizeOps {
     if (!Invert(h, n, inverse) || !UpperCholesky(inverse, n, upper)) {
       return BadInput("the Hessian is not positive definite");
     }
-    NIBBLE_ASSIGN_OR_RETURN(
-        Buffer buffer, AllocateHost(memory_, MemoryClass::kWorkspace, upper.size() * sizeof(float)));
-    std::copy(upper.begin(), upper.end(), buffer.as<float>());
-    return Matrix(std::move(buffer), DType::kF32, n, n);
+    return MatrixOf(upper, n, n);
+  }
+
+  Result<Matrix> Retarget(MatrixView weight, const InputDrift& drift, const Matrix& factor,
+                          std::span<const int32_t> order, double share) override {
+    const auto& d = static_cast<const RefDrift&>(drift);
+    const int64_t n = weight.columns;
+    Values target(static_cast<size_t>(weight.rows * n));
+    for (int64_t r = 0; r < weight.rows; ++r) {
+      // weight · D in sweep order, then · Uᵀ, then · U.
+      Values product(static_cast<size_t>(n)), turned(product);
+      for (int64_t j = 0; j < n; ++j) {
+        for (int64_t k = 0; k < n; ++k) {
+          product[static_cast<size_t>(j)] +=
+              2 * share * weight.row<float>(r)[k] * d.Mean(k, order[static_cast<size_t>(j)]);
+        }
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = i; j < n; ++j) {
+          turned[static_cast<size_t>(i)] +=
+              product[static_cast<size_t>(j)] * factor.view().row<float>(i)[j];
+        }
+      }
+      for (int64_t j = 0; j < n; ++j) {
+        const int64_t k = order[static_cast<size_t>(j)];
+        double& value = target[static_cast<size_t>(r * n + k)];
+        value = weight.row<float>(r)[k];
+        for (int64_t i = 0; i <= j; ++i) {
+          value += turned[static_cast<size_t>(i)] * factor.view().row<float>(i)[j];
+        }
+      }
+    }
+    return MatrixOf(target, weight.rows, n);
   }
 
   Result<QuantizedWeight> Sweep(MatrixView weight, const InputStatistics& statistics,
@@ -276,6 +340,13 @@ class RefQuantizeOps final : public QuantizeOps {
   }
 
  private:
+  Result<Matrix> MatrixOf(const Values& values, int64_t rows, int64_t columns) {
+    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer, AllocateHost(memory_, MemoryClass::kWorkspace,
+                                                        values.size() * sizeof(float)));
+    std::copy(values.begin(), values.end(), buffer.as<float>());
+    return Matrix(std::move(buffer), DType::kF32, rows, columns);
+  }
+
   static Status StoreGrids(const std::vector<GroupGrid>& grids, int64_t row,
                            QuantizedWeight& weight) {
     for (size_t g = 0; g < grids.size(); ++g) {

@@ -1,0 +1,62 @@
+// What the CPU's quantizers gather from calibration tokens.
+#ifndef NIBBLE_OPS_CPU_CPU_STATISTICS_H_
+#define NIBBLE_OPS_CPU_CPU_STATISTICS_H_
+
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "src/base/thread_pool.h"
+#include "src/ops/quantize_ops.h"
+#include "src/tensor/memory.h"
+
+namespace nibble {
+
+class CpuStatistics final : public InputStatistics {
+ public:
+  static Result<std::unique_ptr<CpuStatistics>> Create(int64_t columns, MemoryTracker& memory);
+  void Add(MatrixView x, ThreadPool& pool);
+
+  // Σ xᵀx, double, row-major, the upper triangle.
+  double* gram() const { return gram_.as<double>(); }
+  double At(int64_t i, int64_t j) const {
+    return gram()[std::min(i, j) * columns_ + std::max(i, j)];
+  }
+  float* product() const { return product_.as<float>(); }  // scratch of the same shape
+  const std::vector<double>& magnitudes() const { return magnitudes_; }
+  double mean_scale() const { return 1.0 / static_cast<double>(std::max<int64_t>(1, tokens_)); }
+
+ private:
+  CpuStatistics(int64_t columns, Buffer gram, Buffer product)
+      : InputStatistics(columns),
+        gram_(std::move(gram)),
+        product_(std::move(product)),
+        magnitudes_(static_cast<size_t>(columns)) {}
+
+  Buffer gram_, product_;
+  std::vector<double> magnitudes_;
+};
+
+class CpuDrift final : public InputDrift {
+ public:
+  static Result<std::unique_ptr<CpuDrift>> Create(int64_t columns, MemoryTracker& memory);
+  void Add(MatrixView unquantized, std::span<const float> scales, MatrixView x, ThreadPool& pool);
+
+  // Of the mean over tokens of (x̃ - x)ᵀx.
+  double Mean(int64_t i, int64_t j) const {
+    return sums_.as<double>()[i * columns_ + j] /
+           static_cast<double>(std::max<int64_t>(1, tokens_));
+  }
+
+ private:
+  CpuDrift(int64_t columns, Buffer sums, Buffer product)
+      : InputDrift(columns), sums_(std::move(sums)), product_(std::move(product)) {}
+
+  Buffer sums_, product_;  // double; float32, scratch
+  std::vector<float> difference_;
+};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_OPS_CPU_CPU_STATISTICS_H_
