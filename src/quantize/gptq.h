@@ -45,9 +45,8 @@ std::vector<int32_t> SweepOrder(ColumnOrder order, std::span<const float> import
 // For the linears that share one input: the factorization is made once.
 class GptqSolver {
  public:
-  // Borrows both. Where H with the
-  // damping asked for is not positive definite, the damping rises by 0.01 until it is; above 1 that
-  // is an error that says what was tried.
+  // Borrows both. Where H with the damping asked for is not positive definite, the damping rises by
+  // 0.01 until it is; above 1 that is an error that says what was tried.
   static Result<GptqSolver> Create(QuantizeOps& ops, const InputStatistics& statistics,
                                    const QuantSpec& spec, const GptqOptions& options);
 
