@@ -11,7 +11,9 @@
 #include <limits>
 #include <type_traits>
 
+#include "src/ops/cuda/async_copy.cuh"
 #include "src/ops/cuda/attention.h"
+#include "src/ops/cuda/dependent_launch.cuh"
 #include "src/ops/cuda/half.cuh"
 
 namespace nibble::cuda {
@@ -35,42 +37,6 @@ inline void CheckAttention(const AttentionSpec& attention, MatrixView q, MatrixV
 inline int WindowOf(const AttentionSpec& attention) {
   constexpr int64_t kAll = std::numeric_limits<int32_t>::max();
   return static_cast<int>(std::min(attention.window.value_or(kAll), kAll));
-}
-
-// Dependent launches (sm_90): a kernel so launched may start while the one before it runs, and
-// waits before it touches what that one reads or writes.
-inline __device__ void StartNextKernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-inline __device__ void WaitForLastKernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-// Whether this device's code of the kernel has these instructions: code for older ones has not, and
-// must not be so launched on newer ones either.
-inline bool WaitsForLastKernel(const void* kernel) {
-  cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
-}
-
-inline __device__ uint32_t SharedAddress(const void* shared) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-}
-
-// 16 bytes, zeros where not wanted; the address must be valid all the same.
-inline __device__ void CopyAsync16(uint32_t shared, const void* global, bool wanted) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
-               "r"(wanted ? 16 : 0)
-               : "memory");
-}
-inline __device__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until no more than kPending of this thread's groups are under way.
-template <int kPending>
-__device__ void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // Four 8 x 8 matrices of 16-bit elements; lane i names row i % 8 of matrix i / 8.

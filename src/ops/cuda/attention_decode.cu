@@ -569,25 +569,8 @@ __global__ void __launch_bounds__(DecodeShape<kDim>::kThreads, kResident)
 template <typename T, int kDim>
 void Launch(Stream& stream, const DecodeArguments& arguments, int64_t blocks) {
   using Shape = DecodeShape<kDim>;
-  const auto kernel = DecodeKernel<T, kDim>;
-  stream.Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    Shape::kSharedBytes),
-               "decode attention's shared memory", blocks, kDim);
-  cudaLaunchAttribute early;
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(Shape::kThreads);
-  config.dynamicSmemBytes = Shape::kSharedBytes;
-  config.stream = stream.get();
-  config.attrs = &early;
-#ifdef NO_PDL
-  config.numAttrs = 0;
-#else
-  config.numAttrs = WaitsForLastKernel(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
-#endif
-  cudaLaunchKernelEx(&config, kernel, arguments);
+  LaunchDependent(stream, DecodeKernel<T, kDim>, static_cast<unsigned>(blocks), Shape::kThreads,
+                  Shape::kSharedBytes, arguments);
 }
 
 int64_t Blocks(int multiprocessors) { return int64_t{kResident} * multiprocessors; }

@@ -18,8 +18,9 @@ namespace {
 
 // A step's rows that fill the device, and more would only take memory.
 constexpr int64_t kStepRows = 4096;
-// From here on it is faster to expand a 4-bit weight once and to multiply densely.
-constexpr int64_t kDequantizeRows = 256;
+// From here on it is faster to expand a 4-bit weight once and to multiply densely (the 4-bit kernels'
+// times are in docs/results/kernels.md).
+constexpr int64_t kDequantizeRows = 129;
 // Rows of a dequantized piece begin at multiples of this (see DequantizeQ4).
 constexpr int64_t kDequantizeRowMultiple = 128;
 

@@ -79,6 +79,7 @@ class CudaBackendTest : public testing::TestWithParam<DType> {
     EXPECT_EQ(cudaMemcpy(device.memory.view().data, bits.data(), bits.size() * 2,
                          cudaMemcpyHostToDevice),
               cudaSuccess);
+    cudaDeviceSynchronize();  // the copy may return before it is done, and our stream does not wait
     device.view = device.memory.view().Columns(0, host.columns);
     device.view.stride = stride;
     return device;
@@ -334,6 +335,7 @@ TEST_P(CudaBackendTest, ChoosesTheFirstOfTheGreatest) {
     ASSERT_EQ(cudaMemcpy(on_device.view().data, logits.values.data(), logits.values.size() * 4,
                          cudaMemcpyHostToDevice),
               cudaSuccess);
+    cudaDeviceSynchronize();
     const Matrix tokens = Must(cuda_->Allocate(MemoryClass::kWorkspace, DType::kI32, 5, 1));
     cuda_->ArgMax(on_device.view(), tokens.view());
     const MatrixView got = Must(cuda_->ToHost(tokens.view()));

@@ -23,6 +23,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "src/ops/cuda/async_copy.cuh"
+#include "src/ops/cuda/dependent_launch.cuh"
 #include "src/ops/cuda/half.cuh"
 #include "src/ops/cuda/linear_q4.h"
 
@@ -153,11 +155,7 @@ __device__ void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, 
   }
 }
 
-__device__ inline uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// In order with the copies below, unlike a plain load.
+// In order with asynchronous copies, unlike a plain load.
 __device__ inline uint4 LoadShared16(uint32_t address) {
   uint4 value;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -176,32 +174,6 @@ __device__ inline uchar2 LoadSharedZeros(uint32_t address) {
   uint16_t bits;
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(bits) : "r"(address) : "memory");
   return uchar2{static_cast<unsigned char>(bits & 0xff), static_cast<unsigned char>(bits >> 8)};
-}
-
-// Copies 16 bytes to shared memory past the L1 cache; zeros instead where `valid` is false.
-__device__ inline void CopyAsync(uint32_t shared, const void* global, bool valid = true) {
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
-               "r"(bytes)
-               : "memory");
-}
-__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-// Programmatic dependent launch: a kernel lets the next one start at once, and waits for the
-// previous one's results before it touches anything but weights.
-__device__ inline void LetNextKernelStart() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-__device__ inline void WaitForPreviousKernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 }
 
 // Adds the bias and writes a fragment d of a tile: outputs first_output + {g, g + 8} of rows row
@@ -241,37 +213,6 @@ __device__ void StoreFragment(const Product<T>& p, int first_output, int g, int 
       }
     }
   }
-}
-
-// Launches -------------------------------------------------------------------------------------
-
-// Whether the kernel's code for this device has the instructions of dependent launches; without
-// them it must not start before its predecessor is done.
-template <typename... Parameters>
-bool CanStartEarly(void (*kernel)(Parameters...)) {
-  cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
-}
-
-template <typename... Parameters, typename... Arguments>
-void Launch(Stream& stream, void (*kernel)(Parameters...), int blocks, int threads,
-            size_t shared_bytes, Arguments... arguments) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                       static_cast<int>(shared_bytes));
-  // Always the same division of the L1 cache: a multiprocessor must be idle to change it.
-  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                       cudaSharedmemCarveoutMaxShared);
-  cudaLaunchAttribute early;
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream.get();
-  config.attrs = &early;
-  config.numAttrs = CanStartEarly(kernel) ? 1 : 0;
-  cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
 // Shared memory that one block may have, and that all blocks of a multiprocessor have together.

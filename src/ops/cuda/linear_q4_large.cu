@@ -78,7 +78,7 @@ __device__ void CopyWeights(LargeStage<kFine, kRows>& stage, const Weights& w, c
     const int at = i * kThreads + thread;
     // A block may reach beyond the last tile; it reads that again.
     const int64_t tile = min(first_tile + at / 64, w.tiles - 1);
-    CopyAsync(SharedAddress(&stage.codes[0][0][0] + at),
+    CopyAsync16(SharedAddress(&stage.codes[0][0][0] + at),
               w.codes + (tile * w.units + place.unit) * 64 + at % 64);
   }
   // Two 16-byte chunks of scales, one of zeros, for each tile and scale group.
@@ -87,13 +87,13 @@ __device__ void CopyWeights(LargeStage<kFine, kRows>& stage, const Weights& w, c
   if (thread < kBlockTiles * scale_chunks) {
     const int at = thread % scale_chunks * 4, block_tile = thread / scale_chunks;
     const int64_t tile = min(first_tile + block_tile, w.tiles - 1);
-    CopyAsync(SharedAddress(&stage.scales[block_tile][0][0] + at),
+    CopyAsync16(SharedAddress(&stage.scales[block_tile][0][0] + at),
               w.scales + (tile * w.scale_groups + group) * 8 + at);
   }
   if (w.zeros != nullptr && thread < kBlockTiles * w.scales_per_unit) {
     const int at = thread % w.scales_per_unit * 8, block_tile = thread / w.scales_per_unit;
     const int64_t tile = min(first_tile + block_tile, w.tiles - 1);
-    CopyAsync(SharedAddress(&stage.zeros[block_tile][0][0] + at),
+    CopyAsync16(SharedAddress(&stage.zeros[block_tile][0][0] + at),
               w.zeros + (tile * w.scale_groups + group) * 8 + at);
   }
 }
@@ -106,7 +106,7 @@ __device__ void CopyRows(LargeStage<kFine, kRows>& stage, const Product<T>& p, c
     const int r = at / kRowChunks, c = at % kRowChunks;
     const int row = place.row_tile * kRows + r, k = place.unit * kUnitInputs + 8 * c;
     const bool inside = row < p.rows && k < p.in;
-    CopyAsync(SharedAddress(&stage.x[r][c ^ (r % 2 * 4)]),
+    CopyAsync16(SharedAddress(&stage.x[r][c ^ (r % 2 * 4)]),
               inside ? p.x + row * p.x_stride + k : p.x, inside);
   }
 }
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto block = static_cast<int>(blockIdx.x);
   const int begin = plan.Begin(block), end = plan.Begin(block + 1);
 
-  LetNextKernelStart();
+  StartNextKernel();
   Place ahead(begin, w.units, plan.row_tiles);
   Place place = ahead;
   int next = begin;  // the unit to be copied next
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     CopyWeights(ring[s], w, ahead);
     ahead.Advance(w.units, plan.row_tiles);
   }
-  WaitForPreviousKernel();
+  WaitForLastKernel();
   ahead = place;
   for (int s = 0; s < kStages - 1; ++s) {
     if (begin + s < end) {
@@ -275,8 +275,8 @@ __global__ void __launch_bounds__(kThreads) AddPartials(Product<T> p, LargePlan 
   const int fragment = static_cast<int>(blockIdx.x) % kFragments;
   const int first = plan.BlockOf(tile * plan.units);
   const int last = plan.BlockOf((tile + 1) * plan.units - 1);
-  LetNextKernelStart();
-  WaitForPreviousKernel();
+  StartNextKernel();
+  WaitForLastKernel();
   if (first == last) return;
   float sum[4] = {};
   constexpr int kAtOnce = 8;  // loads in flight
@@ -320,10 +320,10 @@ void LaunchLarge(Stream& stream, const Weights& w, const Product<T>& p, float* p
                        .longer_shares = static_cast<int>(total % blocks),
                        .units = w.units,
                        .partials = reinterpret_cast<float4*>(partials)};
-  Launch(stream, LargeKernel<T, kFine, kRows>, static_cast<int>(blocks), kThreads, shared, w, p,
+  LaunchDependent(stream, LargeKernel<T, kFine, kRows>, static_cast<int>(blocks), kThreads, shared, w, p,
          plan);
   if (total / w.units == blocks && total % blocks == 0) return;  // a tile each
-  Launch(stream, AddPartials<T, kRows>,
+  LaunchDependent(stream, AddPartials<T, kRows>,
          static_cast<int>(output_tiles * row_tiles * (kWarpTiles * kRows / 8)), kThreads, 0, p,
          plan);
 }

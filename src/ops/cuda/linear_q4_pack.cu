@@ -83,7 +83,7 @@ __global__ void PackScales(Geometry g, RowRange rows, const uint16_t* scales, co
   if (packed_zeros != nullptr) packed_zeros[at] = group < groups ? zeros[from] : uint8_t{0};
 }
 
-// A kernel that started early (LetNextKernelStart) may let its successor read weights before the
+// A kernel that started early (StartNextKernel) may let its successor read weights before the
 // kernels before it are done; it cannot overtake this one, which starts when packing is done.
 __global__ void Fence() {}
 

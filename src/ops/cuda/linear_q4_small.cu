@@ -68,11 +68,11 @@ struct LaneCopies {
   __device__ void Copy(const Weights& w, int tile, int unit, uint32_t stage_codes,
                        uint32_t stage_grids) const {
     const uint4* from = codes + static_cast<uint32_t>((tile * w.units + unit) * 64);
-    CopyAsync(codes_to + stage_codes, from);
-    CopyAsync(codes_to + stage_codes + 512, from + 32);
+    CopyAsync16(codes_to + stage_codes, from);
+    CopyAsync16(codes_to + stage_codes + 512, from + 32);
     if (grid_bytes != 0) {
       const int group = tile * w.scale_groups + w.ScaleGroup(unit);
-      CopyAsync(grids_to + stage_grids, grids + static_cast<uint32_t>(group * grid_bytes));
+      CopyAsync16(grids_to + stage_grids, grids + static_cast<uint32_t>(group * grid_bytes));
     }
   }
 };
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       static_cast<int>((blockIdx.x + 1) * static_cast<uint32_t>(w.tiles) / gridDim.x);
   const int units_begin = warp * w.units / kWarps, units_end = (warp + 1) * w.units / kWarps;
 
-  LetNextKernelStart();
+  StartNextKernel();
   const LaneCopies copies = LaneCopies::Of<kGranule>(w, lane, codes, grids);
   Cursor<kHeld> ahead{units_begin, tiles_begin, units_begin};
   const auto copy_next = [&](int slot) {
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
 #pragma unroll
   for (int slot = 0; slot < kStages; ++slot) copy_next(slot);
-  WaitForPreviousKernel();
+  WaitForLastKernel();
 
   float4* own[kRowTiles];
   bool is_kept[kRowTiles];  // whether the lane's two rows of this row tile are wanted
@@ -295,7 +295,7 @@ bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
     blocks = (w.tiles + round - 1) / round * stream.multiprocessors();
   }
   const int block_tiles = (w.tiles + blocks - 1) / blocks;
-  Launch(stream, SmallKernel<T, kGranule, kRowTiles>, blocks, kThreads,
+  LaunchDependent(stream, SmallKernel<T, kGranule, kRowTiles>, blocks, kThreads,
          kRing + tile_bytes * static_cast<size_t>(block_tiles), w, p, fragment_pairs);
   return true;
 }
