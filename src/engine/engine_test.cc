@@ -206,6 +206,25 @@ TEST_P(SyntheticTest, BatchGivesTheSameBits) {
   }
 }
 
+TEST_P(SyntheticTest, GreedyTokensAreTheMostProbable) {
+  // Two prompts, one longer than a step, and one whose next token nobody asks for.
+  const auto engine = MakeEngine(model_);
+  const int64_t vocabulary = model_.weights.config.vocabulary;
+  const std::vector<std::vector<int32_t>> prompts = {
+      RandomTokens(40, vocabulary, 5), RandomTokens(3, vocabulary, 6), RandomTokens(7, vocabulary, 7)};
+  std::vector<Extension> extensions;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    extensions.push_back({engine->Open(), prompts[i], i == 1 ? WantLogits::kNone : WantLogits::kLast});
+  }
+  std::map<size_t, int32_t> tokens;
+  ASSERT_TRUE(engine->ExtendGreedily(
+      extensions, [&](size_t extension, int32_t token) { tokens[extension] = token; }, kNever));
+  ASSERT_EQ(tokens.size(), 2u);
+  for (const size_t i : {size_t{0}, size_t{2}}) {
+    EXPECT_EQ(tokens[i], ArgMax(AllLogits(*engine, prompts[i]).back()));
+  }
+}
+
 TEST_P(SyntheticTest, ForksShareTheirPrefixAndNothingElse) {
   const std::unique_ptr<Engine> engine = MakeEngine(model_, 64);
   const int64_t all_free = engine->free_kv_tokens();
