@@ -219,7 +219,7 @@ Result<Json> RunWorkload(const Workload& workload, const ModelWeights& weights, 
     const double step_limit = StepLimitSeconds(
         weights, KvLayoutFor(weights.config, backend, kv_dtype), batch_size, mean_context, limits);
     runs.push_back(RunRecord(workload, batch_size, repetitions, backend.memory().peak(),
-                             PeakResidentBytes(), step_limit, backend.description()));
+                             backend.SystemBytes(), step_limit, backend.description()));
   }
   return runs;
 }

@@ -74,7 +74,9 @@ void Print(const Json& d) {
                FormatBytes(bytes["kv_cache"].get<uint64_t>()),
                FormatBytes(bytes["workspace"].get<uint64_t>()),
                FormatBytes(bytes["total"].get<uint64_t>()),
-               FormatBytes(row["process_bytes"].get<uint64_t>()),
+               row["process_bytes"].is_null()
+                   ? "–"
+                   : FormatBytes(row["process_bytes"].get<uint64_t>()),
                row["fits"].get<bool>() ? "" : "  does not fit");
   }
 }
@@ -94,6 +96,7 @@ Status Inspect(const InspectOptions& options, const CommandContext& context) {
     entry["bytes"] = entry["bytes"].get<uint64_t>() + tensor.stored_bytes;
   }
   const WeightBytes bytes = PredictWeightBytes(*model.checkpoint, model.description, *backend);
+  const bool on_host = backend->name() != "cuda";
   const uint64_t overhead = MeasureOverhead(*model.checkpoint);
   const uint64_t available = backend->AvailableBytes();
   Workload workload{.input_length = options.input_length, .output_length = options.output_length};
@@ -109,7 +112,8 @@ Status Inspect(const InspectOptions& options, const CommandContext& context) {
             .use;
     rows.push_back({{"batch_size", batch_size},
                     {"bytes", MemoryRecord(use)},
-                    {"process_bytes", overhead + std::max(use.total(), bytes.loading_peak)},
+                    {"process_bytes",
+                     on_host ? Json(overhead + std::max(use.total(), bytes.loading_peak)) : Json()},
                     {"fits", use.total() <= available}});
   }
   const auto& quantization = model.description.quantization;

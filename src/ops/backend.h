@@ -107,6 +107,9 @@ class Backend {
   virtual MemoryTracker& memory() = 0;
   // Bytes that allocations on this device may still take.
   virtual uint64_t AvailableBytes() const = 0;
+  // What the system says is held of this device's memory, what nibble does not count included: on a CPU
+  // by this process, at its highest; on a GPU by everyone, now.
+  virtual uint64_t SystemBytes() const = 0;
 
   // Memory and weights -------------------------------------------------------------------------
 

@@ -50,11 +50,15 @@ Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options,
   }
   const int threads = ThreadsFor(options);
   if (options.device == "ref") return MakeRefBackend(threads);
-  const bool any = options.device == "auto";
-  if (options.device == "cpu" || (any && ListCudaDevices().empty())) {
+  if (options.device == "auto" && options.dtype != "f32" && !ListCudaDevices().empty()) {
+    Result<std::unique_ptr<Backend>> gpu = MakeGpuBackend(options, 0, config);
+    if (gpu) return gpu;
+    spdlog::warn("{}; the CPU computes instead", gpu.error().message());
+  }
+  if (options.device == "auto" || options.device == "cpu") {
     return MakeCpuBackend({.threads = threads});
   }
-  if (any || options.device == "cuda") return MakeGpuBackend(options, 0, config);
+  if (options.device == "cuda") return MakeGpuBackend(options, 0, config);
   if (options.device.starts_with("cuda:")) {
     const std::string_view number = std::string_view(options.device).substr(5);
     int index = 0;

@@ -41,6 +41,7 @@ class CpuBackend final : public Backend {
   int64_t step_rows() const override { return 512; }
   MemoryTracker& memory() override { return memory_; }
   uint64_t AvailableBytes() const override { return ReadHostMemory().available_bytes; }
+  uint64_t SystemBytes() const override { return PeakResidentBytes(); }
 
   Result<Matrix> Allocate(MemoryClass memory_class, DType dtype, int64_t rows,
                           int64_t columns) override {

@@ -81,6 +81,10 @@ class CudaBackend final : public Backend {
     size_t free = 0, total = 0;
     return cudaMemGetInfo(&free, &total) == cudaSuccess ? free : 0;
   }
+  uint64_t SystemBytes() const override {
+    size_t free = 0, total = 0;
+    return cudaMemGetInfo(&free, &total) == cudaSuccess ? total - free : 0;
+  }
 
   Result<Matrix> Allocate(MemoryClass memory_class, DType dtype, int64_t rows,
                           int64_t columns) override {
