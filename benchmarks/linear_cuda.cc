@@ -8,14 +8,6 @@
 // are several times the L2 cache. `layer` is the chain of a layer's four products. The limit is the
 // larger of bytes (codes, scales, zeros, x and out, once) / read bandwidth and operations / matrix
 // rate, both as measured on one H200; a share is limit / time.
-#ifndef NIBBLE_WITH_CUDA
-#include <cstdio>
-
-int main() {
-  std::puts("built without CUDA");
-  return 0;
-}
-#else
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
@@ -299,4 +291,3 @@ int Main(int argc, char** argv) {
 }  // namespace nibble::cuda
 
 int main(int argc, char** argv) { return nibble::cuda::Main(argc, argv); }
-#endif  // NIBBLE_WITH_CUDA

@@ -212,7 +212,7 @@ class CudaBackend final : public Backend {
     CHECK(qkv.rows == p.batch().rows &&
           qkv.columns == (attention.heads + 2 * attention.kv_heads) * attention.head_dim);
     auto* table = p.at<float2>(p.layout().rope_table);
-    if (const_cast<CudaPlan&>(p).NeedsRope(rope.frequencies)) {
+    if (p.NeedsRope(rope.frequencies)) {
       RopeTable(*stream_, p.batch(), p.at<float>(p.layout().rope_frequencies), half, table);
     }
     cuda::RopeAndStoreKv(*stream_, p.batch(), attention, table, qkv, kv.layer(layer));

@@ -192,7 +192,7 @@ void CudaPlan::Issue(const std::function<void()>& operations) {
                 batch_.rows, 1);
 }
 
-bool CudaPlan::NeedsRope(std::span<const float> frequencies) {
+bool CudaPlan::NeedsRope(std::span<const float> frequencies) const {
   const bool known = std::equal(frequencies.begin(), frequencies.end(), frequencies_.begin(),
                                 frequencies_.end());
   if (has_rope_ && known) return false;

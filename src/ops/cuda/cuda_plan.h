@@ -57,7 +57,7 @@ class CudaPlan final : public BatchPlan {
 
   // The angles' cos and sin are the same in every layer, so the first layer of a step computes them:
   // NeedsRope says that it must, and counts it as done. Copies the frequencies where they are new.
-  bool NeedsRope(std::span<const float> frequencies);
+  bool NeedsRope(std::span<const float> frequencies) const;
 
   template <typename T>
   T* at(size_t offset) const {
@@ -88,8 +88,8 @@ class CudaPlan final : public BatchPlan {
   std::array<Staging, 2> staging_;
   size_t next_staging_ = 0;
   std::map<StepShape, Recording> recordings_;
-  std::vector<float> frequencies_;  // those on the device
-  bool has_rope_ = false;
+  mutable std::vector<float> frequencies_;  // those on the device
+  mutable bool has_rope_ = false;
 };
 
 }  // namespace nibble::cuda
