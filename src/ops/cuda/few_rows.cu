@@ -55,19 +55,9 @@ __device__ Out Rounded(float value) {
   }
 }
 
-template <typename Out>
-__device__ float Widened(Out value) {
-  if constexpr (sizeof(Out) == 4) {
-    return value;
-  } else {
-    return HalfTraits<Out>::ToFloat(value);
-  }
-}
-
 template <typename T, typename Out, int kRows, Epilogue kEpilogue>
 __global__ void __launch_bounds__(32 * kWarps)
-    FewRowsKernel(FewRowsShape shape, const T* x, const T* w,
-                  const float* bias, Out* out) {
+    FewRowsKernel(FewRowsShape shape, const T* x, const T* w, const float* bias, Out* out) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t first =
       (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32) * kWeightRows;
@@ -148,7 +138,7 @@ __global__ void __launch_bounds__(32 * kWarps)
       to[first / 2] = Rounded<Out>(gate / (1.0f + __expf(-gate)) * sums[r][1]);
     } else {
       for (int n = 0; n < kWeightRows && first + n < shape.out_features; ++n) {
-        if constexpr (kEpilogue == Epilogue::kAdd) sums[r][n] += Widened(to[first + n]);
+        if constexpr (kEpilogue == Epilogue::kAdd) sums[r][n] += HalfTraits<Out>::ToFloat(to[first + n]);
         to[first + n] = Rounded<Out>(sums[r][n]);
       }
     }
