@@ -94,8 +94,7 @@ class Bench {
         pool_(Allocate(kPoolBytes)),
         x_(Allocate(kMaxRows * 11008 * 2)),
         out_(Allocate(kMaxRows * 22016 * 2)),
-        scratch_(
-            Allocate(LinearQ4ScratchBytes(stream_->multiprocessors(), kMaxRows, 22016, 11008))) {
+        scratch_(Allocate(LinearQ4ScratchBytes(stream_->multiprocessors(), kMaxRows, 11008))) {
     FillHalves(x_.get(), kMaxRows * 11008, options.dtype, 1);
     // Any bits are codes; scales must be small numbers, so random bits of exponent 2^-9 … 2^-6
     // serve for both.

@@ -18,9 +18,6 @@ namespace {
 
 // A step's rows that fill the device, and more would only take memory.
 constexpr int64_t kStepRows = 4096;
-// From here on it is faster to expand a 4-bit weight once and to multiply densely (the 4-bit kernels'
-// times are in docs/results/kernels.md).
-constexpr int64_t kDequantizeRows = 129;
 // Rows of a dequantized piece begin at multiples of this (see DequantizeQ4).
 constexpr int64_t kDequantizeRowMultiple = 128;
 
@@ -283,7 +280,7 @@ class CudaBackend final : public Backend {
   void MultiplyQ4(const CudaPlan& plan, const CudaLinear& weight, MatrixView x, Epilogue epilogue,
                   MatrixView out) {
     const Q4Layout& q4 = *weight.layout().q4;
-    if (x.rows < kDequantizeRows && out.dtype == activations_) {
+    if (x.rows <= LinearQ4MostRows() && out.dtype == activations_) {
       return LinearQ4(*stream_, q4, weight.weight(), weight.bias(), x, epilogue, out,
                       plan.at<void>(plan.layout().linear_q4));
     }

@@ -49,8 +49,7 @@ PlanLayout PlanLayout::Of(const StepLimits& limits, const ModelExtents& model,
   const int64_t qkv = (model.heads + 2 * model.kv_heads) * model.head_dim;
   const int64_t widest = std::max({2 * model.intermediate, qkv, model.hidden});
   const int64_t longest = std::max({model.intermediate, model.heads * model.head_dim, model.hidden});
-  layout.linear_q4 =
-      add(LinearQ4ScratchBytes(multiprocessors, limits.rows, widest, longest));
+  layout.linear_q4 = add(LinearQ4ScratchBytes(multiprocessors, limits.rows, longest));
   const auto rows_within = [&](size_t bytes, int64_t columns) {
     const auto fit = static_cast<int64_t>(bytes / (static_cast<size_t>(columns) * 2));
     return std::max<int64_t>(1, std::min(limits.rows, fit >= 128 ? fit / 128 * 128 : fit));

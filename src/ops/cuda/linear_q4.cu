@@ -41,9 +41,13 @@ size_t SpreadBytes(int64_t rows, int64_t in_features) {
 
 }  // namespace q4
 
-size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t /*out_features*/,
-                            int64_t in_features) {
-  return q4::SpreadBytes(rows, in_features) + q4::PartialBytes(multiprocessors, rows);
+// Of Llama-2-7B's layers on an H200 (docs/results/kernels.md).
+int64_t LinearQ4MostRows() { return q4::HasHopperProduct() ? 256 : 128; }
+
+// The Hopper kernel's counters must stay zero between calls, so it has a part of its own.
+size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_features) {
+  return (q4::HasHopperProduct() ? q4::HopperBytes(multiprocessors, rows, in_features) : 0) +
+         q4::SpreadBytes(rows, in_features) + q4::PartialBytes(multiprocessors, rows);
 }
 
 void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
@@ -62,9 +66,31 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
   const q4::Geometry geometry = q4::Geometry::Of(outputs, layout.in_features, layout.group_length);
   const q4::Weights weights = q4::WeightsOf(geometry, layout, packed);
   auto* bytes = static_cast<std::byte*>(scratch);
+  if (q4::HasHopperProduct()) {
+    bytes += q4::HopperBytes(stream.multiprocessors(), x.rows, layout.in_features);
+  }
   auto* spread = reinterpret_cast<uint16_t*>(bytes);
 
   WithHalfType(x.dtype, [&]<typename T>() {
+    const auto product_of = [&](int64_t first, int64_t rows) {
+      return q4::Product<T>{.x = x.row<T>(first),
+                            .out = out.row<T>(first),
+                            .bias = bias,
+                            .x_stride = x.stride,
+                            .out_stride = out.stride,
+                            .rows = static_cast<int>(rows),
+                            .in = static_cast<int>(layout.in_features),
+                            .outputs = static_cast<int>(outputs),
+                            .epilogue = epilogue};
+    };
+    if (x.rows >= q4::kHopperFewestRows && q4::CanUseHopperProduct(geometry)) {
+      for (int64_t first = 0; first < x.rows; first += q4::kHopperRows) {
+        const int64_t rows = std::min<int64_t>(q4::kHopperRows, x.rows - first);
+        q4::HopperProduct(stream, geometry, weights, product_of(first, rows), scratch);
+        stream.CheckLaunch("a 4-bit linear layer", rows, outputs);
+      }
+      return;
+    }
     int64_t rows_at_once = x.rows;
     size_t partials_at = 0;
     if (geometry.spreads) {
@@ -76,15 +102,7 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
     auto* partials = reinterpret_cast<float*>(bytes + partials_at);
     for (int64_t first = 0; first < x.rows; first += rows_at_once) {
       const int64_t rows = std::min(rows_at_once, x.rows - first);
-      q4::Product<T> product{.x = x.row<T>(first),
-                             .out = out.row<T>(first),
-                             .bias = bias,
-                             .x_stride = x.stride,
-                             .out_stride = out.stride,
-                             .rows = static_cast<int>(rows),
-                             .in = static_cast<int>(layout.in_features),
-                             .outputs = static_cast<int>(outputs),
-                             .epilogue = epilogue};
+      q4::Product<T> product = product_of(first, rows);
       if (geometry.spreads) {
         q4::SpreadRows<<<static_cast<unsigned>(rows), 256, 0, stream.get()>>>(
             geometry, x.row<uint16_t>(first), x.stride, spread);

@@ -34,13 +34,15 @@ void PackQ4(Stream& stream, const Q4Layout& layout, DType activations, const uin
             const uint16_t* scales, const uint8_t* zeros, int64_t rows, int64_t first_row,
             int64_t row_step, void* packed);
 
-// Scratch bytes that LinearQ4 wants for up to `rows` rows of any weight with at most these features.
-size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t out_features,
-                            int64_t in_features);
+// For more rows it is faster to expand a weight once (DequantizeQ4) and to multiply densely.
+int64_t LinearQ4MostRows();
+
+// Scratch bytes that LinearQ4 wants for up to `rows` rows of any weight with at most these inputs.
+size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_features);
 
 // x: [rows, in], out: [rows, out_features] or half of that under kSiluMul, where packed rows 2i and
 // 2i + 1 are gate and up i. bias: float32 [out_features] in packed order, or null. `scratch` may be
-// shared by all linears of a stream; what it holds does not matter. x must be aligned to 16 bytes and
+// shared by all linears of a stream, and is zero at first. x must be aligned to 16 bytes and
 // its stride a multiple of 8 elements.
 void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
               MatrixView x, Epilogue epilogue, MatrixView out, void* scratch);

@@ -76,9 +76,38 @@ struct Product {
   Epilogue epilogue;
 };
 
+// Units of work [0, total) in shares that differ by one at most, the longer ones first.
+struct EvenShares {
+  int each, longer;  // units of a block; how many blocks have one more
+  static EvenShares Of(int64_t total, int64_t blocks) {
+    return {static_cast<int>(total / blocks), static_cast<int>(total % blocks)};
+  }
+  __device__ int Begin(int block) const { return block * each + min(block, longer); }
+  __device__ int BlockOf(int unit) const {
+    const int in_longer = longer * (each + 1);
+    return unit < in_longer ? unit / (each + 1) : longer + (unit - in_longer) / each;
+  }
+};
+
 // Scratch: rows of x spread out, then partial sums.
 size_t SpreadBytes(int64_t rows, int64_t in_features);
 size_t PartialBytes(int multiprocessors, int64_t rows);
+
+// A unit by its parts; units of a tile follow each other, then come the next rows.
+struct Place {
+  int unit, row_tile, output_tile;
+  __device__ Place(int index, int units, int row_tiles)
+      : unit(index % units),
+        row_tile(index / units % row_tiles),
+        output_tile(index / units / row_tiles) {}
+  __device__ void Advance(int units, int row_tiles) {
+    if (++unit < units) return;
+    unit = 0;
+    if (++row_tile < row_tiles) return;
+    row_tile = 0;
+    ++output_tile;
+  }
+};
 
 // At most kSmallRows rows. False where x does not fit on chip, so that LargeProduct must do it.
 inline constexpr int kSmallRows = 16;
@@ -88,6 +117,16 @@ bool SmallProduct(Stream& stream, const Geometry& geometry, const Weights& weigh
 template <typename T>
 void LargeProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
                   const Product<T>& product, float* partials);
+
+// For as many rows on Hopper: whether this device has it, whether it can take a weight of this form, and
+// its scratch memory, the beginning of which must be zero at first and is kept so.
+inline constexpr int kHopperFewestRows = 33, kHopperRows = 512;
+bool HasHopperProduct();
+bool CanUseHopperProduct(const Geometry& geometry);
+size_t HopperBytes(int multiprocessors, int64_t rows, int64_t in_features);
+template <typename T>
+void HopperProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
+                   const Product<T>& product, void* scratch);
 
 // On the device ---------------------------------------------------------------------------------
 

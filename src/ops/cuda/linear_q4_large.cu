@@ -34,38 +34,16 @@ struct LargeStage {
   uchar2 zeros[kBlockTiles][kScales][8];
 };
 
-// Units [0, total) in shares that differ by one at most, the longer ones first.
 struct LargePlan {
-  int row_tiles;             // of kRows rows
-  int share, longer_shares;  // units of a block; how many blocks have one more
-  int units;                 // of a tile
-  float4* partials;          // [2 · blocks][fragments][kThreads]
+  int row_tiles;      // of kRows rows
+  int units;          // of a tile
+  float4* partials;   // [2 · blocks][fragments][kThreads]
+  EvenShares shares;  // of units
 
-  __device__ int Begin(int block) const { return block * share + min(block, longer_shares); }
-  __device__ int BlockOf(int unit) const {
-    const int longer_units = longer_shares * (share + 1);
-    return unit < longer_units ? unit / (share + 1) : longer_shares + (unit - longer_units) / share;
-  }
   // Where a block's sums of a tile go: its first tile and its last one have a place each.
   __device__ float4* Partial(int block, int tile, int fragments) const {
-    const int place = 2 * block + (Begin(block) >= tile * units ? 0 : 1);
+    const int place = 2 * block + (shares.Begin(block) >= tile * units ? 0 : 1);
     return partials + place * int64_t{kThreads} * fragments;
-  }
-};
-
-// A unit by its parts; units of a tile follow each other, then come the next rows.
-struct Place {
-  int unit, row_tile, output_tile;
-  __device__ Place(int index, int units, int row_tiles)
-      : unit(index % units),
-        row_tile(index / units % row_tiles),
-        output_tile(index / units / row_tiles) {}
-  __device__ void Advance(int units, int row_tiles) {
-    if (++unit < units) return;
-    unit = 0;
-    if (++row_tile < row_tiles) return;
-    row_tile = 0;
-    ++output_tile;
   }
 };
 
@@ -206,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ uint4 shared[];
   auto* ring = reinterpret_cast<LargeStage<kFine, kRows>*>(shared);
   const auto block = static_cast<int>(blockIdx.x);
-  const int begin = plan.Begin(block), end = plan.Begin(block + 1);
+  const int begin = plan.shares.Begin(block), end = plan.shares.Begin(block + 1);
 
   StartNextKernel();
   Place ahead(begin, w.units, plan.row_tiles);
@@ -273,8 +251,8 @@ __global__ void __launch_bounds__(kThreads) AddPartials(Product<T> p, LargePlan 
   constexpr int kFragments = kWarpTiles * kRows / 8;
   const int tile = static_cast<int>(blockIdx.x) / kFragments;
   const int fragment = static_cast<int>(blockIdx.x) % kFragments;
-  const int first = plan.BlockOf(tile * plan.units);
-  const int last = plan.BlockOf((tile + 1) * plan.units - 1);
+  const int first = plan.shares.BlockOf(tile * plan.units);
+  const int last = plan.shares.BlockOf((tile + 1) * plan.units - 1);
   StartNextKernel();
   WaitForLastKernel();
   if (first == last) return;
@@ -316,10 +294,9 @@ void LaunchLarge(Stream& stream, const Weights& w, const Product<T>& p, float* p
   const int64_t blocks =
       std::clamp<int64_t>(total / 2, 1, int64_t{per_multiprocessor} * stream.multiprocessors());
   const LargePlan plan{.row_tiles = row_tiles,
-                       .share = static_cast<int>(total / blocks),
-                       .longer_shares = static_cast<int>(total % blocks),
                        .units = w.units,
-                       .partials = reinterpret_cast<float4*>(partials)};
+                       .partials = reinterpret_cast<float4*>(partials),
+                       .shares = EvenShares::Of(total, blocks)};
   LaunchDependent(stream, LargeKernel<T, kFine, kRows>, static_cast<int>(blocks), kThreads, shared, w, p,
          plan);
   if (total / w.units == blocks && total % blocks == 0) return;  // a tile each

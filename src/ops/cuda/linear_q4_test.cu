@@ -42,10 +42,7 @@ double Value(DType dtype, uint16_t bits) {
   return dtype == DType::kF16 ? FloatFromF16(bits) : FloatFromBF16(bits);
 }
 
-// A product as the definition reads, in double. One thread an output. magnitudes: Σ |x| |scale|
-// (code
-// + zero + 2 offset), which bounds every partial sum of kernels that add `offset` to codes and
-// zeros.
+// A product as the definition reads, in double. One thread an output.
 struct Reference {
   const uint16_t* x;     // [rows, in], with stride
   const uint8_t* codes;  // as in QuantizedWeight
@@ -54,10 +51,15 @@ struct Reference {
   int64_t rows, out, in, group, x_stride;
   bool bf16;
 };
-__device__ double ReferenceValue(const Reference& r, int64_t row, int64_t n, double* magnitude) {
+struct ReferenceSums {
+  double value;
+  double terms;    // Σ |x| |weight|, for kernels that round weights
+  double partial;  // Σ |x| |scale| (code + zero + 2 offset), which bounds every partial sum of kernels
+                   // that add `offset` to codes and zeros
+};
+__device__ ReferenceSums ReferenceValue(const Reference& r, int64_t row, int64_t n) {
   const int64_t groups = r.in / r.group;
-  double sum = 0;
-  *magnitude = 0;
+  ReferenceSums sums{};
   for (int64_t k = 0; k < r.in; ++k) {
     const int code = (r.codes[n * (r.in / 2) + k / 2] >> (4 * (k & 1))) & 15;
     const int zero = r.zeros[n * groups + k / r.group];
@@ -65,15 +67,15 @@ __device__ double ReferenceValue(const Reference& r, int64_t row, int64_t n, dou
     const uint16_t bits = r.x[row * r.x_stride + k];
     const double x = r.bf16 ? __bfloat162float(__ushort_as_bfloat16(bits))
                             : __half2float(__ushort_as_half(bits));
-    sum += x * scale * (code - zero);
-    *magnitude += fabs(x * scale) * (code + zero + (r.bf16 ? 256 : 0));
+    sums.value += x * scale * (code - zero);
+    sums.terms += fabs(x * scale * (code - zero));
+    sums.partial += fabs(x * scale) * (code + zero + (r.bf16 ? 256 : 0));
   }
-  return sum;
+  return sums;
 }
-__global__ void ReferenceKernel(Reference r, double* sums, double* magnitudes) {
+__global__ void ReferenceKernel(Reference r, ReferenceSums* sums) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index >= r.rows * r.out) return;
-  sums[index] = ReferenceValue(r, index / r.out, index % r.out, magnitudes + index);
+  if (index < r.rows * r.out) sums[index] = ReferenceValue(r, index / r.out, index % r.out);
 }
 
 class LinearQ4Test : public testing::Test {
@@ -209,11 +211,11 @@ void LinearQ4Test::Check(const Problem& p, uint64_t seed) {
   for (float& b : bias) b = static_cast<float>(random.Normal());
   const Buffer device_x = Upload(x), device_bias = Upload(bias);
   Buffer device_out = Upload(before);
-  const size_t scratch = LinearQ4ScratchBytes(stream_->multiprocessors(), p.rows, p.out, p.in);
+  const size_t scratch = LinearQ4ScratchBytes(stream_->multiprocessors(), p.rows, p.in);
   if (scratch > scratch_bytes_) {
     scratch_ = Allocate(scratch);
     scratch_bytes_ = scratch;
-    Fill(scratch_.data(), 0xff, scratch);  // what it holds does not matter
+    Fill(scratch_.data(), 0, scratch);
   }
   const MatrixView x_view{device_x.as<uint16_t>() + kMargin, p.dtype, p.rows, p.in, x_stride};
   const MatrixView out_view{device_out.as<uint16_t>() + kMargin, p.dtype, p.rows, columns,
@@ -234,7 +236,7 @@ void LinearQ4Test::Check(const Problem& p, uint64_t seed) {
   }
 
   const auto products = static_cast<size_t>(p.rows * p.out);
-  const Buffer sums_buffer = Allocate(products * 8), magnitudes_buffer = Allocate(products * 8);
+  const Buffer sums_buffer = Allocate(products * sizeof(ReferenceSums));
   const Reference reference{device_x.as<uint16_t>() + kMargin,
                             codes.as<uint8_t>(),
                             scales.as<uint16_t>(),
@@ -246,22 +248,25 @@ void LinearQ4Test::Check(const Problem& p, uint64_t seed) {
                             x_stride,
                             p.dtype == DType::kBF16};
   ReferenceKernel<<<static_cast<unsigned>((products + 127) / 128), 128, 0, stream_->get()>>>(
-      reference, sums_buffer.as<double>(), magnitudes_buffer.as<double>());
-  const auto sums = Download<double>(sums_buffer.data(), products);
-  const auto magnitudes = Download<double>(magnitudes_buffer.data(), products);
+      reference, sums_buffer.as<ReferenceSums>());
+  const auto sums = Download<ReferenceSums>(sums_buffer.data(), products);
 
   // float32: one rounding for each of a group's few steps, for each group (the shortest kept is
   // 32), and for the parts of a split sum; the tensor cores truncate instead of rounding.
   const double roundings = static_cast<double>(p.in) / 32 + 48;
   // Half a step of the output's type.
   const double unit = p.dtype == DType::kF16 ? 0x1p-11 : 0x1p-8;
+  // Kernels for more rows may round weights to the activations' type, bfloat16's scales before that.
+  const double weight_rounding = p.rows <= 16 ? 0 : p.dtype == DType::kF16 ? unit : 2.1 * unit;
   double error = 0, total = 1e-30;
   for (int64_t r = 0; r < p.rows; ++r) {
     for (int64_t n = 0; n < columns; ++n) {
       const auto sum = [&](int64_t row) {  // of the source
         const auto at = static_cast<size_t>(r * p.out + row);
         const double b = p.bias ? bias[static_cast<size_t>(packed_row(row))] : 0.0;
-        return std::pair{sums[at] + b, roundings * 0x1p-23 * (magnitudes[at] + std::abs(b))};
+        return std::pair{sums[at].value + b,
+                         roundings * 0x1p-23 * (sums[at].partial + std::abs(b)) +
+                             weight_rounding * sums[at].terms};
       };
       auto [want, bound] = sum(n);
       const auto at = static_cast<size_t>(kMargin + r * out_stride + n);
@@ -283,9 +288,11 @@ void LinearQ4Test::Check(const Problem& p, uint64_t seed) {
     }
   }
   // Rounding the output gives unit² / 3 at most. bfloat16's offset of 128 costs up to as much again
-  // where sums cancel. A few outputs may all be unlucky.
+  // where sums cancel. Rounded weights count twice where a gate meets an up. A few outputs may all be
+  // unlucky.
   if (p.rows * columns < 64) return;
-  EXPECT_LT(error / total, unit * unit * (p.dtype == DType::kF16 ? 0.5 : 0.7));
+  const double few = p.dtype == DType::kF16 ? 0.5 : 0.7, many = p.dtype == DType::kF16 ? 0.8 : 1.2;
+  EXPECT_LT(error / total, unit * unit * (weight_rounding == 0 ? few : many));
 }
 
 TEST_F(LinearQ4Test, TheDeviceReferenceAgreesWithTheHost) {
@@ -295,19 +302,19 @@ TEST_F(LinearQ4Test, TheDeviceReferenceAgreesWithTheHost) {
   std::vector<uint16_t> x(static_cast<size_t>(p.rows * p.in));
   for (uint16_t& bits : x) bits = Bits(p.dtype, random.Normal());
   const Buffer device_x = Upload(x), codes = Upload(weight.codes), scales = Upload(weight.scales);
-  const Buffer zeros = Upload(weight.zeros), sums = Allocate(8 * 72), magnitudes = Allocate(8 * 72);
+  const Buffer zeros = Upload(weight.zeros), sums = Allocate(72 * sizeof(ReferenceSums));
   ReferenceKernel<<<1, 128, 0, stream_->get()>>>(
       {device_x.as<uint16_t>(), codes.as<uint8_t>(), scales.as<uint16_t>(), zeros.as<uint8_t>(),
        p.rows, p.out, p.in, 48, p.in, false},
-      sums.as<double>(), magnitudes.as<double>());
-  const auto got = Download<double>(sums.data(), 72);
+      sums.as<ReferenceSums>());
+  const auto got = Download<ReferenceSums>(sums.data(), 72);
   for (int64_t r = 0; r < p.rows; ++r) {
     for (int64_t n = 0; n < p.out; ++n) {
       double want = 0;
       for (int64_t k = 0; k < p.in; ++k) {
         want += Value(p.dtype, x[static_cast<size_t>(r * p.in + k)]) * weight.At(n, k);
       }
-      EXPECT_NEAR(got[static_cast<size_t>(r * p.out + n)], want, 1e-6);
+      EXPECT_NEAR(got[static_cast<size_t>(r * p.out + n)].value, want, 1e-6);
     }
   }
 }
@@ -445,9 +452,9 @@ TEST_F(LinearQ4Test, NonFiniteActivationsReachTheirRowOnly) {
              zeros.as<uint8_t>(), out, 0, 1, packed.data());
       std::vector<uint16_t> x(static_cast<size_t>(rows * in));
       for (uint16_t& bits : x) bits = Bits(dtype, random.Normal());
-      const size_t scratch = LinearQ4ScratchBytes(stream_->multiprocessors(), rows, out, in);
+      const size_t scratch = LinearQ4ScratchBytes(stream_->multiprocessors(), rows, in);
       const Buffer room = Allocate(scratch);
-      Fill(room.data(), 0xff, scratch);
+      Fill(room.data(), 0, scratch);
       const auto count = static_cast<size_t>(rows * out);
       const auto run = [&] {
         const Buffer device_x = Upload(x), device_out = Allocate(count * 2);
