@@ -284,20 +284,12 @@ __device__ void StoreTile(const Product<T>& p, int output_tile, int row_tile,
   }
 }
 
-// Adds up this block's part of a tile that several blocks share, once all have left theirs.
+// Adds up this block's share of a tile from the parts that `parts` blocks from `first` on left.
 template <typename T, int kRows>
-__device__ void AddParts(const Product<T>& p, const HopperPlan& plan, int tile) {
+__device__ void AddParts(const Product<T>& p, const HopperPlan& plan, int tile, int first,
+                         int parts) {
   constexpr int kFragments = kProducts * kRows / 8;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int first = plan.shares.FirstBlock(tile);
-  const int parts = plan.shares.LastBlock(tile) - first + 1;
-  unsigned* counter = plan.counters + first;
-  if (threadIdx.x == 0) {
-    while (*const_cast<volatile unsigned*>(counter) < static_cast<unsigned>(parts)) {
-    }
-    __threadfence();
-  }
-  SynchronizeConsumers();
   // Of a tile's blocks only the first may have begun another tile before.
   const int64_t part_stride = int64_t{2} * kFragments * kConsumers;
   const float4* const begin = plan.partials + first * part_stride + threadIdx.x;
@@ -339,8 +331,6 @@ __device__ void AddParts(const Product<T>& p, const HopperPlan& plan, int tile) 
                        first_row + fragment / kProducts * 8, sums[i]);
     }
   }
-  // The last one to leave finds twice the parts and leaves zero.
-  if (threadIdx.x == 0) atomicInc(counter, static_cast<unsigned>(2 * parts - 1));
 }
 
 // What one lane copies of a stage's weights: its warp has four tiles, 512 bytes of codes at a time;
@@ -484,25 +474,36 @@ __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan&
       const float* d = sums[f % kProducts] + f / kProducts * 4;
       __stcg(partial + f * kConsumers, float4{d[0], d[1], d[2], d[3]});
     }
+    const int first = plan.shares.FirstBlock(tile);
+    const int parts = plan.shares.LastBlock(tile) - first + 1;
+    if (parts == 1) {  // at the matrix's edge; a thread reads back what it wrote
+      AddParts<T, kRows>(p, plan, tile, first, parts);
+      continue;
+    }
     SynchronizeConsumers();
     if (threadIdx.x == 0) {
       __threadfence();  // all threads' part before the count
-      const int first = plan.shares.FirstBlock(tile);
-      const int parts = plan.shares.LastBlock(tile) - first + 1;
       atomicInc(plan.counters + first, static_cast<unsigned>(2 * parts - 1));
     }
-    if (stop - (tile * plan.shares.units) == plan.shares.units &&
-        begin <= tile * plan.shares.units) {
-      AddParts<T, kRows>(p, plan, tile);  // all of it is here
-    } else {
-      (first_shared < 0 ? first_shared : last_shared) = tile;
-    }
+    (first_shared < 0 ? first_shared : last_shared) = tile;
   }
   // All blocks run at once, so none waits for one that has not begun.
 #pragma unroll 1
   for (int i = 0; i < 2; ++i) {
     const int tile = i == 0 ? first_shared : last_shared;
-    if (tile >= 0) AddParts<T, kRows>(p, plan, tile);
+    if (tile < 0) continue;
+    const int first = plan.shares.FirstBlock(tile);
+    const int parts = plan.shares.LastBlock(tile) - first + 1;
+    if (threadIdx.x == 0) {
+      volatile unsigned* counter = plan.counters + first;
+      while (*counter < static_cast<unsigned>(parts)) {
+      }
+      __threadfence();
+    }
+    SynchronizeConsumers();
+    AddParts<T, kRows>(p, plan, tile, first, parts);
+    // The last one to leave finds twice the parts and leaves zero.
+    if (threadIdx.x == 0) atomicInc(plan.counters + first, static_cast<unsigned>(2 * parts - 1));
   }
 }
 

@@ -359,6 +359,17 @@ TEST_F(LinearQ4Test, ModelShapes) {
   }
 }
 
+// More tiles than multiprocessors, whole and at the edges, so that blocks have several each.
+TEST_F(LinearQ4Test, ManyTiles) {
+  for (const int64_t rows : {64, 130, 192, 256, 300}) {
+    for (const Epilogue epilogue : {Epilogue::kNone, Epilogue::kAdd, Epilogue::kSiluMul}) {
+      Check({.rows = rows, .out = 33000, .in = 384, .epilogue = epilogue, .bias = rows == 192}, 8);
+      Check({.rows = rows, .out = 21504, .in = 640, .epilogue = epilogue}, 9);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST_F(LinearQ4Test, EveryGroupLength) {
   for (const Grid grid : {Grid::kAsymmetric, Grid::kSymmetric, Grid::kSymmetricFull}) {
     for (const DType dtype : {DType::kF16, DType::kBF16}) {
