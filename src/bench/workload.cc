@@ -5,7 +5,6 @@
 
 #include "src/base/random.h"
 #include "src/base/units.h"
-#include "src/engine/sampler.h"
 
 namespace nibble {
 namespace {
@@ -57,20 +56,26 @@ class OpenSequences {
 Result<Measurement> RunOnce(Engine& engine, const std::vector<std::vector<int32_t>>& prompts,
                             int64_t output_length, const CancelToken& cancel) {
   const OpenSequences sequences(engine, prompts.size());
-  std::vector<int32_t> next(prompts.size());
-  const TokenSink choose = [&](size_t extension, int32_t token) { next[extension] = token; };
+  std::vector<int32_t> first(prompts.size());
   std::vector<Extension> extensions;
   for (size_t i = 0; i < prompts.size(); ++i) extensions.push_back({sequences[i], prompts[i]});
 
   Measurement measurement;
   auto start = Clock::now();
-  NIBBLE_RETURN_IF_ERROR(engine.ExtendGreedily(extensions, choose, cancel));
+  NIBBLE_RETURN_IF_ERROR(engine.Issue(extensions, cancel));
+  NIBBLE_RETURN_IF_ERROR(
+      engine.Receive([&](size_t extension, int32_t token) { first[extension] = token; }));
   measurement.prefill_seconds = SecondsSince(start);
-  for (size_t i = 0; i < prompts.size(); ++i) extensions[i].tokens = {&next[i], 1};
+  for (size_t i = 0; i < prompts.size(); ++i) extensions[i].tokens = {&first[i], 1};
   start = Clock::now();
+  // As when generating: a step is issued before the tokens of the last are seen.
+  const TokenSink ignore = [](size_t, int32_t) {};
   for (int64_t step = 1; step < output_length; ++step) {
-    NIBBLE_RETURN_IF_ERROR(engine.ExtendGreedily(extensions, choose, cancel));
+    NIBBLE_RETURN_IF_ERROR(engine.Issue(extensions, cancel));
+    for (Extension& extension : extensions) extension.tokens = {};
+    if (step > 1) NIBBLE_RETURN_IF_ERROR(engine.Receive(ignore));
   }
+  NIBBLE_RETURN_IF_ERROR(engine.Receive(ignore));
   measurement.decode_seconds = SecondsSince(start);
   return measurement;
 }

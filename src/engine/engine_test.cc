@@ -10,7 +10,6 @@
 #include "src/base/file.h"
 #include "src/base/random.h"
 #include "src/checkpoint/safetensors.h"
-#include "src/engine/sampler.h"
 #include "src/engine/scheduler.h"
 #include "src/ops/cpu/cpu_backend.h"
 #include "src/ops/ref/ref_backend.h"
@@ -217,11 +216,45 @@ TEST_P(SyntheticTest, GreedyTokensAreTheMostProbable) {
     extensions.push_back({engine->Open(), prompts[i], i == 1 ? WantLogits::kNone : WantLogits::kLast});
   }
   std::map<size_t, int32_t> tokens;
-  ASSERT_TRUE(engine->ExtendGreedily(
-      extensions, [&](size_t extension, int32_t token) { tokens[extension] = token; }, kNever));
+  ASSERT_TRUE(engine->Issue(extensions, kNever));
+  ASSERT_TRUE(
+      engine->Receive([&](size_t extension, int32_t token) { tokens[extension] = token; }));
   ASSERT_EQ(tokens.size(), 2u);
   for (const size_t i : {size_t{0}, size_t{2}}) {
-    EXPECT_EQ(tokens[i], ArgMax(AllLogits(*engine, prompts[i]).back()));
+    EXPECT_EQ(tokens[i], MostProbable(AllLogits(*engine, prompts[i]).back()));
+  }
+}
+
+// Steps issued before the tokens of the last are seen, greedy and sampled, against one step at a time
+// with the tokens from the host; and the choice from the logits themselves.
+TEST_P(SyntheticTest, TokensThatTheHostHasNotSeenContinueTheirSequences) {
+  constexpr int kSteps = 12;
+  const auto engine = MakeEngine(model_);
+  const std::vector<std::vector<int32_t>> prompts = {RandomTokens(5, vocabulary(), 1),
+                                                     RandomTokens(3, vocabulary(), 2)};
+  const SamplingOptions sampling[2] = {
+      {}, {.temperature = 1.5, .top_k = 40, .top_p = 0.9, .seed = 7}};
+  std::vector<Extension> extensions;
+  for (size_t i = 0; i < 2; ++i) {
+    extensions.push_back({engine->Open(), prompts[i], WantLogits::kLast, sampling[i]});
+  }
+  for (int step = 0; step < kSteps; ++step) {
+    ASSERT_TRUE(engine->Issue(extensions, kNever));
+    for (Extension& extension : extensions) extension.tokens = {};
+  }
+  std::vector<int32_t> texts[2];
+  for (int step = 0; step < kSteps; ++step) {
+    ASSERT_TRUE(engine->Receive(
+        [&](size_t extension, int32_t token) { texts[extension].push_back(token); }));
+  }
+  for (size_t i = 0; i < 2; ++i) {
+    ASSERT_EQ(texts[i].size(), static_cast<size_t>(kSteps));
+    std::vector<int32_t> tokens = prompts[i];
+    for (const int32_t token : texts[i]) {
+      const TokenChoice choice = ChoiceAt(sampling[i], static_cast<int64_t>(tokens.size()));
+      ASSERT_EQ(token, ChooseToken(AllLogits(*engine, tokens).back(), choice));
+      tokens.push_back(token);
+    }
   }
 }
 

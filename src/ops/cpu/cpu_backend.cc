@@ -207,13 +207,13 @@ class CpuBackend final : public Backend {
     }
   }
 
-  void ArgMax(MatrixView logits, MatrixView tokens) override {
-    for (int64_t r = 0; r < logits.rows; ++r) {
-      const float* row = logits.row<float>(r);
-      *tokens.row<int32_t>(r) =
-          static_cast<int32_t>(std::max_element(row, row + logits.columns) - row);
-    }
+  void ChooseTokens(BatchPlan& plan, MatrixView logits) override {
+    static_cast<CpuPlan&>(plan).chosen().Choose(logits);
   }
+  Result<std::span<const int32_t>> ReceiveTokens(BatchPlan& plan) override {
+    return static_cast<CpuPlan&>(plan).chosen().Receive();
+  }
+  bool queues_steps() const override { return false; }
 
   Result<MatrixView> ToHost(MatrixView matrix) override { return matrix; }
 

@@ -236,10 +236,13 @@ class CudaBackend final : public Backend {
     GatherRows(*stream_, x, Cuda(plan).batch().logit_rows, out);
   }
 
-  void ArgMax(MatrixView logits, MatrixView tokens) override {
-    CHECK(logits.dtype == DType::kF32 && tokens.dtype == DType::kI32 && tokens.stride == 1);
-    cuda::ArgMax(*stream_, logits, tokens.row<int32_t>(0));
+  void ChooseTokens(BatchPlan& plan, MatrixView logits) override {
+    Cuda(plan).ChooseTokens(logits);
   }
+  Result<std::span<const int32_t>> ReceiveTokens(BatchPlan& plan) override {
+    return Cuda(plan).ReceiveTokens();
+  }
+  bool queues_steps() const override { return true; }
 
   Result<MatrixView> ToHost(MatrixView matrix) override {
     const size_t row_bytes = static_cast<size_t>(matrix.columns) * BytesOf(matrix.dtype);
