@@ -49,6 +49,25 @@ MemoryPrediction PredictMemory(const Checkpoint& checkpoint, const ModelDescript
   return prediction;
 }
 
+Result<EngineOptions> FitKvCache(const EngineOptions& wanted, int64_t least_kv_tokens,
+                                 const ModelConfig& config, const Backend& backend,
+                                 uint64_t available_bytes) {
+  const KvLayout layout = KvLayoutFor(config, backend, wanted.kv_dtype);
+  const uint64_t workspace = Forward::WorkspaceBytes(config, backend, wanted.limits);
+  const uint64_t left = available_bytes - std::min(available_bytes, workspace);
+  const auto fit = static_cast<int64_t>(left / layout.BlockBytes()) * layout.block_tokens;
+  EngineOptions options = wanted;
+  options.kv_tokens = std::min(wanted.kv_tokens, fit);
+  if (options.kv_tokens >= std::min(least_kv_tokens, wanted.kv_tokens)) return options;
+  const auto blocks = static_cast<uint64_t>(CeilDiv(least_kv_tokens, layout.block_tokens));
+  return NotEnough(
+      "beside the weights this needs {} of memory (a KV cache of {} tokens {}, workspace {}) and {} "
+      "is available, which would hold {} tokens",
+      FormatBytes(blocks * layout.BlockBytes() + workspace), least_kv_tokens,
+      FormatBytes(blocks * layout.BlockBytes()), FormatBytes(workspace),
+      FormatBytes(available_bytes), fit);
+}
+
 Result<std::unique_ptr<Engine>> Engine::Create(const ModelWeights& weights, Backend& backend,
                                                const EngineOptions& options) {
   CHECK(options.limits.rows > 0 && options.limits.sequences > 0 && options.kv_tokens > 0);
@@ -94,8 +113,8 @@ int64_t Engine::BlocksNeeded(const Sequence& sequence, int64_t tokens) const {
   const int64_t block_tokens = cache_->layout().block_tokens;
   const int64_t more = CeilDiv(sequence.length + tokens, block_tokens) -
                        static_cast<int64_t>(sequence.blocks.size());
-  const bool copies_last = sequence.length % block_tokens != 0 &&
-                           pool_->holders(sequence.blocks.back()) > 1;
+  const bool copies_last =
+      sequence.length % block_tokens != 0 && pool_->holders(sequence.blocks.back()) > 1;
   return more + (copies_last ? 1 : 0);
 }
 

@@ -35,6 +35,12 @@ struct MemoryPrediction {
 MemoryPrediction PredictMemory(const Checkpoint& checkpoint, const ModelDescription& model,
                                const Backend& backend, const EngineOptions& options);
 
+// `wanted` with its KV cache cut down to what `available_bytes` hold beside the workspace, where the
+// weights are loaded. kResources where they do not hold `least_kv_tokens` (naming the tokens that fit).
+Result<EngineOptions> FitKvCache(const EngineOptions& wanted, int64_t least_kv_tokens,
+                                 const ModelConfig& config, const Backend& backend,
+                                 uint64_t available_bytes);
+
 KvLayout KvLayoutFor(const ModelConfig& config, const Backend& backend, DType kv_dtype);
 
 // The blocks that `sequences` sequences of `tokens` tokens take, as tokens.

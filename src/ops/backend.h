@@ -105,7 +105,9 @@ class Backend {
   // The rows of a step that keep the device busy; longer steps are no faster by the row.
   virtual int64_t step_rows() const = 0;
   virtual MemoryTracker& memory() = 0;
-  // Bytes that allocations on this device may still take.
+  // Of this device, in all.
+  virtual uint64_t MemoryBytes() const = 0;
+  // Bytes that allocations on this device may still take, of what is free and what memory() allows.
   virtual uint64_t AvailableBytes() const = 0;
   // What the system says is held of this device's memory, what nibble does not count included: on a CPU
   // by this process, at its highest; on a GPU by everyone, now.

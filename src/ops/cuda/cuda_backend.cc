@@ -18,6 +18,8 @@ namespace {
 
 // A step's rows that fill the device, and more would only take memory.
 constexpr int64_t kStepRows = 4096;
+// What the driver takes while nibble runs, and nibble does not count: kernels' code, graphs.
+constexpr size_t kUncountedBytes = size_t{256} << 20;
 // From here on it is faster to expand a 4-bit weight once and to multiply densely (the 4-bit kernels'
 // times are in docs/results/kernels.md).
 constexpr int64_t kDequantizeRows = 129;
@@ -59,8 +61,9 @@ const CudaKvCache& Cuda(const KvCache& cache) { return static_cast<const CudaKvC
 
 class CudaBackend final : public Backend {
  public:
-  static Result<std::unique_ptr<Backend>> Create(const CudaDevice& device, DType activations) {
-    std::unique_ptr<CudaBackend> backend(new CudaBackend(device, activations));
+  static Result<std::unique_ptr<Backend>> Create(const CudaDevice& device,
+                                                 const CudaOptions& options) {
+    std::unique_ptr<CudaBackend> backend(new CudaBackend(device, options));
     NIBBLE_ASSIGN_OR_RETURN(backend->stream_, Stream::Create());
     NIBBLE_ASSIGN_OR_RETURN(backend->product_, MatrixProduct::Create());
     NIBBLE_ASSIGN_OR_RETURN(backend->loader_,
@@ -70,16 +73,19 @@ class CudaBackend final : public Backend {
 
   std::string name() const override { return "cuda"; }
   std::string description() const override {
-    return fmt::format("cuda:{} ({}, compute capability {}, {})", device_.index, device_.name,
-                       device_.compute_capability, Name(activations_));
+    return fmt::format("cuda:{} ({}, compute capability {}, {}{})", device_.index, device_.name,
+                       device_.compute_capability, Name(activations_),
+                       kernels_ == CudaKernels::kPortable ? ", portable kernels" : "");
   }
   DType activation_type() const override { return activations_; }
   int64_t kv_block_tokens() const override { return kBlockTokens; }
   int64_t step_rows() const override { return kStepRows; }
   MemoryTracker& memory() override { return memory_; }
+  uint64_t MemoryBytes() const override { return device_.memory_bytes; }
   uint64_t AvailableBytes() const override {
     size_t free = 0, total = 0;
-    return cudaMemGetInfo(&free, &total) == cudaSuccess ? free : 0;
+    if (cudaMemGetInfo(&free, &total) != cudaSuccess) return 0;
+    return std::min<uint64_t>(free - std::min(free, kUncountedBytes), memory_.Room());
   }
   uint64_t SystemBytes() const override {
     size_t free = 0, total = 0;
@@ -261,8 +267,8 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  CudaBackend(const CudaDevice& device, DType activations)
-      : device_(device), activations_(activations) {}
+  CudaBackend(const CudaDevice& device, const CudaOptions& options)
+      : device_(device), activations_(options.activations), kernels_(options.kernels) {}
 
   void CheckActivations(MatrixView matrix) const {
     CHECK(matrix.dtype == activations_, "activations of type {}", Name(matrix.dtype));
@@ -322,6 +328,7 @@ class CudaBackend final : public Backend {
 
   CudaDevice device_;
   DType activations_;
+  CudaKernels kernels_;
   MemoryTracker memory_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<MatrixProduct> product_;
@@ -350,7 +357,7 @@ Result<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
     return BadInput("cuda:{} ({}): {}", options.device, device.name, cuda::ErrorText(error));
   }
   NIBBLE_RETURN_IF_ERROR(cuda::CheckKernelsRun(device));
-  return cuda::CudaBackend::Create(device, options.activations);
+  return cuda::CudaBackend::Create(device, options);
 }
 
 }  // namespace nibble

@@ -92,7 +92,10 @@ class RefBackend final : public Backend {
   int64_t kv_block_tokens() const override { return kBlockTokens; }
   int64_t step_rows() const override { return 512; }
   MemoryTracker& memory() override { return memory_; }
-  uint64_t AvailableBytes() const override { return ReadHostMemory().available_bytes; }
+  uint64_t MemoryBytes() const override { return ReadHostMemory().total_bytes; }
+  uint64_t AvailableBytes() const override {
+    return std::min(ReadHostMemory().available_bytes, memory_.Room());
+  }
   uint64_t SystemBytes() const override { return PeakResidentBytes(); }
 
   Result<Matrix> Allocate(MemoryClass memory_class, DType dtype, int64_t rows,
