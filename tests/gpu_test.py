@@ -104,8 +104,8 @@ class Models(unittest.TestCase):
 
     def test_sampled_text(self):
         # The same random numbers: the texts agree until rounding decides otherwise.
-        options = ("generate", "random:tiny:gptq-g32-sym", "--token-ids", "1,2,3", "--max-tokens", 40,
-                   "--temperature", 1, "--top-k", 30, "--top-p", 0.9, "--seed", 7)
+        options = ("generate", "random:tiny", "--token-ids", "1,2,3", "--max-tokens", 24,
+                   "--temperature", 1, "--seed", 7)
         want = nibble(*options, "--device", "ref").strip().split(",")
         got = nibble(*options, "--device", "cuda").strip().split(",")
         self.assertEqual(len(got), len(want))

@@ -28,20 +28,25 @@ NIBBLE_HOST_DEVICE inline uint32_t TokenDistance(float highest, float logit, flo
   return static_cast<uint32_t>(octaves * 0x1p26f);
 }
 
+// The upper half of the product.
+NIBBLE_HOST_DEVICE inline uint32_t HighProduct(uint32_t a, uint32_t b) {
+  return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
+}
+
 // At least 1 for what may be drawn. Relative error 1.2e-8.
 NIBBLE_HOST_DEVICE inline uint64_t TokenWeight(uint32_t distance) {
   if (distance == kNeverDrawn) return 0;
   // 2^-f = 1 - f · g(f) for the fraction f; g interpolates at Chebyshev's points. 31 bits after the
   // point, f 32.
-  const uint64_t f = static_cast<uint64_t>(distance & 0x03ffffffu) << 6;
-  uint64_t g = 246789;
-  g = 2773769 - (g * f >> 32);
-  g = 20609476 - (g * f >> 32);
-  g = 119183688 - (g * f >> 32);
-  g = 515881603 - (g * f >> 32);
-  g = 1488522224 - (g * f >> 32);
-  const uint64_t power = (uint64_t{1} << 31) - (g * f >> 32);
-  return (power << 9) >> (distance >> 26);
+  const uint32_t f = distance << 6;
+  uint32_t g = 246789;
+  g = 2773769 - HighProduct(g, f);
+  g = 20609476 - HighProduct(g, f);
+  g = 119183688 - HighProduct(g, f);
+  g = 515881603 - HighProduct(g, f);
+  g = 1488522224 - HighProduct(g, f);
+  const uint32_t power = (uint32_t{1} << 31) - HighProduct(g, f);
+  return (static_cast<uint64_t>(power) << 9) >> (distance >> 26);
 }
 
 }  // namespace nibble

@@ -264,13 +264,14 @@ std::vector<BenchRun> ReadBench(const Json& json, const std::string& source, Sta
   return runs;
 }
 
-std::optional<LargestBatch> ReadLargestBatch(const Json& json, const std::string& source,
-                                             Status& status) {
+std::optional<BatchThatFits> ReadLargestBatch(const Json& json, const std::string& source,
+                                              Status& status) {
   const Fields fields(json, source, status);
   const Json* found = fields.Find("largest_batch");
   if (found == nullptr) return std::nullopt;
   Fields of(*found, fields.Where("largest_batch"), status);
-  return LargestBatch{.memory_bytes = of.Bytes("memory_bytes"), .batch_size = of.Count("batch_size")};
+  return BatchThatFits{.memory_bytes = of.Bytes("memory_bytes"),
+                       .batch_size = of.Count("batch_size")};
 }
 
 QuantizeResult ReadQuantize(const Json& json, const std::string& source, Status& status) {

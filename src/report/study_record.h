@@ -106,7 +106,7 @@ struct BenchRun {
 };
 
 // The largest batch of the workload that the memory holds; 0 where it holds not one sequence.
-struct LargestBatch {
+struct BatchThatFits {
   uint64_t memory_bytes = 0;
   int64_t batch_size = 0;
 };
@@ -139,7 +139,7 @@ struct MethodRecord {
   std::optional<Evaluation> evaluate_cloze;
   std::optional<PerplexityResult> perplexity;
   std::vector<BenchRun> bench;  // by batch size, ascending
-  std::optional<LargestBatch> largest_batch;
+  std::optional<BatchThatFits> largest_batch;
   std::string error;
 };
 

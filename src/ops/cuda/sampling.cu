@@ -16,10 +16,19 @@ constexpr unsigned kAll = ~0u;
 using Wide = unsigned long long;  // what atomicAdd takes
 
 struct Shared {
-  Wide weights[kBuckets];
-  unsigned counts[kBuckets];
+  unsigned low[kBuckets], high[kBuckets];  // halves of 64-bit sums, which have no fast atomics
   Wide warps[kWarps];
-  Wide found[3];
+  Wide found[2];
+
+  __device__ void Add(unsigned bucket, Wide value) {
+    const auto half = static_cast<unsigned>(value);
+    const unsigned before = atomicAdd(&low[bucket], half);
+    const auto upper = static_cast<unsigned>(value >> 32) + (before + half < before ? 1u : 0u);
+    if (upper != 0) atomicAdd(&high[bucket], upper);
+  }
+  __device__ Wide Sum(unsigned bucket) const {
+    return static_cast<Wide>(high[bucket]) << 32 | low[bucket];
+  }
 };
 
 __device__ int Lane() { return static_cast<int>(threadIdx.x) % 32; }
@@ -70,11 +79,10 @@ struct Row {
   }
 };
 
-// The first `columns` tokens of the order by distance and column up to (and with) this one.
+// A beginning of the order by distance and column: its last token.
 struct Cut {
   uint32_t distance;
   int column;
-  Wide weight;  // of all of them
 
   __device__ bool Keeps(uint32_t d, int c) const {
     return d < distance || (d == distance && c <= column);
@@ -111,82 +119,69 @@ __device__ int Find(Wide rank, int columns, const Measure& measure, Shared& shar
 
 enum class Measure { kCount, kWeight };
 
+template <Measure kMeasure>
+__device__ Wide MeasureOf(uint32_t distance) {
+  return kMeasure == Measure::kCount ? 1 : TokenWeight(distance);
+}
+
 // The shortest beginning of the order whose count, or weight, is at least `target`; all tokens that
 // may be drawn where they hold less. target > 0.
 template <Measure kMeasure>
 __device__ Cut Select(const Row& row, Wide target, Shared& shared) {
   constexpr int kDigits = 3;
   constexpr int kShift[kDigits] = {21, 10, 0};
-  uint32_t prefix = 0;  // the digits that are known
-  Wide weight_before = 0;
-  Wide group = 0;  // how many tokens have the distance that the digits say
+  const int padded = (row.columns + 31) / 32 * 32;  // whole warps, for their votes
+  uint32_t prefix = 0;                              // the digits that are known
+  Wide group = 0;                                   // of the tokens that have them
   for (int digit = 0; digit < kDigits; ++digit) {
     const int shift = kShift[digit];
     for (int b = static_cast<int>(threadIdx.x); b < kBuckets; b += kThreads) {
-      shared.weights[b] = 0;
-      shared.counts[b] = 0;
+      shared.low[b] = 0;
+      shared.high[b] = 0;
     }
     __syncthreads();
-    const int padded = (row.columns + 31) / 32 * 32;  // whole warps, for their votes
     for (int c = static_cast<int>(threadIdx.x); c < padded; c += kThreads) {
       const uint32_t distance = c < row.columns ? row.Distance(c) : kNeverDrawn;
-      // The digits above must be the known ones; a shift by 32 or more is undefined.
       const bool in = distance != kNeverDrawn &&
                       (digit == 0 || distance >> kShift[digit > 0 ? digit - 1 : 0] == prefix);
       const uint32_t bucket = in ? distance >> shift & (digit == 2 ? 1023u : 2047u) : kNeverDrawn;
       int same = 0;
       __match_all_sync(kAll, bucket, &same);
-      if (same != 0 && bucket == kNeverDrawn) continue;
-      // Equal logits must not queue up at one address.
-      if (same != 0) {
-        const Wide sum = WarpSum(TokenWeight(distance));
-        if (Lane() == 0) {
-          atomicAdd(&shared.counts[bucket], 32u);
-          atomicAdd(&shared.weights[bucket], sum);
-        }
+      if (same != 0) {  // equal logits must not queue up at one address
+        if (bucket == kNeverDrawn) continue;
+        const Wide sum = WarpSum(MeasureOf<kMeasure>(distance));
+        if (Lane() == 0) shared.Add(bucket, sum);
       } else if (in) {
-        atomicAdd(&shared.counts[bucket], 1u);
-        atomicAdd(&shared.weights[bucket], static_cast<Wide>(TokenWeight(distance)));
+        shared.Add(bucket, MeasureOf<kMeasure>(distance));
       }
     }
     __syncthreads();
     // Each thread has two buckets.
     const unsigned b = 2 * threadIdx.x;
-    const auto measure = [&](unsigned bucket) -> Wide {
-      return kMeasure == Measure::kCount ? shared.counts[bucket] : shared.weights[bucket];
-    };
-    const Wide low = measure(b), high = measure(b + 1);
+    const Wide low = shared.Sum(b), high = shared.Sum(b + 1);
     const Wide before = BlockPrefix(low + high, shared);
-    const Wide weight =
-        BlockPrefix(shared.weights[b] + shared.weights[b + 1], shared);  // before these two
     if (threadIdx.x == 0) shared.found[0] = kBuckets;
     __syncthreads();
     if (before < target && target <= before + low + high) {
       const bool first = target <= before + low;
       shared.found[0] = first ? b : b + 1;
       shared.found[1] = target - before - (first ? 0 : low);
-      shared.found[2] = weight + (first ? 0 : shared.weights[b]);
     }
     __syncthreads();
-    if (shared.found[0] == kBuckets) {  // only ever at the first digit
-      return {kNeverDrawn - 1, row.columns - 1,
-              BlockSum(shared.weights[b] + shared.weights[b + 1], shared)};
-    }
+    // Less than the target, which only the first digit can find.
+    if (shared.found[0] == kBuckets) return {kNeverDrawn - 1, row.columns - 1};
     const auto bucket = static_cast<uint32_t>(shared.found[0]);
     target = shared.found[1];
-    weight_before += shared.found[2];
-    group = shared.counts[bucket];
+    group = shared.Sum(bucket);
     prefix = prefix << (digit == 2 ? 10 : 11) | bucket;
     __syncthreads();
   }
-  const Wide weight = TokenWeight(prefix);
-  const Wide take = kMeasure == Measure::kCount ? target : (target + weight - 1) / weight;
-  int column = row.columns - 1;
-  if (take < group) {
-    column = Find(
-        take - 1, row.columns, [&](int c) -> Wide { return row.Distance(c) == prefix; }, shared);
-  }
-  return {prefix, column, weight_before + take * weight};
+  // Tokens that are equally far: as many of them, by column, as the target wants.
+  const Wide each = MeasureOf<kMeasure>(prefix);
+  const Wide take = (target + each - 1) / each;
+  if (take * each >= group) return {prefix, row.columns - 1};
+  const auto equal = [&](int c) -> Wide { return row.Distance(c) == prefix; };
+  return {prefix, Find(take - 1, row.columns, equal, shared)};
 }
 
 // Orders by value, then by the lower column.
@@ -225,29 +220,28 @@ __device__ int ChooseToken(const float* logits, int columns, const TokenChoice& 
   const Best best = MostProbable(logits, columns);
   if (choice.scale == 0) return best.column;
   const Row row{logits, columns, best.value, choice.scale};
-  Cut cut{kNeverDrawn - 1, columns - 1, 0};
-  if (choice.top_k > 0) {
-    cut = Select<Measure::kCount>(row, static_cast<Wide>(choice.top_k), shared);
-  } else {
+  Cut cut{kNeverDrawn - 1, columns - 1};
+  const auto weight = [&](int c) -> Wide {
+    const uint32_t distance = row.Distance(c);
+    return cut.Keeps(distance, c) ? TokenWeight(distance) : 0;
+  };
+  const auto total_weight = [&] {
     Wide sum = 0;
 #pragma unroll 4
-    for (int c = static_cast<int>(threadIdx.x); c < columns; c += kThreads) {
-      sum += TokenWeight(row.Distance(c));
-    }
-    cut.weight = BlockSum(sum, shared);
+    for (int c = static_cast<int>(threadIdx.x); c < columns; c += kThreads) sum += weight(c);
+    return BlockSum(sum, shared);
+  };
+  if (choice.top_k > 0) {
+    cut = Select<Measure::kCount>(row, static_cast<Wide>(choice.top_k), shared);
   }
-  if (cut.weight == 0) return best.column;  // infinite logits, or NaN alone
-  const auto target = static_cast<Wide>(ceil(__dmul_rn(__ull2double_rn(cut.weight), choice.top_p)));
-  if (choice.top_p < 1 && target < cut.weight) {
+  Wide total = total_weight();
+  if (total == 0) return best.column;  // infinite logits, or NaN alone
+  const auto target = static_cast<Wide>(ceil(__dmul_rn(__ull2double_rn(total), choice.top_p)));
+  if (choice.top_p < 1 && target < total) {
     cut = Select<Measure::kWeight>(row, max(target, Wide{1}), shared);
+    total = total_weight();
   }
-  return Find(
-      __umul64hi(choice.random, cut.weight), columns,
-      [&](int c) -> Wide {
-        const uint32_t distance = row.Distance(c);
-        return cut.Keeps(distance, c) ? TokenWeight(distance) : 0;
-      },
-      shared);
+  return Find(__umul64hi(choice.random, total), columns, weight, shared);
 }
 
 __global__ void __launch_bounds__(kThreads)
