@@ -343,7 +343,9 @@ Result<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
   if (options.activations != DType::kF16 && options.activations != DType::kBF16) {
     return WrongUsage("on a GPU activations are f16 or bf16, not {}", Name(options.activations));
   }
-  NIBBLE_RETURN_IF_ERROR(cuda::CheckDriver());
+  if (const Status driver = cuda::CheckDriver(); !driver) {
+    return tl::unexpected<Error>(driver.error().In(fmt::format("cuda:{}", options.device)));
+  }
   const std::vector<CudaDevice> devices = ListCudaDevices();
   if (options.device < 0 || options.device >= static_cast<int>(devices.size())) {
     return BadInput("cuda:{}: {}", options.device,
