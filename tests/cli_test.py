@@ -76,6 +76,8 @@ class Usage(Case):
         self.refused("quantize", "random:tiny", "--output", self.dir, status=2, contains="exists")
         self.refused("bench", "random:tiny", "--batch-sizes", "0", status=2, contains="0")
         self.refused("inspect", "random:tiny", "--device", "tpu", status=2, contains="tpu")
+        self.refused("inspect", "random:tiny", "--device", "cpu", "--memory-fraction", "0", status=2,
+                     contains="--memory-fraction")
 
     def test_devices_and_presets_that_are_not_there(self):
         self.refused("inspect", "random:gigantic", status=2, contains="gigantic")
@@ -182,6 +184,11 @@ class Synthetic(Case):
     def test_a_batch_beyond_memory_is_refused_with_the_largest_that_fits(self):
         self.refused("bench", "random:llama-2-7b", "--batch-sizes", "100000", status=4,
                      contains=["100000", "available"])
+
+    def test_a_share_of_the_memory_is_kept_to(self):
+        # About 16 MB on a machine of 16 GB: nothing of this model fits, and 4 bits would take less.
+        self.refused("generate", "random:llama-2-7b", "--token-ids", "1", "--device", "cpu",
+                     "--memory-fraction", "0.001", status=4, contains="at 4 bits the weights would")
 
     def test_a_context_beyond_the_models_is_refused(self):
         self.refused("bench", "random:tiny", "--input-length", 512, status=3, contains="512")

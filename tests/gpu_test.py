@@ -102,6 +102,47 @@ class Models(unittest.TestCase):
         for run in runs:
             self.assertTrue(math.isfinite(run["decode_tokens_per_second"]))
 
+    def test_sampled_text(self):
+        # The same random numbers: the texts agree until rounding decides otherwise.
+        options = ("generate", "random:tiny", "--token-ids", "1,2,3", "--max-tokens", 24,
+                   "--temperature", 1, "--seed", 7)
+        want = nibble(*options, "--device", "ref").strip().split(",")
+        got = nibble(*options, "--device", "cuda").strip().split(",")
+        self.assertEqual(len(got), len(want))
+        self.assertEqual(got[:8], want[:8])
+
+    def test_energy(self):
+        with tempfile.TemporaryDirectory() as directory:
+            output = os.path.join(directory, "bench.json")
+            nibble("bench", "random:tinyllama-1.1b:gptq", "--device", "cuda", "--batch-sizes", 16,
+                   "--input-length", 32, "--output-length", 400, "--output", output)
+            with open(output) as file:
+                document = json.load(file)
+        run = document["runs"][0]
+        if run["mean_power_watts"] is None:
+            self.skipTest("the driver's NVML library is absent")
+        self.assertTrue(30 < run["mean_power_watts"] < 1500, run["mean_power_watts"])
+        self.assertAlmostEqual(run["energy_joules_per_token"] * run["decode_tokens_per_second"] /
+                               run["mean_power_watts"], 1, delta=0.2)
+
+    def test_memory(self):
+        # Where nibble may use a twentieth, the largest batch that it names fits, and one more does not.
+        options = ("bench", "random:smollm2-135m", "--device", "cuda", "--memory-fraction", 0.05,
+                   "--input-length", 64, "--output-length", 8, "--repetitions", 1)
+        errors = nibble(*options, "--batch-sizes", 100000, status=4)
+        largest = int(errors.split("the largest batch that fits is ")[1].split()[0])
+        nibble(*options, "--batch-sizes", largest)
+        nibble(*options, "--batch-sizes", largest + 1, status=4)
+        errors = nibble("bench", "random:llama-2-7b", "--device", "cuda", "--memory-fraction", 0.01,
+                        status=4)
+        self.assertIn("at 4 bits the weights would take", errors)
+
+    def test_refusals(self):
+        self.assertIn("--batch-invariant", nibble("bench", "random:tiny", "--device", "cuda",
+                                                  "--batch-invariant", status=2))
+        self.assertIn("portable", nibble("bench", "random:tiny", "--device", "cuda", "--kernels",
+                                         "hopper", status=2))
+
     def test_bad_devices(self):
         for device in ("cuda:99", "cuda:-1"):
             self.assertIn(device, nibble("bench", "random:tiny", "--device", device, status=3))

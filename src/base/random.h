@@ -13,6 +13,7 @@ namespace nibble {
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
+  Random(uint64_t seed, uint64_t first) : state_(seed + first * kGamma) {}  // enters at number `first`
 
   uint64_t Next() { return Mix(state_ += kGamma); }
   double Uniform() { return static_cast<double>(Next() >> 11) * 0x1p-53; }  // [0, 1)

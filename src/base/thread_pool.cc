@@ -89,4 +89,13 @@ int UsableCores() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
+void RunTogether(int64_t count, int64_t grain, const ThreadPool::Body& body) {
+  if (count <= grain) {
+    if (count > 0) body(0, count, 0);
+    return;
+  }
+  ThreadPool pool(static_cast<int>(std::min<int64_t>(UsableCores(), (count + grain - 1) / grain)));
+  pool.ParallelFor(count, grain, body);
+}
+
 }  // namespace nibble

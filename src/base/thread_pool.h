@@ -45,6 +45,10 @@ class ThreadPool {
 // The number of cores this process may use.
 int UsableCores();
 
+// ParallelFor by all usable cores, in a pool that ends with the call: for work of a millisecond and more
+// where there is no pool, such as reading a checkpoint. One range or less is done by the caller.
+void RunTogether(int64_t count, int64_t grain, const ThreadPool::Body& body);
+
 }  // namespace nibble
 
 #endif  // NIBBLE_BASE_THREAD_POOL_H_

@@ -5,11 +5,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "src/base/cancel.h"
 #include "src/base/json.h"
+#include "src/bench/energy_meter.h"
 #include "src/bench/hardware.h"
 #include "src/engine/engine.h"
 
@@ -27,15 +29,22 @@ struct Workload {
 struct Measurement {
   double prefill_seconds = 0;  // until every sequence's first token
   double decode_seconds = 0;   // the output_length - 1 steps after that
+  std::optional<double> decode_joules;
 };
 
 // A batch's engine: the KV cache holds exactly batch × (input + output) tokens.
 EngineOptions BenchEngineOptions(const Workload& workload, int64_t batch_size,
                                  const Backend& backend, DType kv_dtype);
 
+// The largest batch whose predicted memory, weights included, is within the budget; 0 where not even
+// one sequence's is. Looked for up to 65536.
+int64_t LargestBatch(const Workload& workload, const Checkpoint& checkpoint,
+                     const ModelDescription& model, const Backend& backend, DType kv_dtype,
+                     uint64_t budget_bytes);
+
 // kUsage where the workload makes no sense, kBadInput where it exceeds the model's context,
-// kResources where a batch's predicted memory exceeds `available_bytes` (naming the largest batch
-// that fits).
+// kResources where a batch's predicted memory exceeds `available_bytes` (naming what would fit: the
+// largest batch, else the longest context of one sequence, else weights of 4 bits).
 Status CheckWorkload(const Workload& workload, const Checkpoint& checkpoint,
                      const ModelDescription& model, const Backend& backend, DType kv_dtype,
                      uint64_t available_bytes);
@@ -49,10 +58,10 @@ double StepLimitSeconds(const ModelWeights& weights, const KvLayout& kv, int64_t
 using BenchProgress = std::function<void(int64_t done, int64_t total, int64_t batch_size)>;
 
 // The "runs" of a bench document (see the keys in docs/json.md): medians over the repetitions, with
-// all of them.
+// all of them. `energy` may be null.
 Result<Json> RunWorkload(const Workload& workload, const ModelWeights& weights, Backend& backend,
-                         DType kv_dtype, const DeviceLimits& limits, const BenchProgress& progress,
-                         const CancelToken& cancel);
+                         DType kv_dtype, const DeviceLimits& limits, EnergyMeter* energy,
+                         const BenchProgress& progress, const CancelToken& cancel);
 
 }  // namespace nibble
 

@@ -9,8 +9,10 @@
 #include <cstring>
 #include <numbers>
 
+#include "src/base/checked.h"
 #include "src/base/fingerprint.h"
 #include "src/base/random.h"
+#include "src/base/thread_pool.h"
 #include "src/checkpoint/tensor_table.h"
 #include "src/format/awq_layout.h"
 #include "src/format/gptq_layout.h"
@@ -63,6 +65,9 @@ const std::array<float, kTableSize>& NormalTable() {
   return table;
 }
 
+constexpr int kNormalsOfNumber = 5;  // of 12 bits each
+
+// The values that the stream's numbers from `random` on stand for.
 void FillNormal(Random random, double spread, std::span<uint16_t> out) {
   std::array<uint16_t, kTableSize> table;
   for (size_t i = 0; i < kTableSize; ++i) {
@@ -71,7 +76,7 @@ void FillNormal(Random random, double spread, std::span<uint16_t> out) {
   size_t i = 0;
   while (i < out.size()) {
     uint64_t bits = random.Next();
-    for (int j = 0; j < 5 && i < out.size(); ++j, bits >>= 12) {
+    for (int j = 0; j < kNormalsOfNumber && i < out.size(); ++j, bits >>= 12) {
       out[i++] = table[bits % kTableSize];
     }
   }
@@ -111,6 +116,41 @@ void Fill(const Recipe& recipe, Random random, std::span<std::byte> bytes) {
       }
       break;
   }
+}
+
+// How a content takes random numbers, for those that do.
+struct Consumption {
+  size_t element_bytes, elements;  // elements of one number
+};
+std::optional<Consumption> ConsumptionOf(Content content) {
+  switch (content) {
+    case Content::kNormal:
+      return Consumption{2, kNormalsOfNumber};
+    case Content::kScales:
+      return Consumption{2, 1};
+    case Content::kCodes:
+    case Content::kNearZeros:
+      return Consumption{4, 1};
+    default:
+      return std::nullopt;
+  }
+}
+
+// Fill by several threads where that pays. Each part enters the stream of random numbers where it
+// begins, so that the bytes are the same.
+void FillTogether(const Recipe& recipe, uint64_t seed, std::span<std::byte> bytes) {
+  constexpr size_t kPartBytes = size_t{5} << 20;  // whole random numbers of every content
+  const std::optional<Consumption> takes = ConsumptionOf(recipe.content);
+  if (!takes || bytes.size() <= kPartBytes) return Fill(recipe, Random(seed), bytes);
+  const auto parts = static_cast<int64_t>(CeilDiv(bytes.size(), kPartBytes));
+  RunTogether(parts, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t part = begin; part < end; ++part) {
+      const size_t at = static_cast<size_t>(part) * kPartBytes;
+      const size_t numbers = at / takes->element_bytes / takes->elements;
+      Fill(recipe, Random(seed, numbers),
+           bytes.subspan(at, std::min(kPartBytes, bytes.size() - at)));
+    }
+  });
 }
 
 // "gptq-g64-sym"; group 128 and the method's usual grid where not said.
@@ -173,8 +213,8 @@ class RandomCheckpoint final : public Checkpoint {
     if (!i) return BadInput("{}: there is no tensor {}", path_, name);
     const TensorInfo& info = table_.tensors()[*i];
     NIBBLE_ASSIGN_OR_RETURN(const auto owned, AllocateBytes(info.stored_bytes));
-    Fill(recipes_[*i], Random(Fingerprint().Add(info.name).value()),
-         {owned.get(), info.stored_bytes});
+    FillTogether(recipes_[*i], Fingerprint().Add(info.name).value(),
+                 {owned.get(), info.stored_bytes});
     return TensorView{.dtype = *info.dtype,
                       .shape = info.shape,
                       .bytes = {owned.get(), info.stored_bytes},

@@ -3,7 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 
+#include "src/base/fingerprint.h"
+#include "src/base/random.h"
 #include "src/checkpoint/test_files.h"
 
 namespace nibble {
@@ -66,6 +69,25 @@ TEST(RandomCheckpoint, WeightsAreNormalAndReproducible) {
   const auto other = (*checkpoint)->Read("model.layers.4.self_attn.q_proj.weight");
   EXPECT_NE(std::memcmp(other->bytes.data(), dense.data, other->bytes.size()), 0);
   EXPECT_EQ(*ReadVector(**checkpoint, "model.norm.weight", 576), std::vector<float>(576, 1.0f));
+}
+
+// Large tensors are made in parts; the parts must continue one stream of random numbers.
+TEST(RandomCheckpoint, PartsAreOneStream) {
+  const auto checkpoint = OpenCheckpoint("random:smollm2-135m");
+  ASSERT_OK(checkpoint);
+  const std::string name = "model.embed_tokens.weight";
+  const auto tensor = (*checkpoint)->Read(name);
+  ASSERT_OK(tensor);
+  const auto* values = reinterpret_cast<const uint16_t*>(tensor->bytes.data());
+  Random random(Fingerprint().Add(name).value());
+  std::map<uint64_t, uint16_t> value_of;  // twelve random bits
+  uint64_t bits = 0, wrong = 0;
+  for (size_t i = 0; i < tensor->bytes.size() / 2; ++i, bits >>= 12) {
+    if (i % 5 == 0) bits = random.Next();
+    wrong += value_of.try_emplace(bits % 4096, values[i]).first->second != values[i] ? 1 : 0;
+  }
+  EXPECT_EQ(wrong, 0u);
+  EXPECT_EQ(value_of.size(), 4096u);
 }
 
 TEST(RandomCheckpoint, QuantizedByEachMethod) {

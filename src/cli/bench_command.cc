@@ -35,7 +35,7 @@ Status RunBench(const BenchOptions& options, const CommandContext& context) {
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model,
                           LoadModelOn(options.model, context.common.device, RandomWeights::kAllow,
                                       context.common.progress(), context.cancel));
-  NIBBLE_ASSIGN_OR_RETURN(const Json document, Bench(*model, workload, limits,
+  NIBBLE_ASSIGN_OR_RETURN(const Json document, Bench(*model, workload, limits, std::nullopt,
                                                      context.common.progress(), context.cancel));
   fmt::print("read bandwidth {:.1f} GB/s, matrix product {:.0f} GFLOP/s\n{}",
              limits.read_bytes_per_second / 1e9, limits.matrix_flops_per_second / 1e9,

@@ -26,8 +26,18 @@ CLI::App* Program::Add(const std::string& name, const std::string& description,
       ->capture_default_str();
   command
       ->add_flag("--batch-invariant", device.batch_invariant,
-                 "the same bits whatever the batch (always so on a CPU)")
+                 "the same bits whatever the batch: always so on a CPU, refused on a GPU")
       ->group(group);
+  command
+      ->add_option("--kernels", device.kernels,
+                   "of a GPU: auto, or portable for those that run on any")
+      ->group(group)
+      ->capture_default_str();
+  command
+      ->add_option("--memory-fraction", device.memory_fraction,
+                   "the share of the device's memory that may be used")
+      ->group(group)
+      ->capture_default_str();
   command->add_flag("--quiet", common_.quiet, "no progress, errors only")->group(group);
   command->add_option("--log-level", common_.log_level, "debug, info, warn, error")
       ->group(group)

@@ -42,7 +42,7 @@ Status EvaluateModel(const EvaluateOptions& options, const CommandContext& conte
       LoadModelOn(options.model, context.common.device, AllowRandom(options.allow_random),
                   context.common.progress(), context.cancel));
   NIBBLE_ASSIGN_OR_RETURN(EvalResult result, Evaluate(*model, data, {prompt_template, scoring},
-                                                      context.common.progress(), context.cancel));
+                                                      options.mmlu.max_batch, context.common.progress(), context.cancel));
   if (reference) {
     NIBBLE_ASSIGN_OR_RETURN(result, Compare(*reference, std::move(result)));
   }

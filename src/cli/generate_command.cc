@@ -87,13 +87,16 @@ Status Generate(const GenerateOptions& options, const CommandContext& context) {
     return BadInput("{} prompt tokens and {} new ones exceed the model's context of {}",
                     prompt.size(), options.max_tokens, config.max_context);
   }
-  const EngineOptions engine_options{
+  const EngineOptions wanted{
       .kv_dtype = model->kv_dtype,
       .kv_tokens = KvTokensFor(*model->backend, 1, length),
       .limits = {.rows = std::min<int64_t>(static_cast<int64_t>(prompt.size()), 512),
                  .sequences = 1,
                  .context = length,
                  .logit_rows = 1}};
+  NIBBLE_ASSIGN_OR_RETURN(const EngineOptions engine_options,
+                          FitKvCache(wanted, wanted.kv_tokens, config, *model->backend,
+                                     model->backend->AvailableBytes()));
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
                           Engine::Create(model->weights, *model->backend, engine_options));
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "src/eval/mmlu_data.h"
+#include "src/eval/mmlu_task.h"
 
 namespace nibble {
 
@@ -16,6 +17,7 @@ struct MmluCommandOptions {
   std::string selection = "first";
   uint64_t question_seed = 0;
   std::string prompt_template = "original";
+  int64_t max_batch = kMmluSequences;
 
   void AddTo(CLI::App& command) {
     command
@@ -37,6 +39,7 @@ struct MmluCommandOptions {
         .add_option("--template", prompt_template,
                     "original (hendrycks/test) or lm-eval (lm-evaluation-harness)")
         ->capture_default_str();
+    command.add_option("--max-batch", max_batch, "sequences at a time")->capture_default_str();
   }
 
   Result<MmluDataOptions> DataOptions() const {

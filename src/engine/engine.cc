@@ -6,6 +6,15 @@
 #include "src/base/units.h"
 
 namespace nibble {
+namespace {
+
+// The values where they say anything.
+template <typename T>
+std::span<const T> OrNone(const std::vector<T>& values, bool wanted) {
+  return wanted ? std::span<const T>(values) : std::span<const T>();
+}
+
+}  // namespace
 
 KvLayout KvLayoutFor(const ModelConfig& config, const Backend& backend, DType kv_dtype) {
   return {.layers = config.layers,
@@ -38,6 +47,25 @@ MemoryPrediction PredictMemory(const Checkpoint& checkpoint, const ModelDescript
   prediction.use[MemoryClass::kWorkspace] =
       Forward::WorkspaceBytes(model.config, backend, options.limits);
   return prediction;
+}
+
+Result<EngineOptions> FitKvCache(const EngineOptions& wanted, int64_t least_kv_tokens,
+                                 const ModelConfig& config, const Backend& backend,
+                                 uint64_t available_bytes) {
+  const KvLayout layout = KvLayoutFor(config, backend, wanted.kv_dtype);
+  const uint64_t workspace = Forward::WorkspaceBytes(config, backend, wanted.limits);
+  const uint64_t left = available_bytes - std::min(available_bytes, workspace);
+  const auto fit = static_cast<int64_t>(left / layout.BlockBytes()) * layout.block_tokens;
+  EngineOptions options = wanted;
+  options.kv_tokens = std::min(wanted.kv_tokens, fit);
+  if (options.kv_tokens >= std::min(least_kv_tokens, wanted.kv_tokens)) return options;
+  const auto blocks = static_cast<uint64_t>(CeilDiv(least_kv_tokens, layout.block_tokens));
+  return NotEnough(
+      "beside the weights this needs {} of memory (a KV cache of {} tokens {}, workspace {}) and {} "
+      "is available, which would hold {} tokens",
+      FormatBytes(blocks * layout.BlockBytes() + workspace), least_kv_tokens,
+      FormatBytes(blocks * layout.BlockBytes()), FormatBytes(workspace),
+      FormatBytes(available_bytes), fit);
 }
 
 Result<std::unique_ptr<Engine>> Engine::Create(const ModelWeights& weights, Backend& backend,
@@ -85,8 +113,8 @@ int64_t Engine::BlocksNeeded(const Sequence& sequence, int64_t tokens) const {
   const int64_t block_tokens = cache_->layout().block_tokens;
   const int64_t more = CeilDiv(sequence.length + tokens, block_tokens) -
                        static_cast<int64_t>(sequence.blocks.size());
-  const bool copies_last = sequence.length % block_tokens != 0 &&
-                           pool_->holders(sequence.blocks.back()) > 1;
+  const bool copies_last =
+      sequence.length % block_tokens != 0 && pool_->holders(sequence.blocks.back()) > 1;
   return more + (copies_last ? 1 : 0);
 }
 
@@ -94,8 +122,7 @@ Status Engine::CheckRequest(std::span<const Extension> extensions) const {
   int64_t blocks = 0;
   for (const Extension& extension : extensions) {
     const Sequence& sequence = sequences_.at(extension.sequence);
-    const auto count = static_cast<int64_t>(extension.tokens.size());
-    CHECK(count > 0);
+    const int64_t count = extension.count();
     for (const int32_t token : extension.tokens) {
       if (token < 0 || token >= config().vocabulary) {
         return BadInput("token id {} is outside the model's vocabulary of {}", token,
@@ -146,24 +173,42 @@ Status Engine::Extend(std::span<const Extension> extensions, const LogitsSink& s
   return RunSteps(extensions, deliver, cancel);
 }
 
-Status Engine::ExtendGreedily(std::span<const Extension> extensions, const TokenSink& sink,
-                              const CancelToken& cancel) {
+Status Engine::Issue(std::span<const Extension> extensions, const CancelToken& cancel) {
+  issued_.emplace_back();
   const auto deliver = [&](std::span<const Piece> pieces, MatrixView logits) -> Status {
-    NIBBLE_ASSIGN_OR_RETURN(const MatrixView host, backend_.ToHost(forward_->MostProbable(logits)));
-    int64_t row = 0;
+    forward_->ChooseTokens(logits);
+    ++choosing_steps_;
+    std::vector<size_t>& rows = issued_.back().emplace_back();
     for (const Piece& piece : pieces) {
-      if (LogitRows(extensions, piece) > 0) sink(piece.extension, *host.row<int32_t>(row++));
+      if (LogitRows(extensions, piece) == 0) continue;
+      Sequence& sequence = Get(extensions[piece.extension].sequence);
+      sequence.chosen_in = choosing_steps_;
+      sequence.chosen_row = static_cast<int32_t>(rows.size());
+      rows.push_back(piece.extension);
     }
     return {};
   };
-  return RunSteps(extensions, deliver, cancel);
+  Status status = RunSteps(extensions, deliver, cancel);
+  if (!status && issued_.back().empty()) issued_.pop_back();
+  return status;
+}
+
+Status Engine::Receive(const TokenSink& sink) {
+  CHECK(!issued_.empty(), "nothing was issued that was not received");
+  const std::vector<std::vector<size_t>> steps = std::move(issued_.front());
+  issued_.pop_front();
+  for (const std::vector<size_t>& rows : steps) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::span<const int32_t> tokens, forward_->ReceiveTokens());
+    for (size_t i = 0; i < rows.size(); ++i) sink(rows[i], tokens[i]);
+  }
+  return {};
 }
 
 Status Engine::RunSteps(std::span<const Extension> extensions, const Deliver& deliver,
                         const CancelToken& cancel) {
   NIBBLE_RETURN_IF_ERROR(CheckRequest(extensions));
   for (const Extension& extension : extensions) {
-    ReserveBlocks(Get(extension.sequence), static_cast<int64_t>(extension.tokens.size()));
+    ReserveBlocks(Get(extension.sequence), extension.count());
   }
   // Fill steps with pieces of the extensions, in order.
   std::vector<Piece> pieces;
@@ -177,7 +222,7 @@ Status Engine::RunSteps(std::span<const Extension> extensions, const Deliver& de
     return {};
   };
   for (size_t e = 0; e < extensions.size(); ++e) {
-    const auto total = static_cast<int64_t>(extensions[e].tokens.size());
+    const int64_t total = extensions[e].count();
     for (int64_t done = 0; done < total;) {
       int64_t room = limits().rows - rows;
       if (extensions[e].logits == WantLogits::kAll) {
@@ -202,25 +247,34 @@ Status Engine::RunSteps(std::span<const Extension> extensions, const Deliver& de
 int64_t Engine::LogitRows(std::span<const Extension> extensions, const Piece& piece) {
   const Extension& extension = extensions[piece.extension];
   if (extension.logits == WantLogits::kAll) return piece.count;
-  const bool ends = piece.first + piece.count == static_cast<int64_t>(extension.tokens.size());
+  const bool ends = piece.first + piece.count == extension.count();
   return extension.logits == WantLogits::kLast && ends ? 1 : 0;
 }
 
 Status Engine::RunStep(std::span<const Extension> extensions, std::span<const Piece> pieces,
                        const Deliver& deliver) {
-  std::vector<int32_t> tokens, positions, row_begin{0}, context_lengths, logit_rows;
+  std::vector<int32_t> tokens, chosen_rows, positions, row_begin{0}, context_lengths, logit_rows;
+  std::vector<TokenChoice> choices;
+  bool any_chosen = false, any_sampled = false;
   size_t max_blocks = 1;
   for (const Piece& piece : pieces) {
     const Extension& extension = extensions[piece.extension];
     Sequence& sequence = Get(extension.sequence);
     for (int64_t i = 0; i < piece.count; ++i) {
-      tokens.push_back(extension.tokens[static_cast<size_t>(piece.first + i)]);
+      const bool chosen = extension.tokens.empty();
+      CHECK(!chosen || sequence.chosen_in == choosing_steps_,
+            "the token of sequence {} is no longer on the device", extension.sequence);
+      tokens.push_back(chosen ? 0 : extension.tokens[static_cast<size_t>(piece.first + i)]);
+      chosen_rows.push_back(chosen ? sequence.chosen_row : -1);
+      any_chosen |= chosen;
       positions.push_back(static_cast<int32_t>(sequence.length + i));
     }
     const auto end = static_cast<int32_t>(tokens.size());
     for (auto row = end - static_cast<int32_t>(LogitRows(extensions, piece)); row < end; ++row) {
       logit_rows.push_back(row);
+      choices.push_back(ChoiceAt(extension.sampling, positions[static_cast<size_t>(row)] + 1));
     }
+    any_sampled |= extension.sampling.temperature > 0;
     sequence.length += piece.count;
     row_begin.push_back(static_cast<int32_t>(tokens.size()));
     context_lengths.push_back(static_cast<int32_t>(sequence.length));
@@ -238,7 +292,9 @@ Status Engine::RunStep(std::span<const Extension> extensions, std::span<const Pi
                                            .context_lengths = context_lengths,
                                            .block_tables = block_tables,
                                            .max_blocks = static_cast<int64_t>(max_blocks),
-                                           .logit_rows = logit_rows},
+                                           .logit_rows = logit_rows,
+                                           .chosen_rows = OrNone(chosen_rows, any_chosen),
+                                           .choices = OrNone(choices, any_sampled)},
                                           *cache_);
   if (logit_rows.empty()) return {};
   return deliver(pieces, logits);

@@ -5,6 +5,7 @@
 #ifndef NIBBLE_ENGINE_ENGINE_H_
 #define NIBBLE_ENGINE_ENGINE_H_
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
@@ -34,6 +35,12 @@ struct MemoryPrediction {
 MemoryPrediction PredictMemory(const Checkpoint& checkpoint, const ModelDescription& model,
                                const Backend& backend, const EngineOptions& options);
 
+// `wanted` with its KV cache cut down to what `available_bytes` hold beside the workspace, where the
+// weights are loaded. kResources where they do not hold `least_kv_tokens` (naming the tokens that fit).
+Result<EngineOptions> FitKvCache(const EngineOptions& wanted, int64_t least_kv_tokens,
+                                 const ModelConfig& config, const Backend& backend,
+                                 uint64_t available_bytes);
+
 KvLayout KvLayoutFor(const ModelConfig& config, const Backend& backend, DType kv_dtype);
 
 // The blocks that `sequences` sequences of `tokens` tokens take, as tokens.
@@ -46,8 +53,12 @@ enum class WantLogits { kNone, kLast, kAll };
 
 struct Extension {
   SequenceId sequence = 0;
-  std::span<const int32_t> tokens;  // at least one
+  // At least one; or none, for the one that was chosen for the sequence last, where it is on the device.
+  std::span<const int32_t> tokens;
   WantLogits logits = WantLogits::kLast;
+  SamplingOptions sampling;  // of the token that Issue chooses
+
+  int64_t count() const { return tokens.empty() ? 1 : static_cast<int64_t>(tokens.size()); }
 };
 
 // Logits that became ready: row i of `logits` (float32 on the host, [n, vocabulary]) follows the
@@ -56,7 +67,7 @@ struct Extension {
 using LogitsSink =
     std::function<void(size_t extension, int64_t first_token, const MatrixView& logits)>;
 
-// The most probable token after an extension's last one.
+// The token that was chosen to follow an extension's last one.
 using TokenSink = std::function<void(size_t extension, int32_t token)>;
 
 class Engine {
@@ -76,10 +87,14 @@ class Engine {
   // kInterrupted between steps; the sequences then hold part of the tokens.
   Status Extend(std::span<const Extension> extensions, const LogitsSink& sink,
                 const CancelToken& cancel);
-  // As Extend, with the most probable next token in place of logits: it is chosen on the device, from
-  // which only the token comes back. Every extension wants WantLogits::kLast or kNone.
-  Status ExtendGreedily(std::span<const Extension> extensions, const TokenSink& sink,
-                        const CancelToken& cancel);
+  // As Extend, with the next token of each extension in place of logits (every one wants
+  // WantLogits::kLast or kNone): it is chosen on the device, and returns to the host with Receive.
+  // Issue need not wait for that: the next one may extend a sequence by the token that this one chose,
+  // given as no tokens at all, in its first step and for sequences of this one's last step.
+  Status Issue(std::span<const Extension> extensions, const CancelToken& cancel);
+  // The tokens of the oldest Issue that was not received; waits for them, not for what came after.
+  // Their sequences may have been closed since.
+  Status Receive(const TokenSink& sink);
 
   const ModelConfig& config() const { return weights_.config; }
   const ModelWeights& weights() const { return weights_; }
@@ -91,6 +106,9 @@ class Engine {
   struct Sequence {
     std::vector<int32_t> blocks;
     int64_t length = 0;
+    // The token chosen last: the step that chose it, of `choosing_steps_`, and its logit row there.
+    int64_t chosen_in = 0;
+    int32_t chosen_row = 0;
   };
   // A run of one extension's tokens within one step.
   struct Piece {
@@ -120,6 +138,9 @@ class Engine {
   std::unique_ptr<KvPool> pool_;
   std::unique_ptr<Forward> forward_;
   std::unordered_map<SequenceId, Sequence> sequences_;
+  int64_t choosing_steps_ = 0;  // issued so far
+  // For each Issue that was not received, and each of its steps that chose: the rows' extensions.
+  std::deque<std::vector<std::vector<size_t>>> issued_;
   SequenceId next_id_ = 1;
 };
 

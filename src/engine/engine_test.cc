@@ -10,7 +10,6 @@
 #include "src/base/file.h"
 #include "src/base/random.h"
 #include "src/checkpoint/safetensors.h"
-#include "src/engine/sampler.h"
 #include "src/engine/scheduler.h"
 #include "src/ops/cpu/cpu_backend.h"
 #include "src/ops/ref/ref_backend.h"
@@ -47,11 +46,11 @@ TestModel Load(const std::string& path, bool ref) {
 
 std::unique_ptr<Engine> MakeEngine(TestModel& model, int64_t rows = 16, int64_t kv_tokens = 4096,
                                    DType kv_dtype = DType::kF32) {
-  auto engine =
-      Engine::Create(model.weights, *model.backend,
-                     {.kv_dtype = kv_dtype,
-                      .kv_tokens = kv_tokens,
-                      .limits = {.rows = rows, .sequences = 8, .context = 512, .logit_rows = rows}});
+  auto engine = Engine::Create(
+      model.weights, *model.backend,
+      {.kv_dtype = kv_dtype,
+       .kv_tokens = kv_tokens,
+       .limits = {.rows = rows, .sequences = 8, .context = 512, .logit_rows = rows}});
   CHECK(engine, "{}", engine.error().message());
   return *std::move(engine);
 }
@@ -91,7 +90,8 @@ TensorView ReadTensor(const MappedFile& file, std::string_view name) {
   CHECK(entries, "{}", entries.error().message());
   for (const SafetensorsEntry& entry : *entries) {
     if (entry.name == name) {
-      return {*entry.dtype, entry.shape, file.bytes().subspan(entry.begin, entry.end - entry.begin)};
+      return {*entry.dtype, entry.shape,
+              file.bytes().subspan(entry.begin, entry.end - entry.begin)};
     }
   }
   CHECK(false, "{} has no {}", file.path(), name);
@@ -210,18 +210,53 @@ TEST_P(SyntheticTest, GreedyTokensAreTheMostProbable) {
   // Two prompts, one longer than a step, and one whose next token nobody asks for.
   const auto engine = MakeEngine(model_);
   const int64_t vocabulary = model_.weights.config.vocabulary;
-  const std::vector<std::vector<int32_t>> prompts = {
-      RandomTokens(40, vocabulary, 5), RandomTokens(3, vocabulary, 6), RandomTokens(7, vocabulary, 7)};
+  const std::vector<std::vector<int32_t>> prompts = {RandomTokens(40, vocabulary, 5),
+                                                     RandomTokens(3, vocabulary, 6),
+                                                     RandomTokens(7, vocabulary, 7)};
   std::vector<Extension> extensions;
   for (size_t i = 0; i < prompts.size(); ++i) {
-    extensions.push_back({engine->Open(), prompts[i], i == 1 ? WantLogits::kNone : WantLogits::kLast});
+    extensions.push_back(
+        {engine->Open(), prompts[i], i == 1 ? WantLogits::kNone : WantLogits::kLast});
   }
   std::map<size_t, int32_t> tokens;
-  ASSERT_TRUE(engine->ExtendGreedily(
-      extensions, [&](size_t extension, int32_t token) { tokens[extension] = token; }, kNever));
+  ASSERT_TRUE(engine->Issue(extensions, kNever));
+  ASSERT_TRUE(engine->Receive([&](size_t extension, int32_t token) { tokens[extension] = token; }));
   ASSERT_EQ(tokens.size(), 2u);
   for (const size_t i : {size_t{0}, size_t{2}}) {
-    EXPECT_EQ(tokens[i], ArgMax(AllLogits(*engine, prompts[i]).back()));
+    EXPECT_EQ(tokens[i], MostProbable(AllLogits(*engine, prompts[i]).back()));
+  }
+}
+
+// Steps issued before the tokens of the last are seen, greedy and sampled, against one step at a
+// time with the tokens from the host; and the choice from the logits themselves.
+TEST_P(SyntheticTest, TokensThatTheHostHasNotSeenContinueTheirSequences) {
+  constexpr int kSteps = 12;
+  const auto engine = MakeEngine(model_);
+  const std::vector<std::vector<int32_t>> prompts = {RandomTokens(5, vocabulary(), 1),
+                                                     RandomTokens(3, vocabulary(), 2)};
+  const SamplingOptions sampling[2] = {{},
+                                       {.temperature = 1.5, .top_k = 40, .top_p = 0.9, .seed = 7}};
+  std::vector<Extension> extensions;
+  for (size_t i = 0; i < 2; ++i) {
+    extensions.push_back({engine->Open(), prompts[i], WantLogits::kLast, sampling[i]});
+  }
+  for (int step = 0; step < kSteps; ++step) {
+    ASSERT_TRUE(engine->Issue(extensions, kNever));
+    for (Extension& extension : extensions) extension.tokens = {};
+  }
+  std::vector<int32_t> texts[2];
+  for (int step = 0; step < kSteps; ++step) {
+    ASSERT_TRUE(engine->Receive(
+        [&](size_t extension, int32_t token) { texts[extension].push_back(token); }));
+  }
+  for (size_t i = 0; i < 2; ++i) {
+    ASSERT_EQ(texts[i].size(), static_cast<size_t>(kSteps));
+    std::vector<int32_t> tokens = prompts[i];
+    for (const int32_t token : texts[i]) {
+      const TokenChoice choice = ChoiceAt(sampling[i], static_cast<int64_t>(tokens.size()));
+      ASSERT_EQ(token, ChooseToken(AllLogits(*engine, tokens).back(), choice));
+      tokens.push_back(token);
+    }
   }
 }
 
@@ -346,60 +381,26 @@ TEST_F(EngineErrorTest, ARequestToStopEndsBetweenSteps) {
   EXPECT_EQ(status.error().code(), ErrorCode::kInterrupted);
 }
 
-// Requests of many lengths, more than run at once: each text is what it is alone.
-TEST_F(EngineErrorTest, SchedulerGivesEachRequestItsOwnText) {
-  const auto run = [&](const std::vector<GenerationRequest>& requests) {
-    const std::unique_ptr<Engine> engine = MakeEngine(model_, 16, /*kv_tokens=*/512);
-    std::map<Scheduler::RequestId, std::vector<int32_t>> texts;
-    int finished = 0;
-    Scheduler scheduler(
-        *engine, [&](Scheduler::RequestId id, int32_t token) { texts[id].push_back(token); },
-        [&](Scheduler::RequestId, FinishReason) { ++finished; });
-    for (const GenerationRequest& request : requests) EXPECT_TRUE(scheduler.Add(request));
-    while (scheduler.Step(kNever).value()) {
-    }
-    EXPECT_EQ(finished, static_cast<int>(requests.size()));
-    EXPECT_EQ(engine->free_kv_tokens(), 512);
-    return texts;
+TEST_F(EngineErrorTest, KvCacheIsCutDownToWhatFits) {
+  const Backend& backend = *model_.backend;
+  const ModelConfig& config = model_.weights.config;
+  const EngineOptions wanted{
+      .kv_dtype = DType::kF16,
+      .kv_tokens = 4096,
+      .limits = {.rows = 8, .sequences = 8, .context = 512, .logit_rows = 8}};
+  const uint64_t workspace = Forward::WorkspaceBytes(config, backend, wanted.limits);
+  const uint64_t block = KvLayoutFor(config, backend, DType::kF16).BlockBytes();
+  const int64_t block_tokens = backend.kv_block_tokens();
+  const auto fit = [&](uint64_t available, int64_t least) {
+    return FitKvCache(wanted, least, config, backend, available);
   };
-  std::vector<GenerationRequest> requests;
-  for (uint64_t i = 0; i < 20; ++i) {
-    requests.push_back({.prompt = RandomTokens(1 + static_cast<int64_t>(i * 7 % 40), 64, i),
-                        .max_tokens = 1 + static_cast<int64_t>(i * 5 % 23),
-                        .sampling = {.temperature = i % 2 == 0 ? 0.0 : 1.0, .seed = i}});
-  }
-  const auto together = run(requests);
-  ASSERT_EQ(together.size(), requests.size());
-  for (size_t i = 0; i < requests.size(); ++i) {
-    EXPECT_EQ(run({requests[i]}).at(1), together.at(static_cast<int64_t>(i) + 1)) << i;
-  }
-}
-
-TEST_F(EngineErrorTest, SchedulerStopsAtStopTokensAndRefusesWhatNeverFits) {
-  const std::unique_ptr<Engine> engine = MakeEngine(model_, 16, /*kv_tokens=*/64);
-  std::vector<int32_t> tokens;
-  FinishReason reason = FinishReason::kLength;
-  Scheduler scheduler(
-      *engine, [&](Scheduler::RequestId, int32_t token) { tokens.push_back(token); },
-      [&](Scheduler::RequestId, FinishReason why) { reason = why; });
-  ASSERT_TRUE(scheduler.Add({.prompt = {1, 2, 3}, .max_tokens = 8}));
-  while (scheduler.Step(kNever).value()) {
-  }
-  ASSERT_EQ(tokens.size(), 8u);
-  const auto first_time =
-      std::find(tokens.begin(), tokens.end(), tokens.back()) - tokens.begin();
-  const int32_t stop = tokens.back();
-  tokens.clear();
-  ASSERT_TRUE(scheduler.Add({.prompt = {1, 2, 3}, .max_tokens = 8, .stop_tokens = {stop}}));
-  while (scheduler.Step(kNever).value()) {
-  }
-  EXPECT_EQ(reason, FinishReason::kStop);
-  EXPECT_EQ(static_cast<int64_t>(tokens.size()), first_time);
-
-  EXPECT_EQ(scheduler.Add({.prompt = {1}, .max_tokens = 100}).error().code(),
-            ErrorCode::kResources);
-  EXPECT_EQ(scheduler.Add({.prompt = {1}, .max_tokens = 512}).error().code(), ErrorCode::kBadInput);
-  EXPECT_EQ(scheduler.Add({.prompt = {-5}, .max_tokens = 1}).error().code(), ErrorCode::kBadInput);
+  EXPECT_EQ(fit(uint64_t{1} << 40, 512)->kv_tokens, 4096);
+  EXPECT_EQ(fit(workspace + 100 * block + block / 2, 512)->kv_tokens, 100 * block_tokens);
+  const auto refused = fit(workspace + 10 * block, 512);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code(), ErrorCode::kResources);
+  EXPECT_THAT(refused.error().message(),
+              HasSubstr(fmt::format("would hold {} tokens", 10 * block_tokens)));
 }
 
 }  // namespace

@@ -42,17 +42,16 @@ Result<Scheduler::RequestId> Scheduler::Add(GenerationRequest request) {
 }
 
 void Scheduler::Admit() {
-  const auto room = static_cast<size_t>(engine_.limits().sequences);
+  // A token of each in one step.
+  const StepLimits& limits = engine_.limits();
+  const auto room =
+      static_cast<size_t>(std::min({limits.sequences, limits.rows, limits.logit_rows}));
   while (!waiting_.empty() && running_.size() < room) {
     auto& [id, request] = waiting_.front();
     const int64_t tokens = TokensReserved(request);
     if (reserved_tokens_ + tokens > capacity_tokens_) return;
     reserved_tokens_ += tokens;
-    Sampler sampler(request.sampling);
-    running_.push_back({.id = id,
-                        .request = std::move(request),
-                        .sampler = std::move(sampler),
-                        .sequence = engine_.Open()});
+    running_.push_back({.id = id, .request = std::move(request), .sequence = engine_.Open()});
     waiting_.pop_front();
   }
 }
@@ -64,7 +63,7 @@ void Scheduler::Accept(Running& running, int32_t token) {
     on_finish_(running.id, FinishReason::kStop);
     return;
   }
-  running.next_token = token;
+  running.last_token = token;
   ++running.generated;
   on_token_(running.id, token);
   if (running.generated == running.request.max_tokens) {
@@ -73,65 +72,71 @@ void Scheduler::Accept(Running& running, int32_t token) {
   }
 }
 
-Result<bool> Scheduler::Step(const CancelToken& cancel) {
-  Admit();
-  if (running_.empty()) return false;
-
+Result<bool> Scheduler::IssueStep(const CancelToken& cancel) {
   // Decoding sequences first, one row each; what is left of the step goes to prompts, in order of
   // arrival.
   std::vector<Extension> extensions;
-  std::vector<size_t> owners;  // of each extension, into running_
+  std::vector<RequestId> owners;
   int64_t rows = 0;
   const auto prompt_length = [](const Running& r) {
     return static_cast<int64_t>(r.request.prompt.size());
   };
-  for (size_t i = 0; i < running_.size(); ++i) {
-    Running& running = running_[i];
+  const auto add = [&](Running& running, std::span<const int32_t> tokens, WantLogits logits) {
+    extensions.push_back({running.sequence, tokens, logits, running.request.sampling});
+    owners.push_back(running.id);
+    rows += extensions.back().count();
+    if (logits == WantLogits::kLast) ++running.chosen;
+  };
+  for (Running& running : running_) {
     if (running.prompt_done < prompt_length(running)) continue;
-    extensions.push_back({running.sequence, {&running.next_token, 1}, WantLogits::kLast});
-    owners.push_back(i);
-    ++rows;
+    if (running.chosen == running.request.max_tokens) continue;
+    // The last token is on the device where the host has not seen it.
+    std::span<const int32_t> token(&running.last_token, 1);
+    if (running.generated < running.chosen) token = {};
+    add(running, token, WantLogits::kLast);
   }
-  for (size_t i = 0; i < running_.size(); ++i) {
-    Running& running = running_[i];
+  for (Running& running : running_) {
     const int64_t count = std::min(prompt_length(running) - running.prompt_done,
                                    engine_.limits().rows - rows);
     if (count <= 0) continue;
     const bool ends = running.prompt_done + count == prompt_length(running);
-    extensions.push_back({running.sequence,
-                          std::span<const int32_t>(running.request.prompt)
-                              .subspan(static_cast<size_t>(running.prompt_done),
-                                       static_cast<size_t>(count)),
-                          ends ? WantLogits::kLast : WantLogits::kNone});
-    owners.push_back(i);
+    const auto tokens = std::span<const int32_t>(running.request.prompt)
+                            .subspan(static_cast<size_t>(running.prompt_done),
+                                     static_cast<size_t>(count));
     running.prompt_done += count;
-    rows += count;
+    add(running, tokens, ends ? WantLogits::kLast : WantLogits::kNone);
   }
-  const bool greedy = std::all_of(owners.begin(), owners.end(), [&](size_t owner) {
-    return running_[owner].request.sampling.temperature <= 0;
-  });
-  if (greedy) {
-    NIBBLE_RETURN_IF_ERROR(engine_.ExtendGreedily(
-        extensions,
-        [&](size_t extension, int32_t token) { Accept(running_[owners[extension]], token); },
-        cancel));
-  } else {
-    NIBBLE_RETURN_IF_ERROR(engine_.Extend(
-        extensions,
-        [&](size_t extension, int64_t, const MatrixView& logits) {
-          Running& running = running_[owners[extension]];
-          Accept(running, running.sampler.Sample({logits.row<float>(0),
-                                                  static_cast<size_t>(logits.columns)}));
-        },
-        cancel));
-  }
+  if (extensions.empty()) return false;
+  NIBBLE_RETURN_IF_ERROR(engine_.Issue(extensions, cancel));
+  in_flight_.push_back(std::move(owners));
+  return true;
+}
+
+Status Scheduler::ReceiveStep() {
+  const std::vector<RequestId> owners = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  NIBBLE_RETURN_IF_ERROR(engine_.Receive([&](size_t extension, int32_t token) {
+    const auto owner = std::find_if(running_.begin(), running_.end(), [&](const Running& r) {
+      return r.id == owners[extension];
+    });
+    if (owner != running_.end()) Accept(*owner, token);
+  }));
   std::erase_if(running_, [&](const Running& running) {
     if (!running.finished) return false;
+    // A step in flight may still write to its blocks; whoever takes them writes after that.
     engine_.Close(running.sequence);
     reserved_tokens_ -= TokensReserved(running.request);
     return true;
   });
-  return !running_.empty() || !waiting_.empty();
+  return {};
+}
+
+Result<bool> Scheduler::Step(const CancelToken& cancel) {
+  Admit();
+  NIBBLE_ASSIGN_OR_RETURN(const bool issued, IssueStep(cancel));
+  const size_t ahead = issued && engine_.backend().queues_steps() ? 1 : 0;
+  while (in_flight_.size() > ahead) NIBBLE_RETURN_IF_ERROR(ReceiveStep());
+  return !running_.empty() || !waiting_.empty() || !in_flight_.empty();
 }
 
 }  // namespace nibble

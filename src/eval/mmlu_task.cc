@@ -290,11 +290,11 @@ class PromptRunner {
 }  // namespace
 
 EngineOptions MmluEngineOptions(const ModelConfig& config, const Backend& backend, DType kv_dtype,
-                                int64_t rows) {
+                                int64_t rows, int64_t sequences) {
   // Room for one prompt as long as the context allows, and beside it for the questions that fill
   // two steps.
   const int64_t context = std::min<int64_t>(config.max_context, 8192);
-  const int64_t sequences = std::min<int64_t>(rows, 128);
+  sequences = std::min(rows, sequences);
   return {
       .kv_dtype = kv_dtype,
       .kv_tokens = KvTokensFor(backend, 5, context) + KvTokensFor(backend, sequences, 1) + 2 * rows,
@@ -302,6 +302,10 @@ EngineOptions MmluEngineOptions(const ModelConfig& config, const Backend& backen
                  .sequences = sequences,
                  .context = context,
                  .logit_rows = std::min<int64_t>(rows, 128)}};
+}
+
+int64_t LeastMmluKvTokens(const EngineOptions& options, const Backend& backend) {
+  return KvTokensFor(backend, 1, options.limits.context) + 8 * backend.kv_block_tokens();
 }
 
 Status CheckLetters(const Tokenizer& tokenizer) {

@@ -35,9 +35,12 @@ Result<MmluAnswers> RunMmlu(Engine& engine, const Tokenizer& tokenizer, const Mm
 // kBadInput where letters cannot be scored with this tokenizer.
 Status CheckLetters(const Tokenizer& tokenizer);
 
-// An engine that does this in steps of `rows` tokens.
+// An engine that does this in steps of `rows` tokens of at most `sequences` sequences.
+inline constexpr int64_t kMmluSequences = 128;
 EngineOptions MmluEngineOptions(const ModelConfig& config, const Backend& backend, DType kv_dtype,
-                                int64_t rows);
+                                int64_t rows, int64_t sequences = kMmluSequences);
+// The least that its KV cache may be cut down to: one prompt, and what its candidates add.
+int64_t LeastMmluKvTokens(const EngineOptions& options, const Backend& backend);
 
 }  // namespace nibble
 

@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstring>
 
+#include "src/base/checked.h"
+#include "src/base/thread_pool.h"
 #include "src/format/group_index.h"
 
 namespace nibble {
@@ -74,6 +76,8 @@ static_assert(Transposed({0, 0, 0, 0xFEDCBA98u})[1] == 0x9000u);
 // Inputs that are handled together: their words of one cache line's width stay in the first-level
 // cache while each is read for sixteen different outputs, and a row's codes are a cache line.
 constexpr int64_t kTileInputs = 128;
+// What a thread takes at a time.
+constexpr int64_t kCodesWorthSharing = 1 << 20;
 
 }  // namespace
 
@@ -95,7 +99,7 @@ QuantizedWeight UnpackAwq(const QuantSpec& spec, int64_t out_features, int64_t i
   CHECK(qzeros.size() == static_cast<size_t>(groups * words));
   CHECK(scales.size() == static_cast<size_t>(groups * out_features));
 
-  for (int64_t tile = 0; tile < in_features; tile += kTileInputs) {
+  const auto unpack_tile = [&](int64_t tile) {
     const int64_t end = std::min(tile + kTileInputs, in_features);
     for (int64_t c = 0; c < words; ++c) {
       for (int64_t k = tile; k < end; k += 8) {
@@ -108,7 +112,12 @@ QuantizedWeight UnpackAwq(const QuantSpec& spec, int64_t out_features, int64_t i
         }
       }
     }
-  }
+  };
+  const int64_t tiles = CeilDiv(in_features, kTileInputs);
+  RunTogether(tiles, CeilDiv(kCodesWorthSharing, kTileInputs * out_features),
+              [&](int64_t begin, int64_t last, int) {
+                for (int64_t tile = begin; tile < last; ++tile) unpack_tile(tile * kTileInputs);
+              });
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t c = 0; c < words; ++c) {
       const uint32_t word = qzeros[static_cast<size_t>(g * words + c)];

@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstring>
 
+#include "src/base/checked.h"
+#include "src/base/thread_pool.h"
 #include "src/format/group_index.h"
 
 namespace nibble {
@@ -25,6 +27,7 @@ static_assert(StoredZeros(0x00000010u, GptqVersion::kV1) == 0xEEEEEEFFu);  // th
 static_assert(ZerosFromStored(0xEEEEEEFFu, GptqVersion::kV1) == 0x00000010u);
 
 constexpr int64_t kTile = 32;  // of the transposition, in words each way
+constexpr int64_t kCodesWorthSharing = 1 << 20;  // what a thread takes at a time
 
 }  // namespace
 
@@ -45,7 +48,7 @@ QuantizedWeight UnpackGptq(const QuantSpec& spec, GptqVersion version, int64_t o
   CHECK(qzeros.size() == static_cast<size_t>(groups * out_features / 8));
   CHECK(scales.size() == static_cast<size_t>(groups * out_features));
 
-  for (int64_t n0 = 0; n0 < out_features; n0 += kTile) {
+  const auto unpack_tile = [&](int64_t n0) {
     for (int64_t r0 = 0; r0 < row_words; r0 += kTile) {
       for (int64_t n = n0; n < std::min(n0 + kTile, out_features); ++n) {
         for (int64_t r = r0; r < std::min(r0 + kTile, row_words); ++r) {
@@ -54,7 +57,11 @@ QuantizedWeight UnpackGptq(const QuantSpec& spec, GptqVersion version, int64_t o
         }
       }
     }
-  }
+  };
+  RunTogether(CeilDiv(out_features, kTile), CeilDiv(kCodesWorthSharing, kTile * in_features),
+              [&](int64_t begin, int64_t end, int) {
+                for (int64_t tile = begin; tile < end; ++tile) unpack_tile(tile * kTile);
+              });
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t n = 0; n < out_features; ++n) {
       const auto at = static_cast<size_t>(g * out_features + n);

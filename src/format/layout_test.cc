@@ -54,7 +54,8 @@ TEST(AwqLayout, LiteralWords) {
 
 TEST(AwqLayout, RoundTrip) {
   for (const auto& [rows, columns, group] :
-       {std::tuple<int, int, int>{8, 2, 2}, {24, 96, 32}, {136, 384, 128}, {64, 130, 130}}) {
+       {std::tuple<int, int, int>{8, 2, 2}, {24, 96, 32}, {136, 384, 128}, {64, 130, 130},
+        {1736, 2560, 128}}) {  // by several threads
     const QuantizedWeight weight = RandomWeight({.group_size = group}, rows, columns, 7);
     const AwqTensors packed = PackAwq(weight);
     ExpectSame(UnpackAwq(weight.spec, rows, columns, packed.qweight, packed.qzeros, packed.scales),
@@ -98,7 +99,8 @@ TEST(GptqLayout, SymmetricVersionOneIsSevens) {
 TEST(GptqLayout, RoundTripWithZerosOfZero) {
   for (const GptqVersion version : {GptqVersion::kV1, GptqVersion::kV2}) {
     for (const auto& [rows, columns, group] :
-         {std::tuple<int, int, int>{8, 8, 8}, {40, 96, 32}, {136, 384, 128}, {64, 136, 136}}) {
+         {std::tuple<int, int, int>{8, 8, 8}, {40, 96, 32}, {136, 384, 128}, {64, 136, 136},
+          {1736, 2560, 128}}) {  // by several threads
       QuantizedWeight weight = RandomWeight({.group_size = group}, rows, columns, 9);
       weight.zeros[0] = 0;
       const GptqTensors packed = PackGptq(weight, version);

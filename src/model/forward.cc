@@ -38,12 +38,6 @@ MatrixView Forward::Run(const Batch& batch, KvCache& cache) {
   return logits_.Rows(logit_rows);
 }
 
-MatrixView Forward::MostProbable(MatrixView logits) {
-  const MatrixView chosen = chosen_.Rows(logits.rows);
-  backend_.ArgMax(logits, chosen);
-  return chosen;
-}
-
 void Forward::Step(int64_t rows, int64_t logit_rows, KvCache& cache) {
   const MatrixView residual = residual_.Rows(rows), normed = normed_.Rows(rows);
   const MatrixView qkv = qkv_.Rows(rows), attention = attention_.Rows(rows);
@@ -89,7 +83,6 @@ Result<std::unique_ptr<Forward>> Forward::Create(const ModelWeights& weights, Ba
   NIBBLE_ASSIGN_OR_RETURN(forward->gated_, allocate(type, limits.rows, c.intermediate));
   NIBBLE_ASSIGN_OR_RETURN(forward->gathered_, allocate(type, limits.logit_rows, c.hidden));
   NIBBLE_ASSIGN_OR_RETURN(forward->logits_, allocate(DType::kF32, limits.logit_rows, c.vocabulary));
-  NIBBLE_ASSIGN_OR_RETURN(forward->chosen_, allocate(DType::kI32, limits.logit_rows, 1));
   return forward;
 }
 
@@ -102,8 +95,7 @@ uint64_t Forward::WorkspaceBytes(const ModelConfig& c, const Backend& backend,
   return backend.PlanBytes(limits, c.extents()) + 2 * bytes(limits.rows, c.hidden, type) +
          bytes(limits.rows, c.qkv_features(), type) + bytes(limits.rows, c.q_features(), type) +
          bytes(limits.rows, c.intermediate, type) + bytes(limits.logit_rows, c.hidden, type) +
-         bytes(limits.logit_rows, c.vocabulary, DType::kF32) +
-         bytes(limits.logit_rows, 1, DType::kI32);
+         bytes(limits.logit_rows, c.vocabulary, DType::kF32);
 }
 
 }  // namespace nibble

@@ -53,8 +53,9 @@ class Forward {
   // Runs the batch (see Batch; within the limits), extends the cache, and returns the logits of its
   // logit rows: float32 [logit_rows, vocabulary] on the device, valid until the next Run.
   MatrixView Run(const Batch& batch, KvCache& cache);
-  // The most probable token of each of these rows that Run returned: i32 [rows, 1] on the device.
-  MatrixView MostProbable(MatrixView logits);
+  // Backend::ChooseTokens for what Run returned, and Backend::ReceiveTokens.
+  void ChooseTokens(MatrixView logits) { backend_.ChooseTokens(*plan_, logits); }
+  Result<std::span<const int32_t>> ReceiveTokens() { return backend_.ReceiveTokens(*plan_); }
 
   const StepLimits& limits() const { return limits_; }
 
@@ -76,7 +77,6 @@ class Forward {
   Matrix gated_;      // [rows, intermediate]
   Matrix gathered_;   // [logit_rows, hidden]
   Matrix logits_;     // [logit_rows, vocabulary]
-  Matrix chosen_;     // [logit_rows, 1]
 };
 
 }  // namespace nibble

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "src/base/checked.h"
+#include "src/base/units.h"
 #include "src/checkpoint/quantized_linear.h"
 
 namespace nibble {
@@ -311,6 +312,34 @@ WeightBytes PredictWeightBytes(const Checkpoint& checkpoint, const ModelDescript
   }
   total.norms += norm;
   return total;
+}
+
+std::string DescribeSmallerWeights(const Checkpoint& checkpoint, const ModelDescription& model,
+                                   const Backend& backend) {
+  const WeightBytes now = PredictWeightBytes(checkpoint, model, backend);
+  if (model.quantization) {
+    return fmt::format("the weights alone take {}", FormatBytes(now.total()));
+  }
+  // Those of the layers; what is embedded and the output layer stay as they are.
+  uint64_t bytes = now.embedding + now.lm_head + now.norms;
+  const auto add = [&](std::initializer_list<const LinearName*> parts) {
+    const LinearName& first = **parts.begin();
+    QuantSpec spec;
+    while (spec.group_size > 16 && first.in_features % spec.group_size != 0) spec.group_size /= 2;
+    if (first.in_features % spec.group_size != 0) spec.group_size = kPerChannel;
+    int64_t out = 0;
+    for (const LinearName* part : parts) out += part->out_features;
+    bytes += backend.PreparedBytes(out, first.in_features, DType::kF16, &spec, first.bias);
+  };
+  for (int64_t i = 0; i < model.config.layers; ++i) {
+    const LayerLinears names = LinearsOfLayer(model.config, i);
+    add({&names.q, &names.k, &names.v});
+    add({&names.output});
+    add({&names.gate, &names.up});
+    add({&names.down});
+  }
+  return fmt::format("at 4 bits the weights would take {} instead of {}", FormatBytes(bytes),
+                     FormatBytes(now.total()));
 }
 
 }  // namespace nibble

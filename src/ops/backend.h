@@ -105,7 +105,9 @@ class Backend {
   // The rows of a step that keep the device busy; longer steps are no faster by the row.
   virtual int64_t step_rows() const = 0;
   virtual MemoryTracker& memory() = 0;
-  // Bytes that allocations on this device may still take.
+  // Of this device, in all.
+  virtual uint64_t MemoryBytes() const = 0;
+  // Bytes that allocations on this device may still take, of what is free and what memory() allows.
   virtual uint64_t AvailableBytes() const = 0;
   // What the system says is held of this device's memory, what nibble does not count included: on a CPU
   // by this process, at its highest; on a GPU by everyone, now.
@@ -160,9 +162,15 @@ class Backend {
   // out[i] = x[logit_rows[i]].
   virtual void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) = 0;
 
-  // tokens[r] = the column of row r's greatest logit, the first of equals. logits: float32; tokens:
-  // i32 [rows, 1], contiguous.
-  virtual void ArgMax(MatrixView logits, MatrixView tokens) = 0;
+  // Chooses the token that follows each logit row, as the batch's `choices` say (ops/sampling.h), from
+  // the step's logits: float32 [logit rows, vocabulary]. The next batch may have them in its rows.
+  virtual void ChooseTokens(BatchPlan& plan, MatrixView logits) = 0;
+  // The tokens that ChooseTokens chose, one call's at a time in their order; waits for that step and
+  // for nothing that was issued after it. Valid until the next call.
+  virtual Result<std::span<const int32_t>> ReceiveTokens(BatchPlan& plan) = 0;
+  // Whether a step that was issued is still to be computed, so that it pays to issue the next one
+  // before the tokens of the last are received.
+  virtual bool queues_steps() const = 0;
 
   // The matrix where the host can read it, once everything issued so far is done; valid until the
   // next operation.

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <span>
 
+#include "src/ops/sampling.h"
 #include "src/tensor/tensor.h"
 
 namespace nibble {
@@ -45,6 +46,11 @@ struct Batch {
   std::span<const int32_t> block_tables;     // [sequences, max_blocks]
   int64_t max_blocks = 0;
   std::span<const int32_t> logit_rows;  // the rows whose logits are wanted, ascending
+  // [rows]: i where the row's token is the one that was last chosen for logit row i, which the host
+  // need not know; -1 where it is in `tokens`. Empty: all are.
+  std::span<const int32_t> chosen_rows;
+  // [logit rows]: how the next tokens are to be chosen. Empty: the most probable.
+  std::span<const TokenChoice> choices;
 
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
   int64_t sequences() const { return static_cast<int64_t>(context_lengths.size()); }

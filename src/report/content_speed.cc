@@ -95,6 +95,72 @@ LineChart SpeedupChart(const StudyRecord& record) {
   return chart;
 }
 
+// Milliseconds of a decode step that the hardware allows.
+std::optional<double> StepLimitMs(const BenchRun& run) {
+  if (!run.time_per_output_token_ms || !run.roofline_fraction) return std::nullopt;
+  const double limit = *run.time_per_output_token_ms * *run.roofline_fraction;
+  return limit > 0 ? std::optional(limit) : std::nullopt;
+}
+
+// Decode steps, each method's times above its limit.
+LineChart StepTimeChart(const StudyRecord& record) {
+  LineChart chart;
+  chart.id = "step-time";
+  chart.title = "Time of a decode step by batch size";
+  chart.description =
+      "Milliseconds of a step that decodes one token of every sequence, against batch size: one "
+      "solid line a method, and dashed the least time that the hardware allows it. The numbers are "
+      "in the table below the figure.";
+  chart.x_title = "batch size";
+  chart.y_title = "ms a step (logarithmic)";
+  double low = INFINITY, high = 0;
+  for (size_t m = 0; m < record.methods.size(); ++m) {
+    const std::string& name = record.methods[m].name;
+    DataLine time{.series = static_cast<int>(m), .name = name};
+    DataLine limit{.series = static_cast<int>(m), .name = name, .style = LineStyle::kLimit};
+    for (const BenchRun& run : record.methods[m].bench) {
+      const std::optional<double> least = StepLimitMs(run);
+      if (!least) continue;
+      const auto batch = static_cast<double>(run.batch_size);
+      low = std::min({low, *least, *run.time_per_output_token_ms});
+      high = std::max({high, *least, *run.time_per_output_token_ms});
+      limit.points.push_back({batch, *least});
+      time.points.push_back({batch, *run.time_per_output_token_ms});
+      time.tooltips.push_back(fmt::format("{}, batch {}: {} ms a step, at least {} by the hardware",
+                                          name, run.batch_size,
+                                          FormatSignificant(*run.time_per_output_token_ms),
+                                          FormatSignificant(*least)));
+    }
+    if (time.points.empty()) continue;
+    chart.lines.push_back(std::move(limit));
+    chart.lines.push_back(std::move(time));
+  }
+  chart.x = Axis::LogarithmicAt(AsNumbers(BatchSizes(record)));
+  chart.y = Axis::Logarithmic(chart.lines.empty() ? 1 : low, std::max(high, 1e-6), 7);
+  return chart;
+}
+
+Table StepTimeTable(const StudyRecord& record) {
+  Table table;
+  table.caption = "Time of a decode step by batch size and method: " + Workload(record);
+  table.columns = {{"Method", Align::kLeft},
+                   {"Batch"},
+                   {"Step, ms"},
+                   {"The hardware’s limit, ms"},
+                   {"Of the limit"}};
+  for (const int64_t batch : BatchSizes(record)) {
+    for (const MethodRecord& method : record.methods) {
+      const BenchRun* run = FindRun(method, batch);
+      if (run == nullptr || !StepLimitMs(*run)) continue;
+      table.rows.push_back({method.name, FormatCount(batch),
+                            FormatSignificant(*run->time_per_output_token_ms),
+                            FormatSignificant(*StepLimitMs(*run)),
+                            FormatPercent(*run->roofline_fraction)});
+    }
+  }
+  return table;
+}
+
 // One batch size makes no line: bars instead.
 BarChart SingleBatchChart(const StudyRecord& record) {
   BarChart chart;
@@ -295,6 +361,24 @@ std::optional<Section> ThroughputSection(const StudyRecord& record) {
     figure.drawings.push_back({DrawRows(SingleBatchChart(record), kPanelFigure), ""});
   }
   section.blocks.push_back(std::move(figure));
+  LineChart steps = StepTimeChart(record);
+  if (BatchSizes(record).size() > 1 && !steps.lines.empty()) {
+    Figure limit;
+    limit.title = "Decode against the hardware’s limit";
+    limit.caption = fmt::format(
+        "Solid: the time of a step that decodes one token of every sequence. Dashed: the least that "
+        "the hardware allows, the sum over the step’s operations of the longer of reading their bytes "
+        "once and computing them at the measured rates. Both axes are logarithmic. {}.",
+        Workload(record));
+    limit.legend = BenchedLegend(record);
+    Drawing drawing;
+    drawing.wide = DrawLines(steps, kWideFigure);
+    steps.id += "-narrow";
+    drawing.narrow = DrawLines(steps, kNarrowFigure);
+    limit.drawings = {std::move(drawing)};
+    limit.data = StepTimeTable(record);
+    section.blocks.push_back(std::move(limit));
+  }
   return section;
 }
 

@@ -117,6 +117,7 @@ svg text { font-family: inherit; fill: var(--ink); }
 .fill { fill: var(--c); } .tint { fill: var(--c); fill-opacity: 0.28; stroke: var(--c);
   stroke-width: 0.75; }
 .stroke { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
+.limit { stroke-width: 1.25; stroke-dasharray: 5 4; }
 .interval { stroke: var(--c); stroke-width: 1.75; opacity: 0.8; }
 .whisker { stroke: var(--ink); stroke-width: 1; opacity: 0.8; }
 

@@ -264,6 +264,16 @@ std::vector<BenchRun> ReadBench(const Json& json, const std::string& source, Sta
   return runs;
 }
 
+std::optional<BatchThatFits> ReadLargestBatch(const Json& json, const std::string& source,
+                                              Status& status) {
+  const Fields fields(json, source, status);
+  const Json* found = fields.Find("largest_batch");
+  if (found == nullptr) return std::nullopt;
+  Fields of(*found, fields.Where("largest_batch"), status);
+  return BatchThatFits{.memory_bytes = of.Bytes("memory_bytes"),
+                       .batch_size = of.Count("batch_size")};
+}
+
 QuantizeResult ReadQuantize(const Json& json, const std::string& source, Status& status) {
   Fields fields(json, source, status);
   QuantizeResult result;
@@ -339,6 +349,7 @@ MethodRecord ReadMethod(const std::string& name, const Json& json, const std::st
   }
   if (const Json* document = fields.Find("bench")) {
     method.bench = ReadBench(*document, fields.Where("bench"), status);
+    method.largest_batch = ReadLargestBatch(*document, fields.Where("bench"), status);
   }
   return method;
 }

@@ -105,6 +105,12 @@ struct BenchRun {
   std::optional<uint64_t> process_bytes;
 };
 
+// The largest batch of the workload that the memory holds; 0 where it holds not one sequence.
+struct BatchThatFits {
+  uint64_t memory_bytes = 0;
+  int64_t batch_size = 0;
+};
+
 struct QuantizedModule {
   std::string name;
   double error = 0;  // by QuantizeResult::error_measure
@@ -133,6 +139,7 @@ struct MethodRecord {
   std::optional<Evaluation> evaluate_cloze;
   std::optional<PerplexityResult> perplexity;
   std::vector<BenchRun> bench;  // by batch size, ascending
+  std::optional<BatchThatFits> largest_batch;
   std::string error;
 };
 

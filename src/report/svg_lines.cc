@@ -89,6 +89,10 @@ std::string DrawLines(const LineChart& chart, double width) {
   for (const DataLine& line : chart.lines) {
     std::vector<Point> points;
     for (const Point& point : line.points) points.push_back({x_of(point.x), y_of(point.y)});
+    if (line.style == LineStyle::kLimit) {
+      canvas.Polyline(points, "stroke limit " + SeriesClass(line.series));
+      continue;
+    }
     canvas.Polyline(points, "stroke " + SeriesClass(line.series));
     for (size_t i = 0; i < points.size(); ++i) {
       canvas.Mark(points[i], 4, line.series, line.tooltips[i]);

@@ -11,11 +11,15 @@
 
 namespace nibble {
 
+// kLimit: what a measured line of the same series cannot pass; dashed, with neither marks nor a name.
+enum class LineStyle { kMeasured, kLimit };
+
 struct DataLine {
   int series = 0;
   std::string name;
   std::vector<Point> points;          // in the axes' numbers, x ascending, at least one
-  std::vector<std::string> tooltips;  // one for each point
+  std::vector<std::string> tooltips;  // one for each point; none of a limit
+  LineStyle style = LineStyle::kMeasured;
 };
 
 struct LineChart {

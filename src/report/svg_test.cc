@@ -100,6 +100,19 @@ TEST(SvgLines, LabelsOfLinesThatEndTogetherDoNotOverlap) {
   for (size_t i = 1; i < heights.size(); ++i) EXPECT_GE(heights[i] - heights[i - 1], 13.9);
 }
 
+TEST(SvgLines, LimitsHaveNeitherMarksNorNames) {
+  LineChart chart;
+  chart.x = Axis::LogarithmicAt({1, 2});
+  chart.y = Axis::Linear(0, 10, 5);
+  chart.lines = {
+      {.series = 3, .name = "fastest", .points = {{1, 5}, {2, 5}}, .style = LineStyle::kLimit},
+      {.series = 3, .name = "slow", .points = {{1, 8}, {2, 9}}, .tooltips = {"a", "b"}}};
+  const std::string svg = DrawLines(chart, 400);
+  EXPECT_THAT(svg, HasSubstr("stroke limit s3"));
+  EXPECT_THAT(svg, Not(HasSubstr("fastest")));
+  EXPECT_THAT(svg, HasSubstr(">slow<"));
+}
+
 TEST(SvgBars, StackEndsWhereItsSumIs) {
   BarChart chart;
   chart.axis = Axis::Linear(0, 10, 5);

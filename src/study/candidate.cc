@@ -117,6 +117,7 @@ Assessment Assess(const std::vector<MethodRecord>& methods, double tolerance_poi
     candidate.name = method.name;
     candidate.is_baseline = i == 0;
     AssessAccuracy(method, assessment.evidence, tolerance_points, candidate);
+    candidate.largest_batch = method.largest_batch;
     if (!method.bench.empty()) {
       candidate.least_peak_bytes = method.bench.front().total_bytes;
       candidate.fits_memory =

@@ -29,6 +29,7 @@ struct Candidate {
   std::optional<uint64_t> least_peak_bytes;  // at the smallest batch measured
   std::optional<uint64_t> process_bytes;     // beside peak_bytes
   std::optional<double> tokens_per_second;   // beside peak_bytes
+  std::optional<BatchThatFits> largest_batch;
   std::optional<double> speed;               // the geometric mean
 
   std::optional<double> kl_mean;

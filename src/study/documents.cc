@@ -43,8 +43,10 @@ Result<std::unique_ptr<LoadedModel>> LoadModelOn(const std::string& path,
       PredictWeightBytes(*model->opened.checkpoint, model->opened.description, *model->backend)
           .total();
   if (const uint64_t available = model->backend->AvailableBytes(); weight_bytes > available) {
-    return NotEnough("{}: the weights need {} of memory and {} is available", path,
-                     FormatBytes(weight_bytes), FormatBytes(available));
+    return NotEnough("{}: the weights need {} of memory and {} is available; {}", path,
+                     FormatBytes(weight_bytes), FormatBytes(available),
+                     DescribeSmallerWeights(*model->opened.checkpoint, model->opened.description,
+                                            *model->backend));
   }
   if (auto tokenizer = model->checkpoint().LoadTokenizer()) {
     model->tokenizer = *std::move(tokenizer);
@@ -58,10 +60,15 @@ Result<std::unique_ptr<LoadedModel>> LoadModelOn(const std::string& path,
 }
 
 Result<EvalResult> Evaluate(LoadedModel& model, const MmluDataset& data, const MmluFormat& format,
-                            ProgressStyle style, const CancelToken& cancel) {
+                            int64_t max_batch, ProgressStyle style, const CancelToken& cancel) {
   NIBBLE_RETURN_IF_ERROR(model.tokenizer_status);
-  const EngineOptions options = MmluEngineOptions(model.weights.config, *model.backend,
-                                                  model.kv_dtype, model.backend->step_rows());
+  if (max_batch < 1) return WrongUsage("--max-batch {}: want at least 1", max_batch);
+  const ModelConfig& config = model.weights.config;
+  const EngineOptions wanted = MmluEngineOptions(config, *model.backend, model.kv_dtype,
+                                                 model.backend->step_rows(), max_batch);
+  NIBBLE_ASSIGN_OR_RETURN(const EngineOptions options,
+                          FitKvCache(wanted, LeastMmluKvTokens(wanted, *model.backend), config,
+                                     *model.backend, model.backend->AvailableBytes()));
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
                           Engine::Create(model.weights, *model.backend, options));
   Progress progress(style, fmt::format("MMLU, {}", Name(format.scoring)), data.question_count());
@@ -88,8 +95,8 @@ Result<Json> MeasurePerplexity(LoadedModel& model, LoadedModel* reference,
   const std::vector<TokenId> tokens =
       tokenizer.Encode(text, SpecialTokens::kAdd, ParseSpecial::kNo);
   if (text.empty()) return BadInput("{}: the text is empty", request.text_path);
-  NIBBLE_RETURN_IF_ERROR(CheckPerplexity(request.options, model.weights.config,
-                                         static_cast<int64_t>(tokens.size())));
+  NIBBLE_RETURN_IF_ERROR(
+      CheckPerplexity(request.options, model.weights.config, static_cast<int64_t>(tokens.size())));
   std::unique_ptr<Engine> reference_engine;
   if (reference != nullptr) {
     NIBBLE_RETURN_IF_ERROR(reference->tokenizer_status);
@@ -107,11 +114,11 @@ Result<Json> MeasurePerplexity(LoadedModel& model, LoadedModel* reference,
 
   Progress progress(style, "perplexity", 1);
   ThreadPool pool(UsableCores());
-  NIBBLE_ASSIGN_OR_RETURN(Json figures,
-                          RunPerplexity(
-                              *engine, reference_engine.get(), tokens, request.options, pool,
-                              [&](int64_t done, int64_t total) { progress.Update(done, total); },
-                              cancel));
+  NIBBLE_ASSIGN_OR_RETURN(
+      Json figures,
+      RunPerplexity(
+          *engine, reference_engine.get(), tokens, request.options, pool,
+          [&](int64_t done, int64_t total) { progress.Update(done, total); }, cancel));
   Json document = {
       {"schema", "nibble.perplexity/1"},
       {"model", ModelLabel(model.checkpoint())},
@@ -126,16 +133,22 @@ Result<Json> MeasurePerplexity(LoadedModel& model, LoadedModel* reference,
 }
 
 Result<Json> Bench(LoadedModel& model, const Workload& workload, const DeviceLimits& limits,
-                   ProgressStyle style, const CancelToken& cancel) {
+                   std::optional<uint64_t> memory_budget_bytes, ProgressStyle style,
+                   const CancelToken& cancel) {
+  // What is allocated now, the weights, is part of the budget.
+  const uint64_t budget = memory_budget_bytes.value_or(model.backend->AvailableBytes() +
+                                                       model.backend->memory().current().total());
+  const int64_t largest = LargestBatch(workload, model.checkpoint(), model.opened.description,
+                                       *model.backend, model.kv_dtype, budget);
   Progress progress(style, "bench", 1);
+  const std::unique_ptr<EnergyMeter> energy = OpenEnergyMeter(*model.backend);
   NIBBLE_ASSIGN_OR_RETURN(
-      Json runs,
-      RunWorkload(
-          workload, model.weights, *model.backend, model.kv_dtype, limits,
-          [&](int64_t done, int64_t total, int64_t batch_size) {
-            progress.Update(done, total, fmt::format("batch {}", batch_size));
-          },
-          cancel));
+      Json runs, RunWorkload(
+                     workload, model.weights, *model.backend, model.kv_dtype, limits, energy.get(),
+                     [&](int64_t done, int64_t total, int64_t batch_size) {
+                       progress.Update(done, total, fmt::format("batch {}", batch_size));
+                     },
+                     cancel));
   return Json{{"schema", "nibble.bench/1"},
               {"model", ModelLabel(model.checkpoint())},
               {"synthetic", model.checkpoint().synthetic()},
@@ -144,6 +157,7 @@ Result<Json> Bench(LoadedModel& model, const Workload& workload, const DeviceLim
               {"limits",
                {{"read_bandwidth_bytes_per_second", limits.read_bytes_per_second},
                 {"matrix_flops_per_second", limits.matrix_flops_per_second}}},
+              {"largest_batch", {{"memory_bytes", budget}, {"batch_size", largest}}},
               {"runs", std::move(runs)}};
 }
 
@@ -175,6 +189,7 @@ std::string FormatBench(const Json& d) {
       "{} on {}\n{:>6} {:>10} {:>12} {:>12} {:>9} {:>9} {:>10} {:>10} {:>10} {:>10}\n",
       d["model"].get<std::string>(), d["device"].get<std::string>(), "batch", "output/s",
       "prefill/s", "decode/s", "TTFT ms", "TPOT ms", "of limit", "weights", "KV cache", "peak");
+  std::string energy;
   for (const Json& run : d["runs"]) {
     const Json& memory = run["peak_memory_bytes"];
     out += fmt::format(
@@ -182,11 +197,22 @@ std::string FormatBench(const Json& d) {
         run["batch_size"].get<int64_t>(), run["output_tokens_per_second"].get<double>(),
         run["prefill_tokens_per_second"].get<double>(),
         run["decode_tokens_per_second"].get<double>(), run["time_to_first_token_ms"].get<double>(),
-        run["time_per_output_token_ms"].get<double>(),
-        100 * run["roofline_fraction"].get<double>(), FormatBytes(memory["weights"].get<uint64_t>()),
+        run["time_per_output_token_ms"].get<double>(), 100 * run["roofline_fraction"].get<double>(),
+        FormatBytes(memory["weights"].get<uint64_t>()),
         FormatBytes(memory["kv_cache"].get<uint64_t>()),
         FormatBytes(memory["total"].get<uint64_t>()));
+    if (run["mean_power_watts"].is_null()) continue;
+    energy += fmt::format("{:>6} {:>14.3f} {:>8.0f}\n", run["batch_size"].get<int64_t>(),
+                          run["energy_joules_per_token"].get<double>(),
+                          run["mean_power_watts"].get<double>());
   }
+  if (!energy.empty()) {
+    out += fmt::format("{:>6} {:>14} {:>8}\n{}", "batch", "decode J/token", "W", energy);
+  }
+  const Json& largest = d["largest_batch"];
+  out += fmt::format("the largest batch that fits {} is {}\n",
+                     FormatBytes(largest["memory_bytes"].get<uint64_t>()),
+                     largest["batch_size"].get<int64_t>());
   return out;
 }
 

@@ -33,9 +33,10 @@ Result<std::unique_ptr<LoadedModel>> LoadModelOn(const std::string& path,
                                                  RandomWeights random_weights,
                                                  ProgressStyle progress, const CancelToken& cancel);
 
-// "nibble.evaluate/1".
+// "nibble.evaluate/1", with at most `max_batch` sequences at a time and as large a KV cache as helps and
+// fits.
 Result<EvalResult> Evaluate(LoadedModel& model, const MmluDataset& data, const MmluFormat& format,
-                            ProgressStyle progress, const CancelToken& cancel);
+                            int64_t max_batch, ProgressStyle progress, const CancelToken& cancel);
 
 // "nibble.perplexity/1". `reference` may be null.
 struct PerplexityRequest {
@@ -47,9 +48,11 @@ Result<Json> MeasurePerplexity(LoadedModel& model, LoadedModel* reference,
                                const PerplexityRequest& request, ProgressStyle progress,
                                const CancelToken& cancel);
 
-// "nibble.bench/1".
+// "nibble.bench/1". The largest batch is looked for within the budget, or what the device has where
+// there is none.
 Result<Json> Bench(LoadedModel& model, const Workload& workload, const DeviceLimits& limits,
-                   ProgressStyle progress, const CancelToken& cancel);
+                   std::optional<uint64_t> memory_budget_bytes, ProgressStyle progress,
+                   const CancelToken& cancel);
 
 // Aligned plain text for the terminal.
 std::string FormatPerplexity(const Json& document);

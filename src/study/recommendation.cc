@@ -48,6 +48,7 @@ class Recommender {
   std::string SpeedText(const Candidate& candidate) const;
   std::string DropText(const Candidate& candidate) const;
   std::string BatchText() const;
+  std::string BaselinesLargestBatch(const Candidate& method) const;
   std::string EnoughQuestions(const Candidate& candidate) const;
   Json CandidatesJson() const;
 
@@ -221,7 +222,19 @@ std::vector<std::string> Recommender::Reasons(const Choice& choice) const {
                           baseline_.name)
             : fmt::format("Memory: {} at batch size {}.", FormatBytes(*method.peak_bytes), batch));
   }
+  if (method.largest_batch && method.largest_batch->batch_size > 0) {
+    reasons.push_back(fmt::format("The largest batch that fits {} is {}{}.",
+                                  FormatBytes(method.largest_batch->memory_bytes),
+                                  method.largest_batch->batch_size, BaselinesLargestBatch(method)));
+  }
   return reasons;
+}
+
+std::string Recommender::BaselinesLargestBatch(const Candidate& method) const {
+  if (method.is_baseline || !baseline_.largest_batch) return "";
+  if (baseline_.largest_batch->batch_size == 0)
+    return fmt::format("; {} does not fit", baseline_.name);
+  return fmt::format(", {}’s is {}", baseline_.name, baseline_.largest_batch->batch_size);
 }
 
 std::string Recommender::Uncertainty(const Choice& choice) const {
@@ -329,6 +342,8 @@ Json Recommender::CandidatesJson() const {
     json["fits_accuracy"] = kFits[static_cast<int>(candidate.accuracy)];
     json["peak_memory_bytes"] = or_null(candidate.peak_bytes);
     json["fits_memory"] = or_null(candidate.fits_memory);
+    json["largest_batch"] =
+        candidate.largest_batch ? Json(candidate.largest_batch->batch_size) : Json(nullptr);
     json["output_tokens_per_second"] = or_null(candidate.tokens_per_second);
     json["speedup"] = candidate.speed && baseline_.speed ? Json(*candidate.speed / *baseline_.speed)
                                                          : Json(nullptr);

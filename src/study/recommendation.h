@@ -39,8 +39,8 @@ struct RecommendationLimits {
 //    "batch_sizes": [those that speed is the geometric mean over], "scoring": "letters" | "cloze" |
 //    null,
 //    "candidates": [{"method", "accuracy_drop_points", "ci95": [low, high], "fits_accuracy":
-//      "yes" | "no" | "undecided", "peak_memory_bytes", "fits_memory", "output_tokens_per_second",
-//      "speedup"}],
+//      "yes" | "no" | "undecided", "peak_memory_bytes", "fits_memory", "largest_batch",
+//      "output_tokens_per_second", "speedup"}],
 //    "would_have_to_give": [TEXT]}
 // A candidate's memory and tokens per second are at the largest of `batch_sizes` (else at the
 // smallest batch it was measured at); its speedup is the ratio of geometric means to the baseline.

@@ -142,6 +142,17 @@ TEST(Recommendation, MemoryBudget) {
               HasSubstr("awq would need a memory budget of 4.00 GiB"));
 }
 
+TEST(Recommendation, NamesTheLargestBatch) {
+  Json methods = {{"fp16", Fp16()}, {"awq", Method({.lost = 500, .gained = 500, .speed = 20})}};
+  methods["awq"]["bench"]["largest_batch"] = {{"memory_bytes", 24 * kGiB}, {"batch_size", 57}};
+  EXPECT_THAT(TextOf(MustRecommend(methods)),
+              HasSubstr("The largest batch that fits 24.0 GiB is 57."));
+  methods["fp16"]["bench"]["largest_batch"] = {{"memory_bytes", 24 * kGiB}, {"batch_size", 21}};
+  const Json both = MustRecommend(methods);
+  EXPECT_THAT(TextOf(both), HasSubstr("The largest batch that fits 24.0 GiB is 57, fp16’s is 21."));
+  EXPECT_EQ(both["candidates"][1]["largest_batch"], 57);
+}
+
 TEST(Recommendation, BothLimitsMayHaveToGive) {
   const Json result =
       MustRecommend({{"fp16", Fp16()},

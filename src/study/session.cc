@@ -28,7 +28,17 @@ Result<DType> NamedType(const std::string& name) {
 
 Result<std::unique_ptr<Backend>> MakeGpuBackend(const DeviceOptions& options, int index,
                                                 const ModelConfig& config) {
-  CudaOptions cuda{.device = index};
+  if (options.batch_invariant) {
+    return WrongUsage(
+        "--batch-invariant: on a GPU the order of sums depends on the batch; --device cpu gives the "
+        "same bits whatever the batch");
+  }
+  if (options.kernels != "auto" && options.kernels != "portable") {
+    return WrongUsage("--kernels \"{}\": want auto or portable", options.kernels);
+  }
+  CudaOptions cuda{.device = index,
+                   .kernels = options.kernels == "portable" ? CudaKernels::kPortable
+                                                            : CudaKernels::kAuto};
   if (options.dtype == "auto") {
     cuda.activations = config.dtype == DType::kBF16 ? DType::kBF16 : DType::kF16;
   } else {
@@ -37,14 +47,8 @@ Result<std::unique_ptr<Backend>> MakeGpuBackend(const DeviceOptions& options, in
   return MakeCudaBackend(cuda);
 }
 
-}  // namespace
-
-int ThreadsFor(const DeviceOptions& options) {
-  return options.threads > 0 ? options.threads : UsableCores();
-}
-
-Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options,
-                                             const ModelConfig& config) {
+Result<std::unique_ptr<Backend>> MakeUnlimitedBackend(const DeviceOptions& options,
+                                                      const ModelConfig& config) {
   if (options.threads < 0 || options.threads > 4096) {
     return WrongUsage("--threads {}: want 1 to 4096, or 0 for all cores", options.threads);
   }
@@ -52,7 +56,7 @@ Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options,
   if (options.device == "ref") return MakeRefBackend(threads);
   if (options.device == "auto" && options.dtype != "f32" && !ListCudaDevices().empty()) {
     Result<std::unique_ptr<Backend>> gpu = MakeGpuBackend(options, 0, config);
-    if (gpu) return gpu;
+    if (gpu || gpu.error().code() == ErrorCode::kUsage) return gpu;
     spdlog::warn("{}; the CPU computes instead", gpu.error().message());
   }
   if (options.device == "auto" || options.device == "cpu") {
@@ -66,6 +70,25 @@ Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options,
     if (error == std::errc() && end == number.end()) return MakeGpuBackend(options, index, config);
   }
   return WrongUsage("device \"{}\": want auto, cpu, ref, cuda or cuda:N", options.device);
+}
+
+}  // namespace
+
+int ThreadsFor(const DeviceOptions& options) {
+  return options.threads > 0 ? options.threads : UsableCores();
+}
+
+Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options,
+                                             const ModelConfig& config) {
+  if (!(options.memory_fraction > 0 && options.memory_fraction <= 1)) {
+    return WrongUsage("--memory-fraction {}: want more than 0, at most 1", options.memory_fraction);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeUnlimitedBackend(options, config));
+  if (options.memory_fraction < 1) {
+    backend->memory().SetLimit(static_cast<uint64_t>(
+        options.memory_fraction * static_cast<double>(backend->MemoryBytes())));
+  }
+  return backend;
 }
 
 Result<std::unique_ptr<Backend>> MakeQuantizingBackend(const DeviceOptions& options,

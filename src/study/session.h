@@ -21,11 +21,14 @@ struct DeviceOptions {
   int threads = 0;              // 0: all usable cores
   std::string dtype = "auto";   // auto, f32, f16, bf16
   bool batch_invariant = false;
+  std::string kernels = "auto";  // of a GPU: auto, portable
+  double memory_fraction = 1;    // of the device's memory that may be used, in (0, 1]
 };
 
 // The device for models of this configuration: "auto" is the first usable GPU, or the CPU where there
 // is none; on a GPU, "auto" activations are of the model's own 16-bit type. kBadInput where the device
-// is missing or this build cannot use it, kUsage where there is none of that name.
+// is missing or this build cannot use it, kUsage where there is none of that name or it cannot do what is
+// asked for.
 Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options,
                                              const ModelConfig& config);
 // Quantizers run on a CPU: what MakeBackend makes, but never a GPU's.

@@ -225,7 +225,9 @@ Status Study::RunMethod(const std::string& method, const Json& hardware, const J
                                                options_.progress, cancel_));
     return {};
   };
-  const Json device = {{"device", options_.device.device}, {"dtype", options_.device.dtype}};
+  const Json device = {{"device", options_.device.device},
+                       {"dtype", options_.device.dtype},
+                       {"kernels", options_.device.kernels}};
   const Json& accelerator = hardware["accelerator"];
 
   for (const MmluScoring scoring : options_.scorings) {
@@ -240,7 +242,8 @@ Status Study::RunMethod(const std::string& method, const Json& hardware, const J
         record[name], Stage(method + "." + name, inputs, [&]() -> Result<Json> {
           NIBBLE_RETURN_IF_ERROR(load());
           NIBBLE_ASSIGN_OR_RETURN(
-              EvalResult result, Evaluate(*model, *data_, format, options_.progress, cancel_));
+              EvalResult result, Evaluate(*model, *data_, format, options_.max_batch,
+                                          options_.progress, cancel_));
           if (baseline.is_null()) return result.ToJson();
           NIBBLE_ASSIGN_OR_RETURN(const EvalResult reference,
                                   EvalResult::FromJson(baseline[name], "the baseline's " + name));
@@ -280,10 +283,12 @@ Status Study::RunMethod(const std::string& method, const Json& hardware, const J
                              {{"method", method},
                               {"workload", WorkloadRecord(options_.workload)},
                               {"hardware", hardware},
+                              {"memory_budget", OrNull(options_.limits.memory_budget_bytes)},
                               {"device", device}},
                              [&]() -> Result<Json> {
                                NIBBLE_RETURN_IF_ERROR(load());
-                               return Bench(*model, options_.workload, limits, options_.progress,
+                               return Bench(*model, options_.workload, limits,
+                                            options_.limits.memory_budget_bytes, options_.progress,
                                             cancel_);
                              }));
   return {};
@@ -298,6 +303,8 @@ Json Study::OptionsRecord() const {
       {"threads", ThreadsFor(options_.device)},
       {"dtype", options_.device.dtype},
       {"batch_invariant", options_.device.batch_invariant},
+      {"kernels", options_.device.kernels},
+      {"memory_fraction", options_.device.memory_fraction},
       {"data",
        {{"name", data_->directory_name()},
         {"questions", data_->question_count()},

@@ -27,6 +27,7 @@ struct StudyOptions {
   RandomWeights random_weights = RandomWeights::kRefuse;
 
   std::string data;  // MMLU's directory
+  int64_t max_batch = kMmluSequences;
   MmluDataOptions questions;
   MmluTemplate prompt_template = MmluTemplate::kOriginal;
   std::vector<MmluScoring> scorings = {MmluScoring::kLetters};

@@ -78,6 +78,16 @@ void MemoryTracker::ResetPeak() {
   peak_ = current_;
 }
 
+void MemoryTracker::SetLimit(uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  limit_ = bytes;
+}
+
+uint64_t MemoryTracker::Room() const {
+  const std::lock_guard lock(mutex_);
+  return limit_ - std::min(limit_, current_.total());
+}
+
 Buffer::Buffer(void* data, size_t bytes, Release release, MemoryTracker* tracker, MemoryClass c)
     : data_(data), bytes_(bytes), release_(release), tracker_(tracker), class_(c) {
   if (tracker_ != nullptr) tracker_->Add(class_, bytes_);
@@ -109,6 +119,10 @@ Result<Buffer> AllocateHost(MemoryTracker& tracker, MemoryClass memory_class, si
   const bool huge = bytes >= kHugePage;
   const size_t alignment = huge ? kHugePage : kAlignment;
   const size_t rounded = RoundUp(std::max<size_t>(bytes, 1), kAlignment);
+  if (rounded > tracker.Room()) {
+    return NotEnough("{} of memory for {} are wanted, {} are left of what nibble may use",
+                     FormatBytes(bytes), Name(memory_class), FormatBytes(tracker.Room()));
+  }
   void* data = std::aligned_alloc(alignment, RoundUp(rounded, alignment));
   if (data == nullptr) {
     return NotEnough("cannot allocate {} of memory for {}", FormatBytes(bytes), Name(memory_class));

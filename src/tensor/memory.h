@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -26,7 +27,7 @@ struct MemoryUse {
   uint64_t total() const { return bytes[0] + bytes[1] + bytes[2]; }
 };
 
-// What is allocated now, and what was at the moment when the total was highest. Thread-safe.
+// What is allocated now, what was at the moment when the total was highest, and what may be. Thread-safe.
 class MemoryTracker {
  public:
   void Add(MemoryClass memory_class, uint64_t bytes);
@@ -34,10 +35,13 @@ class MemoryTracker {
   MemoryUse current() const;
   MemoryUse peak() const;
   void ResetPeak();  // the peak becomes what is allocated now
+  void SetLimit(uint64_t bytes);  // in all; the allocators refuse more
+  uint64_t Room() const;          // up to the limit
 
  private:
   mutable std::mutex mutex_;
   MemoryUse current_, peak_;
+  uint64_t limit_ = std::numeric_limits<uint64_t>::max();
 };
 
 // Owned memory of one device. Movable. The allocator's tracker must outlive it.

@@ -40,7 +40,10 @@ class CpuBackend final : public Backend {
   int64_t kv_block_tokens() const override { return kBlockTokens; }
   int64_t step_rows() const override { return 512; }
   MemoryTracker& memory() override { return memory_; }
-  uint64_t AvailableBytes() const override { return ReadHostMemory().available_bytes; }
+  uint64_t MemoryBytes() const override { return ReadHostMemory().total_bytes; }
+  uint64_t AvailableBytes() const override {
+    return std::min(ReadHostMemory().available_bytes, memory_.Room());
+  }
   uint64_t SystemBytes() const override { return PeakResidentBytes(); }
 
   Result<Matrix> Allocate(MemoryClass memory_class, DType dtype, int64_t rows,
@@ -207,13 +210,13 @@ class CpuBackend final : public Backend {
     }
   }
 
-  void ArgMax(MatrixView logits, MatrixView tokens) override {
-    for (int64_t r = 0; r < logits.rows; ++r) {
-      const float* row = logits.row<float>(r);
-      *tokens.row<int32_t>(r) =
-          static_cast<int32_t>(std::max_element(row, row + logits.columns) - row);
-    }
+  void ChooseTokens(BatchPlan& plan, MatrixView logits) override {
+    static_cast<CpuPlan&>(plan).chosen().Choose(logits);
   }
+  Result<std::span<const int32_t>> ReceiveTokens(BatchPlan& plan) override {
+    return static_cast<CpuPlan&>(plan).chosen().Receive();
+  }
+  bool queues_steps() const override { return false; }
 
   Result<MatrixView> ToHost(MatrixView matrix) override { return matrix; }
 

@@ -60,6 +60,8 @@ void CpuPlan::SetBatch(const Batch& batch) {
     return {at<int32_t>(to), from.size()};
   };
   batch_.tokens = copy(batch.tokens, layout_.tokens);
+  chosen_.SetBatch(batch.choices, batch.chosen_rows,
+                   {at<int32_t>(layout_.tokens), batch.tokens.size()});
   batch_.positions = copy(batch.positions, layout_.positions);
   batch_.row_begin = copy(batch.row_begin, layout_.row_begin);
   batch_.context_lengths = copy(batch.context_lengths, layout_.context_lengths);

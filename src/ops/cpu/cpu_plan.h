@@ -36,6 +36,7 @@ class CpuPlan final : public BatchPlan {
   const Batch& batch() const { return batch_; }
   std::span<const int32_t> row_sequence() const { return row_sequence_; }  // [rows]
   const PlanLayout& layout() const { return layout_; }
+  HostTokens& chosen() { return chosen_; }
 
   LinearScratch linear_scratch() const {
     return {.packed = at<std::byte>(layout_.packed), .sums = at<float>(layout_.sums)};
@@ -66,6 +67,7 @@ class CpuPlan final : public BatchPlan {
   PlanLayout layout_;
   Buffer memory_;
   Batch batch_;  // spans of memory_
+  HostTokens chosen_;
   std::span<const int32_t> row_sequence_;
   mutable bool has_rope_ = false;
 };

@@ -18,6 +18,8 @@ namespace {
 
 // A step's rows that fill the device, and more would only take memory.
 constexpr int64_t kStepRows = 4096;
+// What the driver takes while nibble runs, and nibble does not count: kernels' code, graphs.
+constexpr size_t kUncountedBytes = size_t{256} << 20;
 // Rows of a dequantized piece begin at multiples of this (see DequantizeQ4).
 constexpr int64_t kDequantizeRowMultiple = 128;
 
@@ -56,8 +58,9 @@ const CudaKvCache& Cuda(const KvCache& cache) { return static_cast<const CudaKvC
 
 class CudaBackend final : public Backend {
  public:
-  static Result<std::unique_ptr<Backend>> Create(const CudaDevice& device, DType activations) {
-    std::unique_ptr<CudaBackend> backend(new CudaBackend(device, activations));
+  static Result<std::unique_ptr<Backend>> Create(const CudaDevice& device,
+                                                 const CudaOptions& options) {
+    std::unique_ptr<CudaBackend> backend(new CudaBackend(device, options));
     NIBBLE_ASSIGN_OR_RETURN(backend->stream_, Stream::Create());
     NIBBLE_ASSIGN_OR_RETURN(backend->product_, MatrixProduct::Create());
     NIBBLE_ASSIGN_OR_RETURN(backend->loader_,
@@ -67,16 +70,19 @@ class CudaBackend final : public Backend {
 
   std::string name() const override { return "cuda"; }
   std::string description() const override {
-    return fmt::format("cuda:{} ({}, compute capability {}, {})", device_.index, device_.name,
-                       device_.compute_capability, Name(activations_));
+    return fmt::format("cuda:{} ({}, compute capability {}, {}{})", device_.index, device_.name,
+                       device_.compute_capability, Name(activations_),
+                       kernels_ == CudaKernels::kPortable ? ", portable kernels" : "");
   }
   DType activation_type() const override { return activations_; }
   int64_t kv_block_tokens() const override { return kBlockTokens; }
   int64_t step_rows() const override { return kStepRows; }
   MemoryTracker& memory() override { return memory_; }
+  uint64_t MemoryBytes() const override { return device_.memory_bytes; }
   uint64_t AvailableBytes() const override {
     size_t free = 0, total = 0;
-    return cudaMemGetInfo(&free, &total) == cudaSuccess ? free : 0;
+    if (cudaMemGetInfo(&free, &total) != cudaSuccess) return 0;
+    return std::min<uint64_t>(free - std::min(free, kUncountedBytes), memory_.Room());
   }
   uint64_t SystemBytes() const override {
     size_t free = 0, total = 0;
@@ -233,10 +239,13 @@ class CudaBackend final : public Backend {
     GatherRows(*stream_, x, Cuda(plan).batch().logit_rows, out);
   }
 
-  void ArgMax(MatrixView logits, MatrixView tokens) override {
-    CHECK(logits.dtype == DType::kF32 && tokens.dtype == DType::kI32 && tokens.stride == 1);
-    cuda::ArgMax(*stream_, logits, tokens.row<int32_t>(0));
+  void ChooseTokens(BatchPlan& plan, MatrixView logits) override {
+    Cuda(plan).ChooseTokens(logits);
   }
+  Result<std::span<const int32_t>> ReceiveTokens(BatchPlan& plan) override {
+    return Cuda(plan).ReceiveTokens();
+  }
+  bool queues_steps() const override { return true; }
 
   Result<MatrixView> ToHost(MatrixView matrix) override {
     const size_t row_bytes = static_cast<size_t>(matrix.columns) * BytesOf(matrix.dtype);
@@ -255,8 +264,8 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  CudaBackend(const CudaDevice& device, DType activations)
-      : device_(device), activations_(activations) {}
+  CudaBackend(const CudaDevice& device, const CudaOptions& options)
+      : device_(device), activations_(options.activations), kernels_(options.kernels) {}
 
   void CheckActivations(MatrixView matrix) const {
     CHECK(matrix.dtype == activations_, "activations of type {}", Name(matrix.dtype));
@@ -280,9 +289,9 @@ class CudaBackend final : public Backend {
   void MultiplyQ4(const CudaPlan& plan, const CudaLinear& weight, MatrixView x, Epilogue epilogue,
                   MatrixView out) {
     const Q4Layout& q4 = *weight.layout().q4;
-    if (x.rows <= LinearQ4MostRows() && out.dtype == activations_) {
+    if (x.rows <= LinearQ4MostRows(kernels_) && out.dtype == activations_) {
       return LinearQ4(*stream_, q4, weight.weight(), weight.bias(), x, epilogue, out,
-                      plan.at<void>(plan.layout().linear_q4));
+                      plan.at<void>(plan.layout().linear_q4), kernels_);
     }
     // A piece of the weight at a time, small enough to be read back from the cache.
     const bool direct = weight.bias() == nullptr && epilogue != Epilogue::kSiluMul;
@@ -316,6 +325,7 @@ class CudaBackend final : public Backend {
 
   CudaDevice device_;
   DType activations_;
+  CudaKernels kernels_;
   MemoryTracker memory_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<MatrixProduct> product_;
@@ -330,7 +340,9 @@ Result<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
   if (options.activations != DType::kF16 && options.activations != DType::kBF16) {
     return WrongUsage("on a GPU activations are f16 or bf16, not {}", Name(options.activations));
   }
-  NIBBLE_RETURN_IF_ERROR(cuda::CheckDriver());
+  if (const Status driver = cuda::CheckDriver(); !driver) {
+    return tl::unexpected<Error>(driver.error().In(fmt::format("cuda:{}", options.device)));
+  }
   const std::vector<CudaDevice> devices = ListCudaDevices();
   if (options.device < 0 || options.device >= static_cast<int>(devices.size())) {
     return BadInput("cuda:{}: {}", options.device,
@@ -344,7 +356,7 @@ Result<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
     return BadInput("cuda:{} ({}): {}", options.device, device.name, cuda::ErrorText(error));
   }
   NIBBLE_RETURN_IF_ERROR(cuda::CheckKernelsRun(device));
-  return cuda::CudaBackend::Create(device, options.activations);
+  return cuda::CudaBackend::Create(device, options);
 }
 
 }  // namespace nibble

@@ -12,9 +12,13 @@
 
 namespace nibble {
 
+// kPortable: only those that run on any GPU, also where there are others for this one.
+enum class CudaKernels { kAuto, kPortable };
+
 struct CudaOptions {
   int device = 0;
   DType activations = DType::kF16;  // or kBF16
+  CudaKernels kernels = CudaKernels::kAuto;
 };
 
 // Fails with kBadInput where this build has no CUDA, there is no such device, its driver is too old or

@@ -320,36 +320,6 @@ TEST_P(CudaBackendTest, EmbedsTurnsAndGathers) {
   ExpectNear(got, want, 1, 1.1);
 }
 
-TEST_P(CudaBackendTest, ChoosesTheFirstOfTheGreatest) {
-  Random random(5);
-  for (const int64_t columns : {1, 31, 1024, 32000, 128256}) {
-    HostMatrix logits = HostMatrix::Normal(5, columns, random);
-    if (columns > 40) {
-      logits.row(1)[17] = logits.row(1)[40] = 100;
-      std::fill_n(logits.row(2), columns, -std::numeric_limits<float>::infinity());
-      logits.row(3)[0] = std::numeric_limits<float>::quiet_NaN();
-      logits.row(3)[columns - 1] = 100;
-    }
-    const Matrix on_device =
-        Must(cuda_->Allocate(MemoryClass::kWorkspace, DType::kF32, 5, columns));
-    ASSERT_EQ(cudaMemcpy(on_device.view().data, logits.values.data(), logits.values.size() * 4,
-                         cudaMemcpyHostToDevice),
-              cudaSuccess);
-    cudaDeviceSynchronize();
-    const Matrix tokens = Must(cuda_->Allocate(MemoryClass::kWorkspace, DType::kI32, 5, 1));
-    cuda_->ArgMax(on_device.view(), tokens.view());
-    const MatrixView got = Must(cuda_->ToHost(tokens.view()));
-    for (int64_t r = 0; r < 5; ++r) {
-      const float* row = logits.row(r);
-      int32_t want = 0;
-      for (int32_t c = 1; c < columns; ++c) {
-        if (row[c] > row[want] || std::isnan(row[want])) want = c;
-      }
-      EXPECT_EQ(*got.row<int32_t>(r), want) << "row " << r << " of " << columns;
-    }
-  }
-}
-
 TEST_P(CudaBackendTest, CountsItsMemory) {
   const MemoryUse before = cuda_->memory().current();
   {

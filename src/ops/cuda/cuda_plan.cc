@@ -7,6 +7,7 @@
 #include "src/ops/cuda/attention.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/cuda/linear_q4.h"
+#include "src/ops/cuda/sampling.h"
 
 namespace nibble::cuda {
 namespace {
@@ -34,11 +35,14 @@ PlanLayout PlanLayout::Of(const StepLimits& limits, const ModelExtents& model,
     end += RoundUp(bytes, kAlignment);
     return begin;
   };
-  const auto integers = static_cast<size_t>(3 * limits.rows + 2 * limits.sequences + 1 +
+  const auto integers = static_cast<size_t>(4 * limits.rows + 2 * limits.sequences + 1 +
                                             limits.sequences * layout.max_blocks +
                                             limits.logit_rows + 2 * MaxTiles(limits));
-  layout.batch_bytes = integers * sizeof(int32_t) + 8 * kAlignment;
+  layout.batch_bytes = integers * sizeof(int32_t) +
+                       static_cast<size_t>(limits.logit_rows) * sizeof(TokenChoice) +
+                       8 * kAlignment;
   layout.batch = add(layout.batch_bytes);
+  layout.chosen = add(static_cast<size_t>(limits.logit_rows) * sizeof(int32_t));
   layout.rope_frequencies = add(static_cast<size_t>(layout.half_dim) * sizeof(float));
   layout.rope_table =
       add(static_cast<size_t>(limits.rows * 2 * layout.half_dim) * sizeof(float));
@@ -75,6 +79,7 @@ Result<std::unique_ptr<CudaPlan>> CudaPlan::Create(const PlanLayout& layout, Buf
     const cudaError_t error = cudaEventCreateWithFlags(&staging.copied, cudaEventDisableTiming);
     if (error != cudaSuccess) return Fail(ErrorCode::kInternal, "an event: {}", ErrorText(error));
   }
+  NIBBLE_ASSIGN_OR_RETURN(plan->tokens_, TokenQueue::Create(layout.limits.logit_rows, stream));
   // Kernels count on scratch memory that starts zeroed.
   stream.Check(cudaMemsetAsync(plan->memory_.data(), 0, layout.total_bytes, stream.get()),
                "zeroing scratch memory", 1, static_cast<int64_t>(layout.total_bytes));
@@ -103,6 +108,8 @@ void CudaPlan::SetBatch(const Batch& batch) {
         batch.max_blocks, layout_.max_blocks);
   CHECK(batch.row_begin.size() == batch.context_lengths.size() + 1 &&
         batch.positions.size() == batch.tokens.size());
+  CHECK(batch.chosen_rows.empty() || batch.chosen_rows.size() == batch.tokens.size());
+  CHECK(batch.choices.empty() || batch.choices.size() == batch.logit_rows.size());
 
   Staging& staging = staging_[next_staging_];
   next_staging_ = (next_staging_ + 1) % staging_.size();
@@ -127,6 +134,14 @@ void CudaPlan::SetBatch(const Batch& batch) {
   batch_.table_stride = layout_.max_blocks;
   batch_.tokens = copy(batch.tokens);
   batch_.positions = copy(batch.positions);
+  batch_.chosen = at<int32_t>(layout_.chosen);
+  const auto [chosen_rows, device_chosen_rows] = place(batch.tokens.size());
+  batch_.chosen_rows = device_chosen_rows;
+  if (batch.chosen_rows.empty()) {
+    std::fill_n(chosen_rows, batch.tokens.size(), -1);
+  } else {
+    std::copy(batch.chosen_rows.begin(), batch.chosen_rows.end(), chosen_rows);
+  }
   batch_.row_begin = copy(batch.row_begin);
   batch_.context_lengths = copy(batch.context_lengths);
   batch_.logit_rows = copy(batch.logit_rows);
@@ -154,6 +169,13 @@ void CudaPlan::SetBatch(const Batch& batch) {
     const auto from = batch.block_tables.begin() + s * batch.max_blocks;
     std::copy(from, from + batch.max_blocks, tables + s * layout_.max_blocks);
   }
+  choices_ = nullptr;
+  if (!batch.choices.empty()) {
+    const auto [choices, device_choices] =
+        place(batch.choices.size_bytes() / sizeof(int32_t));
+    std::memcpy(choices, batch.choices.data(), batch.choices.size_bytes());
+    choices_ = reinterpret_cast<const TokenChoice*>(device_choices);
+  }
   // Late tiles see the longest contexts; they go first, so that short ones fill the end.
   std::reverse(tiles.begin(), tiles.end());
   const auto [host_tiles, device_tiles] = place(2 * tiles.size());
@@ -166,6 +188,13 @@ void CudaPlan::SetBatch(const Batch& batch) {
                 "copying a batch", batch.rows(), 1);
   stream_.Check(cudaEventRecord(staging.copied, stream_.get()), "copying a batch", batch.rows(), 1);
   has_rope_ = false;
+}
+
+void CudaPlan::ChooseTokens(MatrixView logits) {
+  CHECK(logits.dtype == DType::kF32 && logits.rows == logit_rows_);
+  int32_t* const for_host = tokens_->Next(logits.rows);
+  cuda::ChooseTokens(stream_, logits, choices_, batch_.chosen, for_host);
+  tokens_->Sent();
 }
 
 void CudaPlan::Issue(const std::function<void()>& operations) {

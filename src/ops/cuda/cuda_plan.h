@@ -8,12 +8,15 @@
 #include <array>
 #include <functional>
 #include <map>
+#include <memory>
+#include <span>
 #include <tuple>
 #include <vector>
 
 #include "src/ops/backend.h"
 #include "src/ops/cuda/device_batch.h"
 #include "src/ops/cuda/stream.h"
+#include "src/ops/cuda/token_queue.h"
 
 namespace nibble::cuda {
 
@@ -24,6 +27,7 @@ struct PlanLayout {
   int64_t half_dim = 0;
   int64_t wide_rows = 0;  // of `wide`
   size_t batch, batch_bytes;    // the batch's integers, packed anew for each step
+  size_t chosen;                // int32 [logit_rows], the tokens that were chosen last
   size_t rope_frequencies;      // float32 [half_dim]
   size_t rope_table;            // float32 [rows][half_dim][cos, sin]
   size_t decode;                // AttendDecode's
@@ -50,6 +54,10 @@ class CudaPlan final : public BatchPlan {
   const DeviceBatch& batch() const { return batch_; }
   int64_t logit_rows() const { return logit_rows_; }
   const PlanLayout& layout() const { return layout_; }
+
+  // See Backend.
+  void ChooseTokens(MatrixView logits);
+  Result<std::span<const int32_t>> ReceiveTokens() { return tokens_->Receive(); }
 
   // Issues a step's operations. Those of a batch that only decodes are captured when its shape comes
   // a second time (the first loads the kernels, which a capture must not) and replayed from then on.
@@ -85,6 +93,8 @@ class CudaPlan final : public BatchPlan {
   Stream& stream_;
   DeviceBatch batch_;
   int64_t logit_rows_ = 0;
+  const TokenChoice* choices_ = nullptr;  // [logit_rows] on the device; null: the most probable
+  std::unique_ptr<TokenQueue> tokens_;
   std::array<Staging, 2> staging_;
   size_t next_staging_ = 0;
   std::map<StepShape, Recording> recordings_;

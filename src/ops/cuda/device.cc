@@ -17,12 +17,15 @@ std::vector<CudaDevice> ListCudaDevices() {
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp properties;
     if (cudaGetDeviceProperties(&properties, i) != cudaSuccess) continue;
+    char bus_id[32] = "";
+    cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), i);
     devices.push_back(
         {.index = i,
          .name = properties.name,
          .compute_capability = fmt::format("{}.{}", properties.major, properties.minor),
          .memory_bytes = properties.totalGlobalMem,
          .multiprocessors = properties.multiProcessorCount,
+         .pci_bus_id = bus_id,
          .driver = fmt::format("{}.{}", driver / 1000, driver % 1000 / 10)});
   }
   return devices;

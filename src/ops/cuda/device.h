@@ -16,6 +16,7 @@ struct CudaDevice {
   std::string compute_capability;  // "9.0"
   uint64_t memory_bytes = 0;
   int multiprocessors = 0;
+  std::string pci_bus_id;  // "0000:3B:00.0"
   std::string driver;  // the CUDA version that the driver supports: "13.0"
 };
 

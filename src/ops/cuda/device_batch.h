@@ -18,6 +18,8 @@ struct PrefillTile {
 // See Batch (src/ops/kv.h) for what the arrays hold. All pointers are to device memory.
 struct DeviceBatch {
   const int32_t* tokens = nullptr;           // [rows]
+  const int32_t* chosen_rows = nullptr;      // [rows] -1, or into `chosen` in place of `tokens`
+  int32_t* chosen = nullptr;                 // [logit rows] the tokens that were chosen last
   const int32_t* positions = nullptr;        // [rows]
   const int32_t* row_sequence = nullptr;     // [rows] the sequence of each row
   const int32_t* row_begin = nullptr;        // [sequences + 1]

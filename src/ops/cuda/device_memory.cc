@@ -11,6 +11,10 @@ namespace nibble::cuda {
 Result<Buffer> AllocateDevice(MemoryTracker& tracker, MemoryClass memory_class, size_t bytes) {
   if (bytes == 0) return Buffer();
   bytes = RoundUp(bytes, size_t{64});
+  if (bytes > tracker.Room()) {
+    return NotEnough("{} of GPU memory for {} are wanted, {} are left of what nibble may use",
+                     FormatBytes(bytes), Name(memory_class), FormatBytes(tracker.Room()));
+  }
   void* data = nullptr;
   const cudaError_t error = cudaMalloc(&data, bytes);
   if (error == cudaErrorMemoryAllocation) {

@@ -45,12 +45,15 @@ struct alignas(kWidth * sizeof(T)) Pack {
 
 // One block a row.
 template <int kWidth>
-__global__ void EmbedKernel(const int32_t* tokens, const uint16_t* table, uint16_t* out,
+__global__ void EmbedKernel(const int32_t* tokens, const int32_t* chosen_rows,
+                            const int32_t* chosen, const uint16_t* table, uint16_t* out,
                             int64_t columns, int64_t out_stride) {
   StartNextKernel();
   WaitForLastKernel();
   using P = Pack<kWidth, uint16_t>;
-  const auto* from = reinterpret_cast<const P*>(table + tokens[blockIdx.x] * columns);
+  const int32_t row = chosen_rows[blockIdx.x];
+  const int32_t token = row < 0 ? tokens[blockIdx.x] : chosen[row];
+  const auto* from = reinterpret_cast<const P*>(table + token * columns);
   auto* to = reinterpret_cast<P*>(out + blockIdx.x * out_stride);
   for (int64_t i = threadIdx.x; i < columns / kWidth; i += blockDim.x) to[i] = from[i];
 }
@@ -207,37 +210,6 @@ __global__ void ConvertRowsKernel(const From* x, To* out, int64_t columns, int64
   }
 }
 
-// Orders by value, then by the lower column.
-struct Best {
-  float value;
-  int32_t column;
-};
-__device__ Best Better(Best a, Best b) {
-  return b.value > a.value || (b.value == a.value && b.column < a.column) ? b : a;
-}
-
-__global__ void ArgMaxKernel(const float* logits, int64_t columns, int64_t stride,
-                             int32_t* tokens) {
-  StartNextKernel();
-  WaitForLastKernel();
-  __shared__ Best bests[32];
-  Best best{-INFINITY, 0x7fffffff};
-#pragma unroll 8
-  for (int64_t c = threadIdx.x; c < columns; c += blockDim.x) {
-    const float value = logits[blockIdx.x * stride + c];
-    best = Better(best, {isnan(value) ? -INFINITY : value, static_cast<int32_t>(c)});
-  }
-  for (int step = 16; step > 0; step /= 2) {
-    best = Better(best, {__shfl_xor_sync(~0u, best.value, step),
-                         __shfl_xor_sync(~0u, best.column, step)});
-  }
-  if (threadIdx.x % 32 == 0) bests[threadIdx.x / 32] = best;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (unsigned i = 1; i < blockDim.x / 32; ++i) best = Better(best, bests[i]);
-  tokens[blockIdx.x] = best.column;
-}
-
 }  // namespace
 
 void Embed(Stream& stream, const DeviceBatch& batch, const void* table, MatrixView out) {
@@ -245,8 +217,9 @@ void Embed(Stream& stream, const DeviceBatch& batch, const void* table, MatrixVi
   const bool wide = Vectorizable(out, out.columns) && reinterpret_cast<uintptr_t>(table) % 16 == 0;
   const unsigned threads = ThreadsFor(wide ? out.columns / kVector : out.columns);
   LaunchDependent(stream, wide ? EmbedKernel<kVector> : EmbedKernel<1>, Grid(out.rows), threads, 0,
-                  batch.tokens, static_cast<const uint16_t*>(table), out.row<uint16_t>(0),
-                  out.columns, out.stride);
+                  batch.tokens, batch.chosen_rows, batch.chosen,
+                  static_cast<const uint16_t*>(table), out.row<uint16_t>(0), out.columns,
+                  out.stride);
   stream.CheckLaunch("embedding", out.rows, out.columns);
 }
 
@@ -344,13 +317,6 @@ void ConvertRows(Stream& stream, MatrixView x, int64_t first_row, int64_t row_st
     }
   });
   stream.CheckLaunch("converting weights", x.rows, x.columns);
-}
-
-void ArgMax(Stream& stream, MatrixView logits, int32_t* tokens) {
-  if (logits.rows == 0) return;
-  LaunchDependent(stream, ArgMaxKernel, Grid(logits.rows), 1024, 0, logits.row<float>(0),
-                  logits.columns, logits.stride, tokens);
-  stream.CheckLaunch("choosing tokens", logits.rows, logits.columns);
 }
 
 cudaError_t FindElementwiseKernels() {

@@ -9,7 +9,7 @@
 
 namespace nibble::cuda {
 
-// out[r] = table[tokens[r]]; table: [vocabulary, out.columns], of out's type, contiguous.
+// out[r] = table[the token of row r]; table: [vocabulary, out.columns], of out's type, contiguous.
 void Embed(Stream& stream, const DeviceBatch& batch, const void* table, MatrixView out);
 
 // out[r] = x[r] * gain / sqrt(mean(x[r]²) + epsilon); gain float32. out may alias x.
@@ -37,9 +37,6 @@ void GatherColumns(Stream& stream, MatrixView x, const int32_t* columns, MatrixV
 
 // out[first_row + r · row_step] = x[r] in out's type; x, out: f32, f16 or bf16, contiguous.
 void ConvertRows(Stream& stream, MatrixView x, int64_t first_row, int64_t row_step, MatrixView out);
-
-// tokens[r] = the column of row r's greatest value, the first of equals; NaN counts as least.
-void ArgMax(Stream& stream, MatrixView logits, int32_t* tokens);
 
 // Whether the current device can run this file's kernels, and so all portable ones.
 cudaError_t FindElementwiseKernels();

@@ -26,8 +26,11 @@ void Stream::Check(cudaError_t error, const char* operation, int64_t rows, int64
   failure_ = fmt::format("{} of [{}, {}]: {}", operation, rows, columns, ErrorText(error));
 }
 
-Status Stream::Synchronize() {
-  const cudaError_t error = cudaStreamSynchronize(stream_);
+Status Stream::Synchronize() { return Outcome(cudaStreamSynchronize(stream_)); }
+
+Status Stream::WaitFor(cudaEvent_t event) { return Outcome(cudaEventSynchronize(event)); }
+
+Status Stream::Outcome(cudaError_t error) {
   if (error != cudaSuccess && failure_.empty()) {
     failure_ = fmt::format("on the GPU, at or before {}: {}", last_operation_, ErrorText(error));
   }

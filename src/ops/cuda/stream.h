@@ -36,10 +36,14 @@ class Stream {
   // Waits for all work issued so far. kInternal, naming the operation, where some of it failed; a
   // fault during execution names the last operation that was issued.
   Status Synchronize();
+  // The same for the work that was issued before the event was recorded.
+  Status WaitFor(cudaEvent_t event);
 
  private:
   Stream(cudaStream_t stream, int multiprocessors)
       : stream_(stream), multiprocessors_(multiprocessors) {}
+
+  Status Outcome(cudaError_t error);  // of waiting
 
   cudaStream_t stream_;
   int multiprocessors_;

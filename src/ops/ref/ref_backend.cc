@@ -56,6 +56,7 @@ class RefPlan final : public BatchPlan {
   Batch batch;
   std::vector<int32_t> tokens, positions, row_begin, context_lengths, block_tables, logit_rows;
   std::vector<int32_t> row_sequence;  // [rows]
+  HostTokens chosen;
 };
 
 const RefPlan& Ref(const BatchPlan& plan) { return static_cast<const RefPlan&>(plan); }
@@ -91,7 +92,10 @@ class RefBackend final : public Backend {
   int64_t kv_block_tokens() const override { return kBlockTokens; }
   int64_t step_rows() const override { return 512; }
   MemoryTracker& memory() override { return memory_; }
-  uint64_t AvailableBytes() const override { return ReadHostMemory().available_bytes; }
+  uint64_t MemoryBytes() const override { return ReadHostMemory().total_bytes; }
+  uint64_t AvailableBytes() const override {
+    return std::min(ReadHostMemory().available_bytes, memory_.Room());
+  }
   uint64_t SystemBytes() const override { return PeakResidentBytes(); }
 
   Result<Matrix> Allocate(MemoryClass memory_class, DType dtype, int64_t rows,
@@ -177,7 +181,10 @@ class RefBackend final : public Backend {
       from = to;
     };
     p.batch = batch;
+    p.batch.chosen_rows = {};  // dealt with here
+    p.batch.choices = {};
     copy(p.tokens, p.batch.tokens);
+    p.chosen.SetBatch(batch.choices, batch.chosen_rows, p.tokens);
     copy(p.positions, p.batch.positions);
     copy(p.row_begin, p.batch.row_begin);
     copy(p.context_lengths, p.batch.context_lengths);
@@ -330,13 +337,13 @@ class RefBackend final : public Backend {
     }
   }
 
-  void ArgMax(MatrixView logits, MatrixView tokens) override {
-    for (int64_t r = 0; r < logits.rows; ++r) {
-      const float* row = logits.row<float>(r);
-      *tokens.row<int32_t>(r) =
-          static_cast<int32_t>(std::max_element(row, row + logits.columns) - row);
-    }
+  void ChooseTokens(BatchPlan& plan, MatrixView logits) override {
+    static_cast<RefPlan&>(plan).chosen.Choose(logits);
   }
+  Result<std::span<const int32_t>> ReceiveTokens(BatchPlan& plan) override {
+    return static_cast<RefPlan&>(plan).chosen.Receive();
+  }
+  bool queues_steps() const override { return false; }
 
   Result<MatrixView> ToHost(MatrixView matrix) override { return matrix; }
 
