@@ -1,5 +1,6 @@
 // A decode step of Llama-2-7B's shape on a GPU, and what each kind of operation adds to it: a step is
-// captured whole, then without one kind at a time.
+// captured whole, then without one kind at a time. Where kinds are fused, what is left of a pair runs
+// on its own.
 //
 //   benchmark_step_cuda [fp16|q4] [LARGEST_BATCH] [CONTEXT]
 //
@@ -107,22 +108,38 @@ class Step {
   void Operations(BatchPlan& plan, unsigned parts) {
     const AttentionSpec attention{
         .heads = kHeads, .kv_heads = kHeads, .head_dim = kDim, .scale = 0.088f};
+    const RopeSpec rope{frequencies_};
+    const NormSpec norm{gain_.view(), 1e-5f};
     const MatrixView residual = residual_.view(), normed = normed_.view(), wide = wide_.view();
+    const auto norm_linear = [&](const PreparedLinear& weight, Epilogue epilogue, MatrixView out) {
+      switch (parts & (kNorms | kLinears)) {
+        case kNorms | kLinears:
+          return backend_.NormLinear(plan, norm, weight, residual, normed, epilogue, out);
+        case kNorms:
+          return backend_.RmsNorm(norm, residual, normed);
+        case kLinears:
+          return backend_.Linear(plan, weight, residual, epilogue, out);
+      }
+    };
+    const auto linear = [&](const PreparedLinear& weight, MatrixView x) {
+      if (parts & kLinears) backend_.Linear(plan, weight, x, Epilogue::kAdd, residual);
+    };
     for (int64_t layer = 0; layer < kLayers; ++layer) {
-      if (parts & kNorms) backend_.RmsNorm(residual, gain_.view(), 1e-5f, normed);
-      if (parts & kLinears) backend_.Linear(plan, *qkv_, normed, Epilogue::kNone, wide);
-      if (parts & kRope) {
-        backend_.RopeAndStoreKv(plan, {frequencies_}, attention, layer, wide, *cache_);
+      norm_linear(*qkv_, Epilogue::kNone, wide);
+      switch (parts & (kRope | kAttention)) {
+        case kRope | kAttention:
+          backend_.RopeAndAttend(plan, rope, attention, layer, wide, *cache_, normed);
+          break;
+        case kRope:
+          backend_.RopeAndStoreKv(plan, rope, attention, layer, wide, *cache_);
+          break;
+        case kAttention:
+          backend_.Attend(plan, attention, layer, wide.Columns(0, kHidden), *cache_, normed);
+          break;
       }
-      if (parts & kAttention) {
-        backend_.Attend(plan, attention, layer, wide.Columns(0, kHidden), *cache_, normed);
-      }
-      if (parts & kLinears) backend_.Linear(plan, *output_, normed, Epilogue::kAdd, residual);
-      if (parts & kNorms) backend_.RmsNorm(residual, gain_.view(), 1e-5f, normed);
-      if (parts & kLinears) {
-        backend_.Linear(plan, *gate_up_, normed, Epilogue::kSiluMul, gated_.view());
-        backend_.Linear(plan, *down_, gated_.view(), Epilogue::kAdd, residual);
-      }
+      linear(*output_, normed);
+      norm_linear(*gate_up_, Epilogue::kSiluMul, gated_.view());
+      linear(*down_, gated_.view());
     }
   }
 

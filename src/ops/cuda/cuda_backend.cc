@@ -161,23 +161,35 @@ class CudaBackend final : public Backend {
     cuda::Embed(*stream_, Cuda(plan).batch(), Cuda(table).weight(), out);
   }
 
-  void RmsNorm(MatrixView x, MatrixView gain, float epsilon, MatrixView out) override {
+  void RmsNorm(const NormSpec& norm, MatrixView x, MatrixView out) override {
     CheckActivations(x);
     CheckActivations(out);
-    CHECK(gain.dtype == DType::kF32 && gain.columns == x.columns && out.columns == x.columns);
-    cuda::RmsNorm(*stream_, x, gain.row<float>(0), epsilon, out);
+    CheckNorm(norm, x);
+    CHECK(out.columns == x.columns);
+    cuda::RmsNorm(*stream_, x, norm.gain.row<float>(0), norm.epsilon, out);
+  }
+
+  void NormLinear(BatchPlan& plan, const NormSpec& norm, const PreparedLinear& linear, MatrixView x,
+                  MatrixView normed, Epilogue epilogue, MatrixView out) override {
+    const CudaLinear& weight = Cuda(linear);
+    CheckLinear(weight, x, epilogue, out);
+    CheckNorm(norm, x);
+    const RowNorm row_norm{norm.gain.row<float>(0), norm.epsilon};
+    if (weight.layout().q4) {
+      if (weight.order() == nullptr && out.dtype == activations_ &&
+          TakesNorm(*weight.layout().q4, x.rows)) {
+        return MultiplyQ4(Cuda(plan), weight, row_norm, x, epilogue, out);
+      }
+    } else if (CanMultiplyFewRows(row_norm, x, weight.weight())) {
+      return MultiplyFewRows(*stream_, row_norm, x, weight.weight(), weight.bias(), epilogue, out);
+    }
+    Backend::NormLinear(plan, norm, linear, x, normed, epilogue, out);
   }
 
   void Linear(BatchPlan& plan, const PreparedLinear& linear, MatrixView x, Epilogue epilogue,
               MatrixView out) override {
-    CheckActivations(x);
     const CudaLinear& weight = Cuda(linear);
-    const bool gate_up = weight.interleave() == Interleave::kGateUp;
-    CHECK(gate_up == (epilogue == Epilogue::kSiluMul));
-    CHECK(x.columns == weight.in_features() && x.rows == out.rows &&
-              out.columns == weight.out_features() / (gate_up ? 2 : 1),
-          "[{}, {}] · [{}, {}]ᵀ into [{}, {}]", x.rows, x.columns, weight.out_features(),
-          weight.in_features(), out.rows, out.columns);
+    CheckLinear(weight, x, epilogue, out);
     const CudaPlan& p = Cuda(plan);
     const PlanLayout& layout = p.layout();
     int64_t rows_at_once = layout.wide_rows;
@@ -194,7 +206,7 @@ class CudaBackend final : public Backend {
         in = gathered;
       }
       if (weight.layout().q4) {
-        MultiplyQ4(p, weight, in, epilogue, out.Rows(row, rows));
+        MultiplyQ4(p, weight, RowNorm{}, in, epilogue, out.Rows(row, rows));
       } else {
         MultiplyDense(p, weight, in, epilogue, out.Rows(row, rows));
       }
@@ -203,19 +215,22 @@ class CudaBackend final : public Backend {
 
   void RopeAndStoreKv(const BatchPlan& plan, const RopeSpec& rope, const AttentionSpec& attention,
                       int64_t layer, MatrixView qkv, KvCache& cache) override {
-    CheckActivations(qkv);
     const CudaPlan& p = Cuda(plan);
-    const CudaKvCache& kv = Cuda(cache);
-    const int64_t half = attention.head_dim / 2;
-    CHECK(half == p.layout().half_dim && static_cast<int64_t>(rope.frequencies.size()) == half &&
-          attention.head_dim == kv.layout().head_dim && attention.kv_heads == kv.layout().kv_heads);
-    CHECK(qkv.rows == p.batch().rows &&
-          qkv.columns == (attention.heads + 2 * attention.kv_heads) * attention.head_dim);
-    auto* table = p.at<float2>(p.layout().rope_table);
-    if (p.NeedsRope(rope.frequencies)) {
-      RopeTable(*stream_, p.batch(), p.at<float>(p.layout().rope_frequencies), half, table);
+    CheckQkv(p, attention, qkv, Cuda(cache));
+    cuda::RopeAndStoreKv(*stream_, p.batch(), attention, Angles(p, rope), qkv,
+                         Cuda(cache).layer(layer));
+  }
+
+  void RopeAndAttend(BatchPlan& plan, const RopeSpec& rope, const AttentionSpec& attention,
+                     int64_t layer, MatrixView qkv, KvCache& cache, MatrixView out) override {
+    const CudaPlan& p = Cuda(plan);
+    if (!CanRopeAndAttendDecode(p.batch(), attention)) {
+      return Backend::RopeAndAttend(plan, rope, attention, layer, qkv, cache, out);
     }
-    cuda::RopeAndStoreKv(*stream_, p.batch(), attention, table, qkv, kv.layer(layer));
+    CheckQkv(p, attention, qkv, Cuda(cache));
+    CheckActivations(out);
+    RopeAndAttendDecode(*stream_, p.batch(), attention, Angles(p, rope), qkv,
+                        Cuda(cache).layer(layer), out, p.at<void>(p.layout().decode));
   }
 
   void Attend(BatchPlan& plan, const AttentionSpec& attention, int64_t layer, MatrixView q,
@@ -265,11 +280,46 @@ class CudaBackend final : public Backend {
     CHECK(matrix.dtype == activations_, "activations of type {}", Name(matrix.dtype));
   }
 
+  static void CheckNorm(const NormSpec& norm, MatrixView x) {
+    CHECK(norm.gain.dtype == DType::kF32 && norm.gain.columns == x.columns);
+  }
+
+  void CheckLinear(const CudaLinear& weight, MatrixView x, Epilogue epilogue,
+                   MatrixView out) const {
+    CheckActivations(x);
+    const bool gate_up = weight.interleave() == Interleave::kGateUp;
+    CHECK(gate_up == (epilogue == Epilogue::kSiluMul));
+    CHECK(x.columns == weight.in_features() && x.rows == out.rows &&
+              out.columns == weight.out_features() / (gate_up ? 2 : 1),
+          "[{}, {}] · [{}, {}]ᵀ into [{}, {}]", x.rows, x.columns, weight.out_features(),
+          weight.in_features(), out.rows, out.columns);
+  }
+
+  void CheckQkv(const CudaPlan& plan, const AttentionSpec& attention, MatrixView qkv,
+                const CudaKvCache& cache) const {
+    CheckActivations(qkv);
+    CHECK(attention.head_dim == cache.layout().head_dim &&
+          attention.kv_heads == cache.layout().kv_heads);
+    CHECK(qkv.rows == plan.batch().rows &&
+          qkv.columns == (attention.heads + 2 * attention.kv_heads) * attention.head_dim);
+  }
+
+  // Of the batch's rows, [rows, head_dim / 2], once what was issued so far is done.
+  const float2* Angles(const CudaPlan& plan, const RopeSpec& rope) {
+    const int64_t half = plan.layout().half_dim;
+    CHECK(static_cast<int64_t>(rope.frequencies.size()) == half);
+    auto* table = plan.at<float2>(plan.layout().rope_table);
+    if (plan.NeedsRope(rope.frequencies)) {
+      RopeTable(*stream_, plan.batch(), plan.at<float>(plan.layout().rope_frequencies), half, table);
+    }
+    return table;
+  }
+
   // At most PlanLayout::wide_rows rows.
   void MultiplyDense(const CudaPlan& plan, const CudaLinear& weight, MatrixView x,
                      Epilogue epilogue, MatrixView out) {
-    if (CanMultiplyFewRows(x, weight.weight())) {
-      return MultiplyFewRows(*stream_, x, weight.weight(), weight.bias(), epilogue, out);
+    if (CanMultiplyFewRows({}, x, weight.weight())) {
+      return MultiplyFewRows(*stream_, {}, x, weight.weight(), weight.bias(), epilogue, out);
     }
     if (weight.bias() == nullptr && epilogue != Epilogue::kSiluMul) {
       return Product(plan, x, weight.weight(), epilogue, out);
@@ -280,12 +330,13 @@ class CudaBackend final : public Backend {
     FinishLinear(*stream_, wide, weight.bias(), epilogue, out);
   }
 
-  void MultiplyQ4(const CudaPlan& plan, const CudaLinear& weight, MatrixView x, Epilogue epilogue,
-                  MatrixView out) {
+  // A norm only where TakesNorm.
+  void MultiplyQ4(const CudaPlan& plan, const CudaLinear& weight, const RowNorm& norm, MatrixView x,
+                  Epilogue epilogue, MatrixView out) {
     const Q4Layout& q4 = *weight.layout().q4;
     if (x.rows < kDequantizeRows && out.dtype == activations_) {
       return LinearQ4(*stream_, q4, weight.weight(), weight.bias(), x, epilogue, out,
-                      plan.at<void>(plan.layout().linear_q4));
+                      plan.at<void>(plan.layout().linear_q4), norm);
     }
     // A piece of the weight at a time, small enough to be read back from the cache.
     const bool direct = weight.bias() == nullptr && epilogue != Epilogue::kSiluMul;

@@ -1,146 +1,16 @@
 // Every operation of the backend but attention and 4-bit products, which have tests of their own,
 // against the reference.
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <cstring>
-#include <limits>
 #include <numeric>
-#include <vector>
 
-#include "src/base/random.h"
-#include "src/ops/cuda/cuda_backend.h"
-#include "src/ops/cuda/device.h"
-#include "src/ops/ref/ref_backend.h"
+#include "src/ops/cuda/backend_test_util.h"
 
 namespace nibble {
 namespace {
 
-template <typename T>
-T Must(Result<T> result) {
-  if (!result) CheckFailed(__FILE__, __LINE__, "a result", result.error().message());
-  return std::move(*result);
-}
-
-// A float32 matrix on the host; the device's copy is strided, and guarded by NaN after each row.
-struct HostMatrix {
-  int64_t rows = 0, columns = 0;
-  std::vector<float> values;
-
-  HostMatrix(int64_t r, int64_t c) : rows(r), columns(c), values(static_cast<size_t>(r * c)) {}
-  static HostMatrix Normal(int64_t rows, int64_t columns, Random& random, double spread = 1) {
-    HostMatrix matrix(rows, columns);
-    for (float& value : matrix.values) value = static_cast<float>(random.Normal() * spread);
-    return matrix;
-  }
-  float* row(int64_t r) { return values.data() + r * columns; }
-  MatrixView view() { return {values.data(), DType::kF32, rows, columns, columns}; }
-};
-
-uint16_t ToBits(float value, DType type) {
-  return type == DType::kF16 ? F16FromFloat(value) : BF16FromFloat(value);
-}
-float FromBits(uint16_t bits, DType type) {
-  return type == DType::kF16 ? FloatFromF16(bits) : FloatFromBF16(bits);
-}
-
-class CudaBackendTest : public testing::TestWithParam<DType> {
- protected:
-  void SetUp() override {
-    if (ListCudaDevices().empty()) GTEST_SKIP() << "there is no NVIDIA GPU here";
-    type_ = GetParam();
-    cuda_ = Must(MakeCudaBackend({.activations = type_}));
-    ref_ = MakeRefBackend(4);
-  }
-
-  // Rounds the host's values to the type, so that both sides begin with the same numbers.
-  void Round(HostMatrix& matrix) const {
-    for (float& value : matrix.values) value = FromBits(ToBits(value, type_), type_);
-  }
-
-  struct DeviceMatrix {
-    Matrix memory;
-    MatrixView view;
-  };
-  static constexpr int64_t kGap = 8;  // elements after each row, NaN
-
-  DeviceMatrix ToDevice(HostMatrix& host) {
-    const int64_t stride = (host.columns + kGap + 7) / 8 * 8;
-    std::vector<uint16_t> bits(static_cast<size_t>(host.rows * stride),
-                               ToBits(std::numeric_limits<float>::quiet_NaN(), type_));
-    for (int64_t r = 0; r < host.rows; ++r) {
-      for (int64_t c = 0; c < host.columns; ++c) {
-        bits[static_cast<size_t>(r * stride + c)] = ToBits(host.row(r)[c], type_);
-      }
-    }
-    DeviceMatrix device;
-    device.memory = Must(cuda_->Allocate(MemoryClass::kWorkspace, type_, host.rows, stride));
-    EXPECT_EQ(cudaMemcpy(device.memory.view().data, bits.data(), bits.size() * 2,
-                         cudaMemcpyHostToDevice),
-              cudaSuccess);
-    cudaDeviceSynchronize();  // the copy may return before it is done, and our stream does not wait
-    device.view = device.memory.view().Columns(0, host.columns);
-    device.view.stride = stride;
-    return device;
-  }
-
-  HostMatrix ToHost(const DeviceMatrix& device) {
-    const MatrixView whole = Must(cuda_->ToHost(device.memory.view()));
-    HostMatrix host(device.view.rows, device.view.columns);
-    for (int64_t r = 0; r < host.rows; ++r) {
-      const uint16_t* row = whole.row<uint16_t>(r);
-      for (int64_t c = 0; c < host.columns; ++c) host.row(r)[c] = FromBits(row[c], type_);
-      for (int64_t c = host.columns; c < whole.columns; ++c) {
-        EXPECT_TRUE(std::isnan(FromBits(row[c], type_))) << "written after row " << r;
-      }
-    }
-    return host;
-  }
-
-  // Elementwise within `roundings` of the type's, of the larger of the value and `scale`.
-  void ExpectNear(HostMatrix& got, HostMatrix& want, double scale, double roundings) const {
-    const double unit = type_ == DType::kF16 ? 0x1p-11 : 0x1p-8;
-    for (int64_t r = 0; r < want.rows; ++r) {
-      for (int64_t c = 0; c < want.columns; ++c) {
-        const double bound =
-            unit * roundings * std::max(std::abs(static_cast<double>(want.row(r)[c])), scale);
-        ASSERT_NEAR(got.row(r)[c], want.row(r)[c], bound) << "row " << r << ", column " << c;
-      }
-    }
-  }
-
-  static constexpr ModelExtents kExtents{.hidden = 4096,
-                                         .intermediate = 4096,
-                                         .heads = 8,
-                                         .kv_heads = 8,
-                                         .head_dim = 64,
-                                         .vocabulary = 64};
-
-  DType type_ = DType::kF16;
-  std::unique_ptr<Backend> cuda_, ref_;
-};
-
 INSTANTIATE_TEST_SUITE_P(Types, CudaBackendTest, testing::Values(DType::kF16, DType::kBF16),
                          [](const auto& info) { return std::string(Name(info.param)); });
-
-// A dense weight that owns its bytes.
-Weight Dense(HostMatrix& values, DType type) {
-  auto bytes = std::make_shared<std::vector<std::byte>>(values.values.size() * BytesOf(type));
-  for (size_t i = 0; i < values.values.size(); ++i) {
-    if (type == DType::kF32) {
-      std::memcpy(bytes->data() + 4 * i, &values.values[i], 4);
-    } else {
-      const uint16_t bits = ToBits(values.values[i], type);
-      std::memcpy(bytes->data() + 2 * i, &bits, 2);
-    }
-  }
-  return DenseWeight{.dtype = type,
-                     .rows = values.rows,
-                     .columns = values.columns,
-                     .data = bytes->data(),
-                     .owner = bytes};
-}
 
 TEST_P(CudaBackendTest, Normalizes) {
   Random random(1);
@@ -149,10 +19,10 @@ TEST_P(CudaBackendTest, Normalizes) {
     Round(x);
     std::fill_n(x.row(3), n, 0.0f);
     HostMatrix want(9, n);
-    ref_->RmsNorm(x.view(), gain.view(), 1e-5f, want.view());
+    ref_->RmsNorm({gain.view(), 1e-5f}, x.view(), want.view());
     const Matrix uploaded = Must(cuda_->Upload(gain.values));
     const DeviceMatrix from = ToDevice(x);
-    cuda_->RmsNorm(from.view, uploaded.view(), 1e-5f, from.view);  // in place
+    cuda_->RmsNorm({uploaded.view(), 1e-5f}, from.view, from.view);  // in place
     HostMatrix got = ToHost(from);
     ExpectNear(got, want, 1e-3, 1.1);  // below, float16 has fewer bits
   }
