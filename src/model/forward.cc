@@ -4,22 +4,14 @@
 
 namespace nibble {
 
-namespace {
-
-NormSpec Norm(const LayerContext& l, const Matrix& gain) {
-  return {.gain = gain.view(), .epsilon = l.config.rms_epsilon};
-}
-
-}  // namespace
-
 void QkvInput(const LayerContext& l, MatrixView residual, MatrixView out) {
-  l.backend.RmsNorm(Norm(l, l.weights.input_norm), residual, out);
+  l.backend.RmsNorm(residual, l.weights.input_norm.view(), l.config.rms_epsilon, out);
 }
 
 void OutputInput(const LayerContext& l, MatrixView residual, MatrixView normed, MatrixView qkv,
                  MatrixView out) {
-  l.backend.NormLinear(l.plan, Norm(l, l.weights.input_norm), *l.weights.qkv, residual, normed,
-                       Epilogue::kNone, qkv);
+  QkvInput(l, residual, normed);
+  l.backend.Linear(l.plan, *l.weights.qkv, normed, Epilogue::kNone, qkv);
   l.backend.RopeAndAttend(l.plan, l.rope, l.config.attention(l.layer), l.cache_layer, qkv, l.cache,
                           out);
 }
@@ -29,12 +21,12 @@ void AddOutput(const LayerContext& l, MatrixView output_input, MatrixView residu
 }
 
 void MlpInput(const LayerContext& l, MatrixView residual, MatrixView out) {
-  l.backend.RmsNorm(Norm(l, l.weights.post_attention_norm), residual, out);
+  l.backend.RmsNorm(residual, l.weights.post_attention_norm.view(), l.config.rms_epsilon, out);
 }
 
 void DownInput(const LayerContext& l, MatrixView residual, MatrixView normed, MatrixView out) {
-  l.backend.NormLinear(l.plan, Norm(l, l.weights.post_attention_norm), *l.weights.gate_up, residual,
-                       normed, Epilogue::kSiluMul, out);
+  MlpInput(l, residual, normed);
+  l.backend.Linear(l.plan, *l.weights.gate_up, normed, Epilogue::kSiluMul, out);
 }
 
 void AddDown(const LayerContext& l, MatrixView down_input, MatrixView residual) {
@@ -79,9 +71,8 @@ void Forward::Step(int64_t rows, int64_t logit_rows, KvCache& cache) {
   if (logit_rows == 0) return;
   const MatrixView gathered = gathered_.Rows(logit_rows), logits = logits_.Rows(logit_rows);
   backend_.GatherLogitRows(*plan_, residual, gathered);
-  const NormSpec norm{weights_.final_norm.view(), weights_.config.rms_epsilon};
-  backend_.NormLinear(*plan_, norm, weights_.logits_weight(), gathered, gathered, Epilogue::kNone,
-                      logits);
+  backend_.RmsNorm(gathered, weights_.final_norm.view(), weights_.config.rms_epsilon, gathered);
+  backend_.Linear(*plan_, weights_.logits_weight(), gathered, Epilogue::kNone, logits);
 }
 
 Result<std::unique_ptr<Forward>> Forward::Create(const ModelWeights& weights, Backend& backend,

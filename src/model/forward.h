@@ -39,8 +39,8 @@ void DownInput(const LayerContext& layer, MatrixView residual, MatrixView normed
 // residual += down(down_input).
 void AddDown(const LayerContext& layer, MatrixView down_input, MatrixView residual);
 
-// What the first and the third stage feed to their linear layers; out: [rows, hidden].
-// The input of q, k and v.
+// What the first and the third stage feed to their linear layers, and leave in `normed`; out:
+// [rows, hidden]. The input of q, k and v.
 void QkvInput(const LayerContext& layer, MatrixView residual, MatrixView out);
 // The input of gate and up, of the residual stream behind AddOutput.
 void MlpInput(const LayerContext& layer, MatrixView residual, MatrixView out);

@@ -1,6 +1,5 @@
 // The contract of inference: about a dozen coarse operations, from which src/model composes the
 // forward pass. Implemented by ref (scalar, double accumulation: the oracle), cpu (SIMD) and cuda.
-// NormLinear and RopeAndAttend are pairs of others, for backends that fuse them.
 //
 // Activations are matrices, one row per token, of the backend's activation type; logits are float32.
 // Operations are issued in order; on an asynchronous device they may be pending when a call returns,
@@ -48,12 +47,6 @@ enum class Interleave { kNone, kGateUp };
 struct LinearSource {
   const Weight* weight = nullptr;  // [out, in]
   std::span<const float> bias;     // [out], or empty
-};
-
-// gain: a vector that Upload made, [1, n].
-struct NormSpec {
-  MatrixView gain;
-  float epsilon = 0;
 };
 
 enum class Epilogue {
@@ -151,18 +144,11 @@ class Backend {
 
   // out[r] = table[tokens[r]]. table: [vocabulary, hidden]; out: [rows, hidden].
   virtual void Embed(const BatchPlan& plan, const PreparedLinear& table, MatrixView out) = 0;
-  // out[r] = x[r] * gain / sqrt(mean(x[r]²) + epsilon). out may be x.
-  virtual void RmsNorm(const NormSpec& norm, MatrixView x, MatrixView out) = 0;
+  // out[r] = x[r] * gain / sqrt(mean(x[r]²) + epsilon). out may alias x.
+  virtual void RmsNorm(MatrixView x, MatrixView gain, float epsilon, MatrixView out) = 0;
   // x: [rows, in]; out: [rows, out_features], or half of that under kSiluMul; must not alias x.
   virtual void Linear(BatchPlan& plan, const PreparedLinear& weight, MatrixView x,
                       Epilogue epilogue, MatrixView out) = 0;
-  // Linear of RmsNorm's out. normed: [rows, in], scratch that a backend may leave as it is; may be x,
-  // which is then lost.
-  virtual void NormLinear(BatchPlan& plan, const NormSpec& norm, const PreparedLinear& weight,
-                          MatrixView x, MatrixView normed, Epilogue epilogue, MatrixView out) {
-    RmsNorm(norm, x, normed);
-    Linear(plan, weight, normed, epilogue, out);
-  }
   // qkv: [rows, (heads + 2 · kv_heads) · head_dim], queries then keys then values. Turns the queries
   // in place; writes the turned keys and the values into the cache at each row's position.
   virtual void RopeAndStoreKv(const BatchPlan& plan, const RopeSpec& rope,
@@ -171,7 +157,8 @@ class Backend {
   // q, out: [rows, heads · head_dim]. Causal attention of each row over its sequence's cache.
   virtual void Attend(BatchPlan& plan, const AttentionSpec& attention, int64_t layer, MatrixView q,
                       const KvCache& cache, MatrixView out) = 0;
-  // Both of these, Attend of the turned queries. What qkv holds afterwards is undefined.
+  // Both of these, Attend of the turned queries, for backends that do them at once. What qkv holds
+  // afterwards is undefined.
   virtual void RopeAndAttend(BatchPlan& plan, const RopeSpec& rope, const AttentionSpec& attention,
                              int64_t layer, MatrixView qkv, KvCache& cache, MatrixView out) {
     RopeAndStoreKv(plan, rope, attention, layer, qkv, cache);

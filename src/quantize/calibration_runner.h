@@ -90,8 +90,8 @@ class CalibrationRunner {
   std::unique_ptr<KvCache> cache_;  // one layer, one step
   // Of all tokens.
   Matrix residual_;     // [tokens, hidden]
-  Matrix block_input_;  // [tokens, hidden], behind the norm of attention, then of the MLP; where
-                        // stages normalize, and so write what is there already
+  Matrix block_input_;  // [tokens, hidden], behind the norm of attention, then of the MLP; the
+                        // stages behind a norm write it again, and the same
   Matrix attention_;    // [tokens, heads · head_dim]
   Matrix gated_;        // [tokens, intermediate]
   // Of one step.

@@ -113,14 +113,12 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void RmsNorm(const NormSpec& norm, MatrixView x, MatrixView out) override {
+  void RmsNorm(MatrixView x, MatrixView gain, float epsilon, MatrixView out) override {
     CheckActivations(x);
     CheckActivations(out);
-    CHECK(norm.gain.dtype == DType::kF32 && norm.gain.columns == x.columns &&
-          out.columns == x.columns);
+    CHECK(gain.dtype == DType::kF32 && gain.columns == x.columns && out.columns == x.columns);
     ForRows(x.rows, x.columns, [&](int64_t r) {
-      NormalizeRow(x.row<float>(r), norm.gain.row<float>(0), x.columns, norm.epsilon,
-                   out.row<float>(r));
+      NormalizeRow(x.row<float>(r), gain.row<float>(0), x.columns, epsilon, out.row<float>(r));
     });
   }
 

@@ -33,9 +33,9 @@ TEST(ElementwiseTest, NormalizationAgreesWithRef) {
     GuardedMatrix gains = GuardedMatrix::Normal(1, n, random);
     const std::span<const float> gain(gains.row(0), static_cast<size_t>(n));
     GuardedMatrix want(70, n), got(70, n), one(1, n);
-    ref->RmsNorm({Must(ref->Upload(gain)).view(), 1e-5f}, x.view(), want.view());
+    ref->RmsNorm(x.view(), Must(ref->Upload(gain)).view(), 1e-5f, want.view());
     const Matrix uploaded = Must(cpu->Upload(gain));
-    cpu->RmsNorm({uploaded.view(), 1e-5f}, x.view(), got.view());
+    cpu->RmsNorm(x.view(), uploaded.view(), 1e-5f, got.view());
     EXPECT_TRUE(got.Intact());
     for (int64_t r = 0; r < 70; ++r) {
       for (int64_t c = 0; c < n; ++c) {
@@ -43,14 +43,14 @@ TEST(ElementwiseTest, NormalizationAgreesWithRef) {
         const double bound = (static_cast<double>(n) / 32 + 8) * 0x1p-24;
         ASSERT_NEAR(got.row(r)[c], want.row(r)[c], bound * std::abs(want.row(r)[c])) << n;
       }
-      cpu->RmsNorm({uploaded.view(), 1e-5f}, x.view().Rows(r, 1), one.view());
+      cpu->RmsNorm(x.view().Rows(r, 1), uploaded.view(), 1e-5f, one.view());
       ASSERT_TRUE(SameBits(one.row(0), got.row(r), n));
     }
     // In place.
-    cpu->RmsNorm({uploaded.view(), 1e-5f}, x.view(), x.view());
+    cpu->RmsNorm(x.view(), uploaded.view(), 1e-5f, x.view());
     for (int64_t r = 0; r < 70; ++r) ASSERT_TRUE(SameBits(x.row(r), got.row(r), n));
     x.row(0)[n - 1] = kNaN;
-    cpu->RmsNorm({uploaded.view(), 1e-5f}, x.view(), got.view());
+    cpu->RmsNorm(x.view(), uploaded.view(), 1e-5f, got.view());
     EXPECT_TRUE(std::isnan(got.row(0)[0]));
     EXPECT_FALSE(std::isnan(got.row(1)[0]));
   }

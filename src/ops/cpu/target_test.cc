@@ -60,7 +60,7 @@ Outputs Step(Backend& backend, const Weight& weight) {
                            .block_tables = table,
                            .max_blocks = 2});
   backend.Linear(*plan, *linear, x.view(), Epilogue::kSiluMul, out.product.view());
-  backend.RmsNorm({gain.view(), 1e-5f}, x.view(), out.normalized.view());
+  backend.RmsNorm(x.view(), gain.view(), 1e-5f, out.normalized.view());
   const AttentionSpec attention{
       .heads = kHeads, .kv_heads = kKvHeads, .head_dim = kHeadDim, .scale = 0.2f};
   const std::vector<float> frequencies(kHeadDim / 2, 0.3f);

@@ -26,6 +26,9 @@ size_t DecodeScratchBytes(int multiprocessors, int64_t sequences, const Attentio
 // just before it are done; none of them may write it.
 void AttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
                   MatrixView q, KvView kv, MatrixView out, void* scratch);
+void AttendPrefill(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
+                   MatrixView q, KvView kv, MatrixView out);
+
 // RopeAndStoreKv and AttendDecode in one kernel, for batches of sequences with one row each and heads
 // of 64, 128 or 256: as CanRopeAndAttendDecode says. qkv: as RopeAndStoreKv's; angles: as RopeTable's.
 // It reads the batch and what the cache had before the step while the kernels before it still run:
@@ -34,8 +37,6 @@ bool CanRopeAndAttendDecode(const DeviceBatch& batch, const AttentionSpec& atten
 void RopeAndAttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
                          const float2* angles, MatrixView qkv, KvView kv, MatrixView out,
                          void* scratch);
-void AttendPrefill(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
-                   MatrixView q, KvView kv, MatrixView out);
 
 }  // namespace nibble::cuda
 

@@ -318,8 +318,11 @@ __global__ void __launch_bounds__(DecodeShape<kDim>::kThreads, kResident)
     LoadQueries(low < heads ? query + low * a.head_dim : nullptr,
                 high < heads ? query + high * a.head_dim : nullptr, a.head_dim, queries);
     if constexpr (kInput == DecodeInput::kFresh) {
+      float4 angles[kDim / 16];
+      LoadAngles<kDim>(a.angles + static_cast<int64_t>(segment.span.row) * (kDim / 2), angles);
       const FreshToken<T, kDim> fresh(a, segment);
-      TurnQueries<T, kDim>(a.angles + static_cast<int64_t>(segment.span.row) * (kDim / 2), queries);
+      TurnQueries<T, kDim, 0>(angles, queries);
+      if (heads > 8) TurnQueries<T, kDim, 1>(angles, queries);
       AttendTiles<T, kDim>(a, segment, queries, &fresh, warp_shared, stage, stream, state);
     } else {
       AttendTiles<T, kDim>(a, segment, queries, nullptr, warp_shared, stage, stream, state);

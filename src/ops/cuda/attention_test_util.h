@@ -225,6 +225,7 @@ class CudaAttentionTest : public testing::Test {
     Buffer buffer = Must(AllocateDevice(tracker_, MemoryClass::kWorkspace,
                                         std::max<size_t>(1, from.size()) * sizeof(T)));
     Must(cudaMemcpy(buffer.data(), from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
+    Must(cudaDeviceSynchronize());  // the copy may return before it is done; streams do not wait
     return buffer;
   }
 

@@ -161,35 +161,23 @@ class CudaBackend final : public Backend {
     cuda::Embed(*stream_, Cuda(plan).batch(), Cuda(table).weight(), out);
   }
 
-  void RmsNorm(const NormSpec& norm, MatrixView x, MatrixView out) override {
+  void RmsNorm(MatrixView x, MatrixView gain, float epsilon, MatrixView out) override {
     CheckActivations(x);
     CheckActivations(out);
-    CheckNorm(norm, x);
-    CHECK(out.columns == x.columns);
-    cuda::RmsNorm(*stream_, x, norm.gain.row<float>(0), norm.epsilon, out);
-  }
-
-  void NormLinear(BatchPlan& plan, const NormSpec& norm, const PreparedLinear& linear, MatrixView x,
-                  MatrixView normed, Epilogue epilogue, MatrixView out) override {
-    const CudaLinear& weight = Cuda(linear);
-    CheckLinear(weight, x, epilogue, out);
-    CheckNorm(norm, x);
-    const RowNorm row_norm{norm.gain.row<float>(0), norm.epsilon};
-    if (weight.layout().q4) {
-      if (weight.order() == nullptr && out.dtype == activations_ &&
-          TakesNorm(*weight.layout().q4, x.rows)) {
-        return MultiplyQ4(Cuda(plan), weight, row_norm, x, epilogue, out);
-      }
-    } else if (CanMultiplyFewRows(row_norm, x, weight.weight())) {
-      return MultiplyFewRows(*stream_, row_norm, x, weight.weight(), weight.bias(), epilogue, out);
-    }
-    Backend::NormLinear(plan, norm, linear, x, normed, epilogue, out);
+    CHECK(gain.dtype == DType::kF32 && gain.columns == x.columns && out.columns == x.columns);
+    cuda::RmsNorm(*stream_, x, gain.row<float>(0), epsilon, out);
   }
 
   void Linear(BatchPlan& plan, const PreparedLinear& linear, MatrixView x, Epilogue epilogue,
               MatrixView out) override {
+    CheckActivations(x);
     const CudaLinear& weight = Cuda(linear);
-    CheckLinear(weight, x, epilogue, out);
+    const bool gate_up = weight.interleave() == Interleave::kGateUp;
+    CHECK(gate_up == (epilogue == Epilogue::kSiluMul));
+    CHECK(x.columns == weight.in_features() && x.rows == out.rows &&
+              out.columns == weight.out_features() / (gate_up ? 2 : 1),
+          "[{}, {}] · [{}, {}]ᵀ into [{}, {}]", x.rows, x.columns, weight.out_features(),
+          weight.in_features(), out.rows, out.columns);
     const CudaPlan& p = Cuda(plan);
     const PlanLayout& layout = p.layout();
     int64_t rows_at_once = layout.wide_rows;
@@ -206,7 +194,7 @@ class CudaBackend final : public Backend {
         in = gathered;
       }
       if (weight.layout().q4) {
-        MultiplyQ4(p, weight, RowNorm{}, in, epilogue, out.Rows(row, rows));
+        MultiplyQ4(p, weight, in, epilogue, out.Rows(row, rows));
       } else {
         MultiplyDense(p, weight, in, epilogue, out.Rows(row, rows));
       }
@@ -280,25 +268,11 @@ class CudaBackend final : public Backend {
     CHECK(matrix.dtype == activations_, "activations of type {}", Name(matrix.dtype));
   }
 
-  static void CheckNorm(const NormSpec& norm, MatrixView x) {
-    CHECK(norm.gain.dtype == DType::kF32 && norm.gain.columns == x.columns);
-  }
-
-  void CheckLinear(const CudaLinear& weight, MatrixView x, Epilogue epilogue,
-                   MatrixView out) const {
-    CheckActivations(x);
-    const bool gate_up = weight.interleave() == Interleave::kGateUp;
-    CHECK(gate_up == (epilogue == Epilogue::kSiluMul));
-    CHECK(x.columns == weight.in_features() && x.rows == out.rows &&
-              out.columns == weight.out_features() / (gate_up ? 2 : 1),
-          "[{}, {}] · [{}, {}]ᵀ into [{}, {}]", x.rows, x.columns, weight.out_features(),
-          weight.in_features(), out.rows, out.columns);
-  }
-
   void CheckQkv(const CudaPlan& plan, const AttentionSpec& attention, MatrixView qkv,
                 const CudaKvCache& cache) const {
     CheckActivations(qkv);
-    CHECK(attention.head_dim == cache.layout().head_dim &&
+    CHECK(attention.head_dim == 2 * plan.layout().half_dim &&
+          attention.head_dim == cache.layout().head_dim &&
           attention.kv_heads == cache.layout().kv_heads);
     CHECK(qkv.rows == plan.batch().rows &&
           qkv.columns == (attention.heads + 2 * attention.kv_heads) * attention.head_dim);
@@ -318,8 +292,8 @@ class CudaBackend final : public Backend {
   // At most PlanLayout::wide_rows rows.
   void MultiplyDense(const CudaPlan& plan, const CudaLinear& weight, MatrixView x,
                      Epilogue epilogue, MatrixView out) {
-    if (CanMultiplyFewRows({}, x, weight.weight())) {
-      return MultiplyFewRows(*stream_, {}, x, weight.weight(), weight.bias(), epilogue, out);
+    if (CanMultiplyFewRows(x, weight.weight())) {
+      return MultiplyFewRows(*stream_, x, weight.weight(), weight.bias(), epilogue, out);
     }
     if (weight.bias() == nullptr && epilogue != Epilogue::kSiluMul) {
       return Product(plan, x, weight.weight(), epilogue, out);
@@ -330,13 +304,12 @@ class CudaBackend final : public Backend {
     FinishLinear(*stream_, wide, weight.bias(), epilogue, out);
   }
 
-  // A norm only where TakesNorm.
-  void MultiplyQ4(const CudaPlan& plan, const CudaLinear& weight, const RowNorm& norm, MatrixView x,
-                  Epilogue epilogue, MatrixView out) {
+  void MultiplyQ4(const CudaPlan& plan, const CudaLinear& weight, MatrixView x, Epilogue epilogue,
+                  MatrixView out) {
     const Q4Layout& q4 = *weight.layout().q4;
     if (x.rows < kDequantizeRows && out.dtype == activations_) {
       return LinearQ4(*stream_, q4, weight.weight(), weight.bias(), x, epilogue, out,
-                      plan.at<void>(plan.layout().linear_q4), norm);
+                      plan.at<void>(plan.layout().linear_q4));
     }
     // A piece of the weight at a time, small enough to be read back from the cache.
     const bool direct = weight.bias() == nullptr && epilogue != Epilogue::kSiluMul;

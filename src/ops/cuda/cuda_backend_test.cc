@@ -1,16 +1,146 @@
-// Every operation of the backend but attention and 4-bit products, which have tests of their own,
-// against the reference.
+// Every operation of the backend but 4-bit products, which have tests of their own, against the
+// reference; of attention only a few steps.
+#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstring>
+#include <limits>
 #include <numeric>
+#include <vector>
 
-#include "src/ops/cuda/backend_test_util.h"
+#include "src/base/random.h"
+#include "src/ops/cuda/cuda_backend.h"
+#include "src/ops/cuda/device.h"
+#include "src/ops/ref/ref_backend.h"
 
 namespace nibble {
 namespace {
 
+template <typename T>
+T Must(Result<T> result) {
+  if (!result) CheckFailed(__FILE__, __LINE__, "a result", result.error().message());
+  return std::move(*result);
+}
+
+// A float32 matrix on the host; the device's copy is strided, and guarded by NaN after each row.
+struct HostMatrix {
+  int64_t rows = 0, columns = 0;
+  std::vector<float> values;
+
+  HostMatrix(int64_t r, int64_t c) : rows(r), columns(c), values(static_cast<size_t>(r * c)) {}
+  static HostMatrix Normal(int64_t rows, int64_t columns, Random& random, double spread = 1) {
+    HostMatrix matrix(rows, columns);
+    for (float& value : matrix.values) value = static_cast<float>(random.Normal() * spread);
+    return matrix;
+  }
+  float* row(int64_t r) { return values.data() + r * columns; }
+  MatrixView view() { return {values.data(), DType::kF32, rows, columns, columns}; }
+};
+
+uint16_t ToBits(float value, DType type) {
+  return type == DType::kF16 ? F16FromFloat(value) : BF16FromFloat(value);
+}
+float FromBits(uint16_t bits, DType type) {
+  return type == DType::kF16 ? FloatFromF16(bits) : FloatFromBF16(bits);
+}
+
+class CudaBackendTest : public testing::TestWithParam<DType> {
+ protected:
+  void SetUp() override {
+    if (ListCudaDevices().empty()) GTEST_SKIP() << "there is no NVIDIA GPU here";
+    type_ = GetParam();
+    cuda_ = Must(MakeCudaBackend({.activations = type_}));
+    ref_ = MakeRefBackend(4);
+  }
+
+  // Rounds the host's values to the type, so that both sides begin with the same numbers.
+  void Round(HostMatrix& matrix) const {
+    for (float& value : matrix.values) value = FromBits(ToBits(value, type_), type_);
+  }
+
+  struct DeviceMatrix {
+    Matrix memory;
+    MatrixView view;
+  };
+  static constexpr int64_t kGap = 8;  // elements after each row, NaN
+
+  DeviceMatrix ToDevice(HostMatrix& host) {
+    const int64_t stride = (host.columns + kGap + 7) / 8 * 8;
+    std::vector<uint16_t> bits(static_cast<size_t>(host.rows * stride),
+                               ToBits(std::numeric_limits<float>::quiet_NaN(), type_));
+    for (int64_t r = 0; r < host.rows; ++r) {
+      for (int64_t c = 0; c < host.columns; ++c) {
+        bits[static_cast<size_t>(r * stride + c)] = ToBits(host.row(r)[c], type_);
+      }
+    }
+    DeviceMatrix device;
+    device.memory = Must(cuda_->Allocate(MemoryClass::kWorkspace, type_, host.rows, stride));
+    EXPECT_EQ(cudaMemcpy(device.memory.view().data, bits.data(), bits.size() * 2,
+                         cudaMemcpyHostToDevice),
+              cudaSuccess);
+    cudaDeviceSynchronize();  // the copy may return before it is done, and our stream does not wait
+    device.view = device.memory.view().Columns(0, host.columns);
+    device.view.stride = stride;
+    return device;
+  }
+
+  HostMatrix ToHost(const DeviceMatrix& device) {
+    const MatrixView whole = Must(cuda_->ToHost(device.memory.view()));
+    HostMatrix host(device.view.rows, device.view.columns);
+    for (int64_t r = 0; r < host.rows; ++r) {
+      const uint16_t* row = whole.row<uint16_t>(r);
+      for (int64_t c = 0; c < host.columns; ++c) host.row(r)[c] = FromBits(row[c], type_);
+      for (int64_t c = host.columns; c < whole.columns; ++c) {
+        EXPECT_TRUE(std::isnan(FromBits(row[c], type_))) << "written after row " << r;
+      }
+    }
+    return host;
+  }
+
+  // Elementwise within `roundings` of the type's, of the larger of the value and `scale`.
+  void ExpectNear(HostMatrix& got, HostMatrix& want, double scale, double roundings) const {
+    const double unit = type_ == DType::kF16 ? 0x1p-11 : 0x1p-8;
+    for (int64_t r = 0; r < want.rows; ++r) {
+      for (int64_t c = 0; c < want.columns; ++c) {
+        const double bound =
+            unit * roundings * std::max(std::abs(static_cast<double>(want.row(r)[c])), scale);
+        ASSERT_NEAR(got.row(r)[c], want.row(r)[c], bound) << "row " << r << ", column " << c;
+      }
+    }
+  }
+
+  static constexpr ModelExtents kExtents{.hidden = 4096,
+                                         .intermediate = 4096,
+                                         .heads = 8,
+                                         .kv_heads = 8,
+                                         .head_dim = 64,
+                                         .vocabulary = 64};
+
+  DType type_ = DType::kF16;
+  std::unique_ptr<Backend> cuda_, ref_;
+};
+
 INSTANTIATE_TEST_SUITE_P(Types, CudaBackendTest, testing::Values(DType::kF16, DType::kBF16),
                          [](const auto& info) { return std::string(Name(info.param)); });
+
+// A dense weight that owns its bytes.
+Weight Dense(HostMatrix& values, DType type) {
+  auto bytes = std::make_shared<std::vector<std::byte>>(values.values.size() * BytesOf(type));
+  for (size_t i = 0; i < values.values.size(); ++i) {
+    if (type == DType::kF32) {
+      std::memcpy(bytes->data() + 4 * i, &values.values[i], 4);
+    } else {
+      const uint16_t bits = ToBits(values.values[i], type);
+      std::memcpy(bytes->data() + 2 * i, &bits, 2);
+    }
+  }
+  return DenseWeight{.dtype = type,
+                     .rows = values.rows,
+                     .columns = values.columns,
+                     .data = bytes->data(),
+                     .owner = bytes};
+}
 
 TEST_P(CudaBackendTest, Normalizes) {
   Random random(1);
@@ -19,10 +149,10 @@ TEST_P(CudaBackendTest, Normalizes) {
     Round(x);
     std::fill_n(x.row(3), n, 0.0f);
     HostMatrix want(9, n);
-    ref_->RmsNorm({gain.view(), 1e-5f}, x.view(), want.view());
+    ref_->RmsNorm(x.view(), gain.view(), 1e-5f, want.view());
     const Matrix uploaded = Must(cuda_->Upload(gain.values));
     const DeviceMatrix from = ToDevice(x);
-    cuda_->RmsNorm({uploaded.view(), 1e-5f}, from.view, from.view);  // in place
+    cuda_->RmsNorm(from.view, uploaded.view(), 1e-5f, from.view);  // in place
     HostMatrix got = ToHost(from);
     ExpectNear(got, want, 1e-3, 1.1);  // below, float16 has fewer bits
   }
@@ -188,6 +318,78 @@ TEST_P(CudaBackendTest, EmbedsTurnsAndGathers) {
     std::copy_n(turned[1].row(r), got.columns, got.row(r));
   }
   ExpectNear(got, want, 1, 1.1);
+}
+
+// Whole prompts, then steps that only decode, then one that does both.
+TEST_P(CudaBackendTest, TurnsAndAttendsStepAfterStep) {
+  Random random(6);
+  const std::vector<std::vector<int32_t>> steps = {{30, 1, 64, 200}, {1, 1, 1, 1}, {1, 1, 1, 1},
+                                                   {1, 1, 1, 1},     {1, 5, 1, 3}, {1, 1, 1, 1}};
+  constexpr int32_t kContext = 256;
+  for (const int64_t dim : {40, 64, 128, 256}) {
+    const AttentionSpec attention{.heads = 4,
+                                  .kv_heads = 2,
+                                  .head_dim = dim,
+                                  .scale = 1 / std::sqrt(static_cast<float>(dim))};
+    const int64_t columns = 8 * dim;
+    std::vector<float> frequencies;
+    for (int64_t i = 0; i < dim / 2; ++i) {
+      frequencies.push_back(
+          static_cast<float>(std::pow(10000.0, -2.0 * static_cast<double>(i) / dim)));
+    }
+    const RopeSpec rope{frequencies};
+    Backend* const backends[2] = {ref_.get(), cuda_.get()};
+    std::unique_ptr<BatchPlan> plans[2];
+    std::unique_ptr<KvCache> caches[2];
+    for (int b = 0; b < 2; ++b) {
+      plans[b] = Must(backends[b]->CreatePlan(
+          {.rows = 300, .sequences = 4, .context = kContext, .logit_rows = 1}, {.hidden = 64,
+                                                                                .intermediate = 64,
+                                                                                .heads = 4,
+                                                                                .kv_heads = 2,
+                                                                                .head_dim = dim,
+                                                                                .vocabulary = 64}));
+      caches[b] = Must(backends[b]->CreateKvCache({.layers = 2,
+                                                   .kv_heads = 2,
+                                                   .head_dim = dim,
+                                                   .block_tokens = backends[b]->kv_block_tokens(),
+                                                   .dtype = type_},
+                                                  4 * kContext / backends[b]->kv_block_tokens()));
+    }
+    std::vector<int32_t> contexts(4, 0);
+    for (const std::vector<int32_t>& step : steps) {
+      std::vector<int32_t> positions, row_begin{0};
+      for (size_t s = 0; s < step.size(); ++s) {
+        for (int32_t i = 0; i < step[s]; ++i) positions.push_back(contexts[s]++);
+        row_begin.push_back(static_cast<int32_t>(positions.size()));
+      }
+      const auto rows = static_cast<int64_t>(positions.size());
+      HostMatrix qkv = HostMatrix::Normal(rows, columns, random);
+      Round(qkv);
+      const DeviceMatrix device_qkv = ToDevice(qkv);
+      HostMatrix want(rows, 4 * dim), got(rows, 4 * dim);
+      const DeviceMatrix device_out = ToDevice(got);
+      for (int b = 0; b < 2; ++b) {
+        const auto blocks = static_cast<int32_t>(kContext / backends[b]->kv_block_tokens());
+        std::vector<int32_t> tables(static_cast<size_t>(4 * blocks));
+        for (size_t i = 0; i < tables.size(); ++i) {  // backwards
+          tables[i] = static_cast<int32_t>(tables.size() - 1 - i);
+        }
+        backends[b]->SetBatch(*plans[b], {.tokens = positions,
+                                          .positions = positions,
+                                          .row_begin = row_begin,
+                                          .context_lengths = contexts,
+                                          .block_tables = tables,
+                                          .max_blocks = blocks});
+        backends[b]->RopeAndAttend(*plans[b], rope, attention, 1,
+                                   b == 0 ? qkv.view() : device_qkv.view, *caches[b],
+                                   b == 0 ? want.view() : device_out.view);
+      }
+      got = ToHost(device_out);
+      ExpectNear(got, want, 1, 6);  // queries, keys, weights and outputs are rounded
+      if (HasFatalFailure()) return;
+    }
+  }
 }
 
 TEST_P(CudaBackendTest, ChoosesTheFirstOfTheGreatest) {

@@ -46,16 +46,8 @@ size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t /*out_fea
   return q4::SpreadBytes(rows, in_features) + q4::PartialBytes(multiprocessors, rows);
 }
 
-bool TakesNorm(const Q4Layout& layout, int64_t rows) {
-  const q4::Geometry geometry =
-      q4::Geometry::Of(layout.out_features, layout.in_features, layout.group_length);
-  return rows <= q4::kSmallRows && !geometry.spreads &&
-         q4::SmallFits(geometry, static_cast<int>(rows));
-}
-
 void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
-              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch,
-              const RowNorm& norm) {
+              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch) {
   const int64_t outputs = layout.out_features;
   CHECK(x.columns == layout.in_features && x.rows == out.rows && x.dtype == out.dtype,
         "x [{}, {}], weight [{}, {}], out [{}, {}]", x.rows, x.columns, outputs, layout.in_features,
@@ -65,7 +57,6 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
         "{} columns for {} outputs", out.columns, outputs);
   CHECK(reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 8 == 0,
         "x must be aligned to 16 bytes, and its stride of {} elements too", x.stride);
-  CHECK(norm.gain == nullptr || TakesNorm(layout, x.rows), "a norm of {} rows", x.rows);
   if (x.rows == 0) return;
 
   const q4::Geometry geometry = q4::Geometry::Of(outputs, layout.in_features, layout.group_length);
@@ -88,7 +79,6 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
       q4::Product<T> product{.x = x.row<T>(first),
                              .out = out.row<T>(first),
                              .bias = bias,
-                             .norm = norm,
                              .x_stride = x.stride,
                              .out_stride = out.stride,
                              .rows = static_cast<int>(rows),

@@ -10,7 +10,6 @@
 
 #include "src/format/weight.h"
 #include "src/ops/backend.h"
-#include "src/ops/cuda/row_norm.h"
 #include "src/ops/cuda/stream.h"
 
 namespace nibble::cuda {
@@ -42,12 +41,9 @@ size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t out_featu
 // x: [rows, in], out: [rows, out_features] or half of that under kSiluMul, where packed rows 2i and
 // 2i + 1 are gate and up i. bias: float32 [out_features] in packed order, or null. `scratch` may be
 // shared by all linears of a stream; what it holds does not matter. x must be aligned to 16 bytes and
-// its stride a multiple of 8 elements. Of the normalized x where there is a norm, which there may be
-// where TakesNorm.
+// its stride a multiple of 8 elements.
 void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
-              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch,
-              const RowNorm& norm = {});
-bool TakesNorm(const Q4Layout& layout, int64_t rows);
+              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch);
 
 // out[n][k] = W[first_row + n][k] for n < rows, in the activations' type; [rows, in_features]
 // contiguous. first_row is a multiple of 128 (so that a large weight goes through small scratch).

@@ -71,7 +71,6 @@ struct Product {
   const T* x;         // [rows, in], in and x_stride multiples of 8, x aligned to 16 bytes
   T* out;             // [rows, outputs] or half of that under kSiluMul
   const float* bias;  // [outputs], or null
-  RowNorm norm;       // of x, for SmallProduct alone
   int64_t x_stride, out_stride;
   int rows, in, outputs;
   Epilogue epilogue;
@@ -81,9 +80,8 @@ struct Product {
 size_t SpreadBytes(int64_t rows, int64_t in_features);
 size_t PartialBytes(int multiprocessors, int64_t rows);
 
-// At most kSmallRows rows. False where the sums do not fit on chip, so that LargeProduct must do it.
+// At most kSmallRows rows. False where x does not fit on chip, so that LargeProduct must do it.
 inline constexpr int kSmallRows = 16;
-bool SmallFits(const Geometry& geometry, int rows);
 template <typename T>
 bool SmallProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
                   const Product<T>& product);

@@ -89,6 +89,7 @@ struct HeldUnit {
 template <typename T, int kGranule>
 __device__ void LoadHeld(HeldUnit<kGranule>& held, const Product<T>& p, int first_row, int unit,
                          int lane) {
+  constexpr int kScales = HeldUnit<kGranule>::kScales;
   // Columns of the operand beyond the rows are never stored; they may hold anything.
   const T* row = p.x + min(first_row + lane / 4, p.rows - 1) * p.x_stride;
 #pragma unroll
@@ -97,65 +98,6 @@ __device__ void LoadHeld(HeldUnit<kGranule>& held, const Product<T>& p, int firs
     held.x[i] = uint4{0, 0, 0, 0};
     if (k < p.in) held.x[i] = *reinterpret_cast<const uint4*>(row + k);
   }
-}
-
-// Brings a unit's gains into the L1 cache, without waiting for them.
-__device__ void FetchGains(const float* gain, int unit, int in, int lane) {
-  const int k = unit * kUnitInputs + 4 * lane;
-  if (k >= in) return;
-  uint4 unused;
-  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(unused.x), "=r"(unused.y), "=r"(unused.z), "=r"(unused.w)
-               : "l"(gain + k));
-}
-
-// Adds the squares of the lane's x of a unit, in float32.
-template <typename T, int kGranule>
-__device__ void AddSquares(const HeldUnit<kGranule>& held, float& sum) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const auto* pairs = reinterpret_cast<const typename HalfTraits<T>::Pair*>(&held.x[i]);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 pair = HalfTraits<T>::ToFloats(pairs[j]);
-      sum = fmaf(pair.x, pair.x, sum);
-      sum = fmaf(pair.y, pair.y, sum);
-    }
-  }
-}
-
-// x · factor · gain, rounded. row_factors: of all rows, in shared memory.
-template <typename T, int kGranule, int kRowTiles>
-__device__ void Normalize(HeldUnit<kGranule> (&held)[kRowTiles], const Product<T>& p,
-                          const float (&row_factors)[kSmallRows], int unit, int lane) {
-  float factors[kRowTiles];
-#pragma unroll
-  for (int n = 0; n < kRowTiles; ++n) factors[n] = row_factors[8 * n + lane / 4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int k = unit * kUnitInputs + 32 * i + 8 * (lane % 4);
-    if (k >= p.in) continue;
-    const auto* gains = reinterpret_cast<const float4*>(p.norm.gain + k);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const float4 gain = __ldg(gains + j);
-#pragma unroll
-      for (int n = 0; n < kRowTiles; ++n) {
-        auto* pairs = reinterpret_cast<typename HalfTraits<T>::Pair*>(&held[n].x[i]) + 2 * j;
-        const float2 low = HalfTraits<T>::ToFloats(pairs[0]);
-        const float2 high = HalfTraits<T>::ToFloats(pairs[1]);
-        pairs[0] = HalfTraits<T>::FromFloats(low.x * factors[n] * gain.x,
-                                             low.y * factors[n] * gain.y);
-        pairs[1] = HalfTraits<T>::FromFloats(high.x * factors[n] * gain.z,
-                                             high.y * factors[n] * gain.w);
-      }
-    }
-  }
-}
-
-template <typename T, int kGranule>
-__device__ void AddUp(HeldUnit<kGranule>& held) {
-  constexpr int kScales = HeldUnit<kGranule>::kScales;
   // A weight of ones adds up the rows.
   constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;
   const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
@@ -225,38 +167,9 @@ __device__ void ConsumeUnit(float (&sum)[kRowTiles][4], uint32_t codes, uint32_t
   }
 }
 
-// factors[row] = 1 / sqrt(mean square + epsilon), from the warps' shares of the squares of each lane's
-// row in each row tile. memory: [kWarps][8 * kRowTiles], free again afterwards.
-template <int kRowTiles>
-__device__ void RowFactors(const float (&squares)[kRowTiles], float* memory, int in, float epsilon,
-                           float (&factors)[kSmallRows]) {
-  constexpr int kRows = 8 * kRowTiles;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const auto sum_over_quad = [](float value) {
-    value += __shfl_xor_sync(~0u, value, 1);
-    return value + __shfl_xor_sync(~0u, value, 2);
-  };
-#pragma unroll
-  for (int n = 0; n < kRowTiles; ++n) {
-    const float sum = sum_over_quad(squares[n]);
-    if (lane % 4 == 0) memory[warp * kRows + 8 * n + lane / 4] = sum;
-  }
-  __syncthreads();
-  if (warp < kRowTiles) {
-    const int row = 8 * warp + lane / 4;
-    float sum = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; w += 4) sum += memory[(w + lane % 4) * kRows + row];
-    factors[row] = rsqrtf(sum_over_quad(sum) / static_cast<float>(in) + epsilon);
-  }
-  __syncthreads();
-}
-
-enum class Input { kPlain, kNormed };
-
 // fragment_pairs: of rows, ceil(rows / 2): the lanes t of a fragment that are kept, of all row
 // tiles.
-template <typename T, int kGranule, int kRowTiles, Input kInput>
+template <typename T, int kGranule, int kRowTiles>
 __global__ void __launch_bounds__(kThreads, 1)
     SmallKernel(Weights w, Product<T> p, int fragment_pairs) {
   constexpr int kHeld = kHeldUnits<kGranule, kRowTiles>, kGrids = kGridBytes<kGranule>;
@@ -286,11 +199,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
 #pragma unroll
   for (int slot = 0; slot < kStages; ++slot) copy_next(slot);
-  if constexpr (kInput == Input::kNormed) {
-    for (int unit = units_begin; unit < units_end; ++unit) {
-      FetchGains(p.norm.gain, unit, p.in, lane);
-    }
-  }
   WaitForLastKernel();
 
   float4* own[kRowTiles];
@@ -300,27 +208,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int pair = 4 * n + lane % 4;
     own[n] = sums + warp * fragments + pair * 8 + lane / 4;
     is_kept[n] = pair < fragment_pairs;
-  }
-  HeldUnit<kGranule> held[kHeld][kRowTiles];
-  __shared__ float factors[kSmallRows];
-  if constexpr (kInput == Input::kNormed) {
-    float squares[kRowTiles] = {};
-    for (int first = units_begin; first < units_end; first += kHeld) {
-#pragma unroll
-      for (int u = 0; u < kHeld; ++u) {
-#pragma unroll
-        for (int n = 0; n < kRowTiles; ++n) {
-          LoadHeld(held[u][n], p, 8 * n, min(first + u, units_end - 1), lane);
-        }
-      }
-#pragma unroll
-      for (int u = 0; u < kHeld; ++u) {
-        if (first + u >= units_end) break;
-#pragma unroll
-        for (int n = 0; n < kRowTiles; ++n) AddSquares<T>(held[u][n], squares[n]);
-      }
-    }
-    RowFactors(squares, reinterpret_cast<float*>(sums), p.in, p.norm.epsilon, factors);
   }
   if (units_begin == units_end) {
     for (int i = 0; i < tiles_end - tiles_begin; ++i) {
@@ -332,25 +219,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   int slot = 0;
   for (int first = units_begin; first < units_end; first += kHeld) {
-    // With a norm a warp that holds all of its inputs at a time has them already; those of two row
-    // tiles are loaded again, to have the registers meanwhile.
-    if (kInput == Input::kPlain || kRowTiles == 2 || units_end - units_begin > kHeld) {
-#pragma unroll
-      for (int u = 0; u < kHeld; ++u) {
-#pragma unroll
-        for (int n = 0; n < kRowTiles; ++n) {
-          // A unit of no use is loaded from within x, too.
-          LoadHeld(held[u][n], p, 8 * n, min(first + u, units_end - 1), lane);
-        }
-      }
-    }
+    HeldUnit<kGranule> held[kHeld][kRowTiles];
 #pragma unroll
     for (int u = 0; u < kHeld; ++u) {
-      if constexpr (kInput == Input::kNormed) {
-        Normalize(held[u], p, factors, min(first + u, units_end - 1), lane);
-      }
 #pragma unroll
-      for (int n = 0; n < kRowTiles; ++n) AddUp<T>(held[u][n]);
+      for (int n = 0; n < kRowTiles; ++n) {
+        // A unit of no use is loaded from within x, too.
+        LoadHeld(held[u][n], p, 8 * n, min(first + u, units_end - 1), lane);
+      }
     }
     for (int i = 0; i < tiles_end - tiles_begin; ++i) {
       float sum[kRowTiles][4] = {};
@@ -404,21 +280,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// Shared memory: the warps' rings, the rows' factors, the sums of each tile.
-template <int kGranule>
-constexpr size_t kRingBytes = size_t{kWarps} * kStages * (kUnitBytes + kGridBytes<kGranule>);
-constexpr size_t kFactorBytes = kSmallRows * sizeof(float);
-
-size_t TileBytes(int rows) {
-  return sizeof(float4) * kWarps * 8 * static_cast<size_t>((rows + 1) / 2);
-}
-
 template <typename T, int kGranule, int kRowTiles>
-void LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
-  constexpr size_t kRing = kRingBytes<kGranule>;
-  const size_t tile_bytes = TileBytes(p.rows);
-  const int most_tiles =
-      static_cast<int>((SharedMemory::OfDevice().of_block - kFactorBytes - kRing) / tile_bytes);
+bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
+  const int fragment_pairs = (p.rows + 1) / 2;
+  constexpr size_t kRing = size_t{kWarps} * kStages * (kUnitBytes + kGridBytes<kGranule>);
+  const size_t tile_bytes = sizeof(float4) * kWarps * 8 * static_cast<size_t>(fragment_pairs);
+  const size_t available = SharedMemory::OfDevice().of_block;
+  if (available < kRing + tile_bytes) return false;
+  const int most_tiles = static_cast<int>((available - kRing) / tile_bytes);
   // As many rounds of blocks as it takes to have no more tiles in a block.
   int blocks = std::min(stream.multiprocessors(), w.tiles);
   if ((w.tiles + blocks - 1) / blocks > most_tiles) {
@@ -426,42 +295,30 @@ void LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
     blocks = (w.tiles + round - 1) / round * stream.multiprocessors();
   }
   const int block_tiles = (w.tiles + blocks - 1) / blocks;
-  auto* kernel = p.norm.gain == nullptr ? SmallKernel<T, kGranule, kRowTiles, Input::kPlain>
-                                        : SmallKernel<T, kGranule, kRowTiles, Input::kNormed>;
-  LaunchDependent(stream, kernel, blocks, kThreads,
-                  kRing + tile_bytes * static_cast<size_t>(block_tiles), w, p, (p.rows + 1) / 2);
+  LaunchDependent(stream, SmallKernel<T, kGranule, kRowTiles>, blocks, kThreads,
+         kRing + tile_bytes * static_cast<size_t>(block_tiles), w, p, fragment_pairs);
+  return true;
 }
 
 template <typename T, int kGranule>
-void LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
+bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
   return p.rows <= 8 ? LaunchSmall<T, kGranule, 1>(stream, w, p)
                      : LaunchSmall<T, kGranule, 2>(stream, w, p);
 }
 
 }  // namespace
 
-bool SmallFits(const Geometry& geometry, int rows) {
-  const size_t ring = geometry.granule == 32   ? kRingBytes<32>
-                      : geometry.granule == 64 ? kRingBytes<64>
-                                               : kRingBytes<128>;
-  return ring + kFactorBytes + TileBytes(rows) <= SharedMemory::OfDevice().of_block;
-}
-
 template <typename T>
 bool SmallProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
                   const Product<T>& product) {
-  if (!SmallFits(geometry, product.rows)) return false;
   switch (geometry.granule) {
     case 32:
-      LaunchSmall<T, 32>(stream, weights, product);
-      break;
+      return LaunchSmall<T, 32>(stream, weights, product);
     case 64:
-      LaunchSmall<T, 64>(stream, weights, product);
-      break;
+      return LaunchSmall<T, 64>(stream, weights, product);
     default:
-      LaunchSmall<T, 128>(stream, weights, product);
+      return LaunchSmall<T, 128>(stream, weights, product);
   }
-  return true;
 }
 
 template bool SmallProduct(Stream&, const Geometry&, const Weights&, const Product<__half>&);

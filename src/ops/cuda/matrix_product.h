@@ -12,7 +12,6 @@
 
 #include "src/base/error.h"
 #include "src/ops/backend.h"
-#include "src/ops/cuda/row_norm.h"
 #include "src/ops/cuda/stream.h"
 
 namespace nibble::cuda {
@@ -47,12 +46,11 @@ class MatrixProduct {
 // The rows that MultiplyFewRows takes.
 inline constexpr int64_t kFewRows = 2;
 
-// The same product, of the normalized x where there is a norm, and its epilogue (see FinishLinear for
-// the order of gate and up), for x of at most kFewRows rows; out may be float32 under kNone. x's rows
-// are 16-byte aligned and `in` a multiple of 8.
-bool CanMultiplyFewRows(const RowNorm& norm, MatrixView x, const void* w);
-void MultiplyFewRows(Stream& stream, const RowNorm& norm, MatrixView x, const void* w,
-                     const float* bias, Epilogue epilogue, MatrixView out);
+// The same product and its epilogue (see FinishLinear for the order of gate and up), for x of at most
+// kFewRows rows; out may be float32 under kNone. x's rows are 16-byte aligned and `in` a multiple of 8.
+bool CanMultiplyFewRows(MatrixView x, const void* w);
+void MultiplyFewRows(Stream& stream, MatrixView x, const void* w, const float* bias,
+                     Epilogue epilogue, MatrixView out);
 
 }  // namespace nibble::cuda
 

@@ -201,16 +201,16 @@ class RefBackend final : public Backend {
     }
   }
 
-  void RmsNorm(const NormSpec& norm, MatrixView x, MatrixView out) override {
+  void RmsNorm(MatrixView x, MatrixView gain, float epsilon, MatrixView out) override {
     for (int64_t r = 0; r < x.rows; ++r) {
       double squares = 0;
       for (int64_t c = 0; c < x.columns; ++c) {
         squares += static_cast<double>(x.row<float>(r)[c]) * x.row<float>(r)[c];
       }
-      const double factor = 1.0 / std::sqrt(squares / static_cast<double>(x.columns) + norm.epsilon);
+      const double factor = 1.0 / std::sqrt(squares / static_cast<double>(x.columns) + epsilon);
       for (int64_t c = 0; c < x.columns; ++c) {
         out.row<float>(r)[c] =
-            static_cast<float>(x.row<float>(r)[c] * factor * norm.gain.row<float>(0)[c]);
+            static_cast<float>(x.row<float>(r)[c] * factor * gain.row<float>(0)[c]);
       }
     }
   }
