@@ -1,7 +1,7 @@
 // The 4-bit linear layers of the CUDA backend at the shapes of Llama-2-7B, against the device's
 // limits and cuBLASLt's fp16.
 //
-//   benchmark_linear_cuda [--rows=1,8,16] [--no-cublas] [--bf16] [--group=128] [--asym]
+//   benchmark_linear_cuda [--rows=1,8,16] [--no-cublas] [--portable] [--bf16] [--group=128] [--asym]
 //                         [--read-tbps=4.5] [--tflops=770]
 //
 // Each figure is the median time of a product inside a CUDA graph of many, whose weights together
@@ -47,6 +47,7 @@ constexpr LinearShape kShapes[] = {{"qkv", 12288, 4096, Epilogue::kNone},
 struct Options {
   std::vector<int64_t> rows = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512};
   bool cublas = true;
+  CudaKernels kernels = CudaKernels::kAuto;
   DType dtype = DType::kF16;
   QuantSpec spec{.group_size = 128, .grid = Grid::kSymmetric};
   double read_bytes_per_second = 4.5e12, operations_per_second = 770e12;
@@ -144,7 +145,7 @@ class Bench {
     const int64_t columns = shape.epilogue == Epilogue::kSiluMul ? shape.out / 2 : shape.out;
     LinearQ4(*stream_, layout, static_cast<std::byte*>(pool_.get()) + offset, nullptr,
              {x_.get(), options_.dtype, rows, shape.in, shape.in}, shape.epilogue,
-             {out_.get(), options_.dtype, rows, columns, columns}, scratch_.get());
+             {out_.get(), options_.dtype, rows, columns, columns}, scratch_.get(), options_.kernels);
   }
   size_t Bytes(const LinearShape& shape) const {
     return Q4Layout::Of(shape.out, shape.in, options_.spec).total_bytes;
@@ -260,6 +261,8 @@ int Main(int argc, char** argv) {
       for (char* at = const_cast<char*>(list); *at != '\0'; at += *at == ',') {
         options.rows.push_back(std::clamp<int64_t>(std::strtoll(at, &at, 10), 1, kMaxRows));
       }
+    } else if (argument == "--portable") {
+      options.kernels = CudaKernels::kPortable;
     } else if (argument == "--no-cublas") {
       options.cublas = false;
     } else if (argument == "--bf16") {

@@ -8,24 +8,28 @@ void QkvInput(const LayerContext& l, MatrixView residual, MatrixView out) {
   l.backend.RmsNorm(residual, l.weights.input_norm.view(), l.config.rms_epsilon, out);
 }
 
-void OutputInput(const LayerContext& l, MatrixView qkv_input, MatrixView qkv, MatrixView out) {
-  const AttentionSpec attention = l.config.attention(l.layer);
-  const MatrixView queries = qkv.Columns(0, l.config.q_features());
-  l.backend.Linear(l.plan, *l.weights.qkv, qkv_input, Epilogue::kNone, qkv);
-  l.backend.RopeAndStoreKv(l.plan, l.rope, attention, l.cache_layer, qkv, l.cache);
-  l.backend.Attend(l.plan, attention, l.cache_layer, queries, l.cache, out);
+void OutputInput(const LayerContext& l, MatrixView residual, MatrixView normed, MatrixView qkv,
+                 MatrixView out) {
+  QkvInput(l, residual, normed);
+  l.backend.Linear(l.plan, *l.weights.qkv, normed, Epilogue::kNone, qkv);
+  l.backend.RopeAndAttend(l.plan, l.rope, l.config.attention(l.layer), l.cache_layer, qkv, l.cache,
+                          out);
 }
 
-void MlpInput(const LayerContext& l, MatrixView output_input, MatrixView residual, MatrixView out) {
+void AddOutput(const LayerContext& l, MatrixView output_input, MatrixView residual) {
   l.backend.Linear(l.plan, *l.weights.output, output_input, Epilogue::kAdd, residual);
+}
+
+void MlpInput(const LayerContext& l, MatrixView residual, MatrixView out) {
   l.backend.RmsNorm(residual, l.weights.post_attention_norm.view(), l.config.rms_epsilon, out);
 }
 
-void DownInput(const LayerContext& l, MatrixView mlp_input, MatrixView out) {
-  l.backend.Linear(l.plan, *l.weights.gate_up, mlp_input, Epilogue::kSiluMul, out);
+void DownInput(const LayerContext& l, MatrixView residual, MatrixView normed, MatrixView out) {
+  MlpInput(l, residual, normed);
+  l.backend.Linear(l.plan, *l.weights.gate_up, normed, Epilogue::kSiluMul, out);
 }
 
-void LayerOutput(const LayerContext& l, MatrixView down_input, MatrixView residual) {
+void AddDown(const LayerContext& l, MatrixView down_input, MatrixView residual) {
   l.backend.Linear(l.plan, *l.weights.down, down_input, Epilogue::kAdd, residual);
 }
 
@@ -53,11 +57,10 @@ void Forward::Step(int64_t rows, int64_t logit_rows, KvCache& cache) {
                              *plan_,
                              cache,
                              i};
-    QkvInput(layer, residual, normed);
-    OutputInput(layer, normed, qkv, attention);
-    MlpInput(layer, attention, residual, normed);
-    DownInput(layer, normed, gated);
-    LayerOutput(layer, gated, residual);
+    OutputInput(layer, residual, normed, qkv, attention);
+    AddOutput(layer, attention, residual);
+    DownInput(layer, residual, normed, gated);
+    AddDown(layer, gated, residual);
   }
   if (logit_rows == 0) return;
   const MatrixView gathered = gathered_.Rows(logit_rows), logits = logits_.Rows(logit_rows);

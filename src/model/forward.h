@@ -1,7 +1,8 @@
 // The Llama family's forward pass, said once, for every backend and weight format.
 //
-// A layer is four stages, each of which ends at the input of a group of linear layers; a quantizer
-// runs them one by one over its calibration data, Forward chains them.
+// A layer is four stages, two that lead to the input of a linear layer and two that add its output to
+// the residual stream. Forward chains them. A quantizer runs them one by one over its calibration
+// data, and looks at the inputs of the other linear layers too (QkvInput, MlpInput).
 #ifndef NIBBLE_MODEL_FORWARD_H_
 #define NIBBLE_MODEL_FORWARD_H_
 
@@ -25,20 +26,24 @@ struct LayerContext {
   int64_t cache_layer;  // `layer`, or 0 in a cache for one layer at a time
 };
 
-// `residual` is the residual stream, [rows, hidden].
+// `residual` is the residual stream, [rows, hidden]; `normed` and `qkv` are scratch, [rows, hidden]
+// and [rows, qkv_features].
 
-// out [rows, hidden] = the input of q, k and v.
-void QkvInput(const LayerContext& layer, MatrixView residual, MatrixView out);
-// out [rows, heads · head_dim] = the input of o. Writes the cache. `qkv` is scratch,
-// [rows, qkv_features].
-void OutputInput(const LayerContext& layer, MatrixView qkv_input, MatrixView qkv, MatrixView out);
-// residual += o(output_input); out [rows, hidden] = the input of gate and up.
-void MlpInput(const LayerContext& layer, MatrixView output_input, MatrixView residual,
-              MatrixView out);
+// out [rows, heads · head_dim] = the input of o. Writes the cache.
+void OutputInput(const LayerContext& layer, MatrixView residual, MatrixView normed, MatrixView qkv,
+                 MatrixView out);
+// residual += o(output_input).
+void AddOutput(const LayerContext& layer, MatrixView output_input, MatrixView residual);
 // out [rows, intermediate] = the input of down.
-void DownInput(const LayerContext& layer, MatrixView mlp_input, MatrixView out);
+void DownInput(const LayerContext& layer, MatrixView residual, MatrixView normed, MatrixView out);
 // residual += down(down_input).
-void LayerOutput(const LayerContext& layer, MatrixView down_input, MatrixView residual);
+void AddDown(const LayerContext& layer, MatrixView down_input, MatrixView residual);
+
+// What the first and the third stage feed to their linear layers, and leave in `normed`; out:
+// [rows, hidden]. The input of q, k and v.
+void QkvInput(const LayerContext& layer, MatrixView residual, MatrixView out);
+// The input of gate and up, of the residual stream behind AddOutput.
+void MlpInput(const LayerContext& layer, MatrixView residual, MatrixView out);
 
 // A model with the activations' memory, ready to run steps within its limits.
 class Forward {

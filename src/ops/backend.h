@@ -159,6 +159,14 @@ class Backend {
   // q, out: [rows, heads · head_dim]. Causal attention of each row over its sequence's cache.
   virtual void Attend(BatchPlan& plan, const AttentionSpec& attention, int64_t layer, MatrixView q,
                       const KvCache& cache, MatrixView out) = 0;
+  // Both of these, Attend of the turned queries, for backends that do them at once. What qkv holds
+  // afterwards is undefined.
+  virtual void RopeAndAttend(BatchPlan& plan, const RopeSpec& rope, const AttentionSpec& attention,
+                             int64_t layer, MatrixView qkv, KvCache& cache, MatrixView out) {
+    RopeAndStoreKv(plan, rope, attention, layer, qkv, cache);
+    const MatrixView queries = qkv.Columns(0, attention.heads * attention.head_dim);
+    Attend(plan, attention, layer, queries, cache, out);
+  }
   // out[i] = x[logit_rows[i]].
   virtual void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) = 0;
 

@@ -126,7 +126,8 @@ Status CalibrationRunner::OutputInput(int64_t layer, const LayerWeights& weights
                                       const CancelToken& cancel) {
   return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t rows) {
     const MatrixView out = RowsOf(attention_, step);
-    nibble::OutputInput(Context(layer, weights), RowsOf(block_input_, step), qkv_.Rows(rows), out);
+    nibble::OutputInput(Context(layer, weights), RowsOf(residual_, step), RowsOf(block_input_, step),
+                        qkv_.Rows(rows), out);
     sink(out);
   });
 }
@@ -134,9 +135,10 @@ Status CalibrationRunner::OutputInput(int64_t layer, const LayerWeights& weights
 Status CalibrationRunner::MlpInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
                                    const CancelToken& cancel) {
   return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t) {
-    const MatrixView out = RowsOf(block_input_, step);
-    nibble::MlpInput(Context(layer, weights), RowsOf(attention_, step), RowsOf(residual_, step),
-                     out);
+    const MatrixView residual = RowsOf(residual_, step), out = RowsOf(block_input_, step);
+    const LayerContext context = Context(layer, weights);
+    nibble::AddOutput(context, RowsOf(attention_, step), residual);
+    nibble::MlpInput(context, residual, out);
     sink(out);
   });
 }
@@ -145,7 +147,8 @@ Status CalibrationRunner::DownInput(int64_t layer, const LayerWeights& weights, 
                                     const CancelToken& cancel) {
   return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t) {
     const MatrixView out = RowsOf(gated_, step);
-    nibble::DownInput(Context(layer, weights), RowsOf(block_input_, step), out);
+    nibble::DownInput(Context(layer, weights), RowsOf(residual_, step), RowsOf(block_input_, step),
+                      out);
     sink(out);
   });
 }
@@ -153,13 +156,12 @@ Status CalibrationRunner::DownInput(int64_t layer, const LayerWeights& weights, 
 Status CalibrationRunner::LayerOutput(int64_t layer, const LayerWeights& weights,
                                       const CancelToken& cancel) {
   return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t) {
-    nibble::LayerOutput(Context(layer, weights), RowsOf(gated_, step), RowsOf(residual_, step));
+    nibble::AddDown(Context(layer, weights), RowsOf(gated_, step), RowsOf(residual_, step));
   });
 }
 
 Status CalibrationRunner::Layer(int64_t layer, const LayerWeights& weights,
                                 const CancelToken& cancel) {
-  NIBBLE_RETURN_IF_ERROR(QkvInput(layer, weights, Ignore, cancel));
   NIBBLE_RETURN_IF_ERROR(OutputInput(layer, weights, Ignore, cancel));
   NIBBLE_RETURN_IF_ERROR(MlpInput(layer, weights, Ignore, cancel));
   NIBBLE_RETURN_IF_ERROR(DownInput(layer, weights, Ignore, cancel));
@@ -171,7 +173,8 @@ void CalibrationRunner::AttentionOutput(int64_t layer, const LayerWeights& weigh
   CHECK(ForEachStep(sequences, CancelToken(), [&](const Step& step, int64_t rows) {
           const LayerContext context = Context(layer, weights);
           const MatrixView attention = attention_scratch_.Rows(rows);
-          nibble::OutputInput(context, RowsOf(block_input_, step), qkv_.Rows(rows), attention);
+          nibble::OutputInput(context, RowsOf(residual_, step), RowsOf(block_input_, step),
+                              qkv_.Rows(rows), attention);
           backend_.Linear(*plan_, *weights.output, attention, Epilogue::kNone,
                           out.Rows(step.first * set_.sequence_length, rows));
         }).has_value());
@@ -182,7 +185,7 @@ void CalibrationRunner::MlpOutput(int64_t layer, const LayerWeights& weights, in
   CHECK(ForEachStep(sequences, CancelToken(), [&](const Step& step, int64_t rows) {
           const LayerContext context = Context(layer, weights);
           const MatrixView gated = gated_scratch_.Rows(rows);
-          nibble::DownInput(context, RowsOf(block_input_, step), gated);
+          nibble::DownInput(context, RowsOf(residual_, step), RowsOf(block_input_, step), gated);
           backend_.Linear(*plan_, *weights.down, gated, Epilogue::kNone,
                           out.Rows(step.first * set_.sequence_length, rows));
         }).has_value());

@@ -33,8 +33,9 @@ class CalibrationRunner {
   // The residual stream before the first layer.
   void Embed(const PreparedLinear& table);
 
-  // A layer's stages, in this order, with `weights` complete up to the stage's end. `sink` sees a
-  // few sequences' input of the next linears at a time, [rows, features]; the sequences in order.
+  // A layer's stages, in this order, with `weights` complete up to the stage's end; QkvInput only
+  // looks. `sink` sees a few sequences' input of the next linears at a time, [rows, features]; the
+  // sequences in order.
   using Sink = std::function<void(MatrixView x)>;
   static void Ignore(MatrixView) {}
   Status QkvInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
@@ -46,7 +47,7 @@ class CalibrationRunner {
   Status DownInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
                    const CancelToken& cancel);
   Status LayerOutput(int64_t layer, const LayerWeights& weights, const CancelToken& cancel);
-  // All of them.
+  // All that change something.
   Status Layer(int64_t layer, const LayerWeights& weights, const CancelToken& cancel);
 
   // Of all tokens, as the latest stage gave them to its sink, [tokens, features]: the input of q, k
@@ -89,7 +90,8 @@ class CalibrationRunner {
   std::unique_ptr<KvCache> cache_;  // one layer, one step
   // Of all tokens.
   Matrix residual_;     // [tokens, hidden]
-  Matrix block_input_;  // [tokens, hidden], behind the norm of attention, then of the MLP
+  Matrix block_input_;  // [tokens, hidden], behind the norm of attention, then of the MLP; the
+                        // stages behind a norm write it again, and the same
   Matrix attention_;    // [tokens, heads · head_dim]
   Matrix gated_;        // [tokens, intermediate]
   // Of one step.

@@ -29,6 +29,15 @@ void AttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec&
 void AttendPrefill(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
                    MatrixView q, KvView kv, MatrixView out);
 
+// RopeAndStoreKv and AttendDecode in one kernel, for batches of sequences with one row each and heads
+// of 64, 128 or 256: as CanRopeAndAttendDecode says. qkv: as RopeAndStoreKv's; angles: as RopeTable's.
+// It reads the batch and what the cache had before the step while the kernels before it still run:
+// they may write neither.
+bool CanRopeAndAttendDecode(const DeviceBatch& batch, const AttentionSpec& attention);
+void RopeAndAttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
+                         const float2* angles, MatrixView qkv, KvView kv, MatrixView out,
+                         void* scratch);
+
 }  // namespace nibble::cuda
 
 #endif  // NIBBLE_OPS_CUDA_ATTENTION_H_

@@ -3,265 +3,12 @@
 #include "src/base/checked.h"
 #include "src/ops/cuda/attention.h"
 #include "src/ops/cuda/attention_common.cuh"
+#include "src/ops/cuda/decode_tiles.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int kTileTokens = 16;  // the depth of one tensor-core product
-constexpr int kTilesPerBlock = kBlockTokens / kTileTokens;
-// Query heads of one KV head that a block handles together: the product's rows.
-constexpr int kTileHeads = 16;
-constexpr int kRoundHeads = 4;  // of those that a block's warps add up at a time
-constexpr int kResident = 2;    // blocks on a multiprocessor
-// Of a pair, on average. With more, merging them takes longer than it saves.
-constexpr int kMostParts = 32;
-
-// The work is a line of granules: sequence after sequence that has one row, in it KV head after KV
-// head (and, where more than kTileHeads query heads share one, tile after tile of those), in it
-// granules of one tile of keys for each warp. The blocks, as many as are resident at a time, share
-// the line evenly, whatever the contexts' lengths. So a block works on a few pairs of sequence and
-// KV head one after another, and only its first and its last can be shared with other blocks. Its
-// loads run ahead from one pair into the next.
-//
-// Equal shares do not end together: on an H200 a multiprocessor is busy for 89 % of the time on
-// average. Smaller shares at the end, taken in turn, cost more than that where loads did not run
-// ahead into them.
-struct DecodeArguments {
-  const void* keys;                // [blocks, kv_heads, kBlockTokens, head_dim]
-  const void* values;              // likewise
-  const void* q;                   // [rows, q_stride]
-  void* out;                       // [rows, out_stride]
-  const int32_t* row_begin;        // [sequences + 1]
-  const int32_t* context_lengths;  // [sequences]
-  const int32_t* block_tables;     // [sequences, table_stride]
-  int64_t q_stride, out_stride, table_stride;
-  int sequences, kv_heads, group, head_tiles, tile_heads, head_dim, window;
-  float scale_log2;
-  // Of a pair that several blocks share, its first block's counter counts those that are done. Zero
-  // between calls.
-  unsigned* counters;  // [blocks]
-  float* partial_out;  // [blocks, first or last, tile_heads, head_dim] Σ exp2(score - highest) · v
-  float2* partial_sums;  // [blocks, first or last, tile_heads] highest, Σ exp2(score - highest)
-};
-
-// Head dimensions up to kDim are padded to it with zeros.
-template <int kDim_>
-struct DecodeShape {
-  static constexpr int kDim = kDim_;
-  static constexpr int kWarps = kDim == 256 ? 2 : 4;
-  static constexpr int kThreads = 32 * kWarps;
-  // A warp's tiles under way. Three for 128 were no faster, and are too much for GPUs that give a
-  // block 99 KiB.
-  static constexpr int kStages = kDim == 64 ? 4 : 2;
-  static constexpr int kStride = kDim + 8;  // of a row in shared memory: no bank conflicts
-  static constexpr int kTileBytes = kTileTokens * kStride * 2;
-  static constexpr int kWarpBytes = 2 * kStages * kTileBytes;  // of keys and values
-  // After the tiles come the warps' outputs, float32 [kWarps, kRoundHeads, kStride].
-  static constexpr int kOutputs = kWarps * kWarpBytes;
-  static constexpr int kSharedBytes = kOutputs + kWarps * kRoundHeads * kStride * 4;
-};
-
-// What of its context a sequence's row sees: tokens [first_token, end_token), in `tiles` tiles from
-// first_tile on.
-struct Span {
-  int row;
-  int first_token, end_token;
-  int first_tile, tiles;
-};
-
-__device__ Span SpanOf(const DecodeArguments& a, int sequence) {
-  Span span;
-  span.row = a.row_begin[sequence];
-  span.end_token = a.context_lengths[sequence];
-  if (a.row_begin[sequence + 1] - span.row != 1) span.end_token = 0;  // not ours
-  span.first_token = max(0, span.end_token - a.window);
-  span.first_tile = span.first_token / kTileTokens;
-  span.tiles = (span.end_token + kTileTokens - 1) / kTileTokens - span.first_tile;
-  return span;
-}
-
-template <int kWarps>
-__device__ int GranulesOf(const DecodeArguments& a, int sequence) {
-  if (sequence >= a.sequences) return 0;
-  return (SpanOf(a, sequence).tiles + kWarps - 1) / kWarps;
-}
-
-struct Line {
-  int length;  // granules
-  int pairs;
-};
-
-// How the line is shared: block b has granules [Begin(b), Begin(b + 1)).
-struct Share {
-  int blocks, each, longer;  // the first `longer` blocks have one more than `each`
-  __device__ Share(const Line& line, int most_blocks) {
-    blocks = min(min(most_blocks, line.length), line.pairs * kMostParts);
-    each = blocks > 0 ? line.length / blocks : 0;
-    longer = line.length - each * blocks;
-  }
-  __device__ int Begin(int block) const { return block * each + min(block, longer); }
-  __device__ int BlockOf(int granule) const {
-    const int in_longer = longer * (each + 1);
-    return granule < in_longer ? granule / (each + 1) : longer + (granule - in_longer) / each;
-  }
-};
-
-// A place on the line.
-struct Place {
-  int sequence;
-  int offset;  // granules of the sequence before it, all KV heads'
-};
-
-// The line, and where on it a granule is; all lanes of a warp call these together.
-template <int kWarps>
-__device__ Line FindLine(const DecodeArguments& a) {
-  int length = 0, sequences = 0;
-  for (int s = static_cast<int>(threadIdx.x) % 32; s < a.sequences; s += 32) {
-    const int granules = GranulesOf<kWarps>(a, s);
-    length += granules;
-    sequences += granules > 0;
-  }
-  const int pairs = a.kv_heads * a.head_tiles;
-  return {__reduce_add_sync(~0u, length) * pairs, __reduce_add_sync(~0u, sequences) * pairs};
-}
-
-template <int kWarps>
-__device__ Place Find(const DecodeArguments& a, int granule) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int base = 0;; base += 32) {
-    const int own = GranulesOf<kWarps>(a, base + lane) * a.kv_heads * a.head_tiles;
-    int end = own;  // of the sequence, from `base` on
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(~0u, end, step);
-      if (lane >= step) end += other;
-    }
-    const unsigned after = __ballot_sync(~0u, end > granule);
-    if (after != 0) {
-      const int found = __ffs(static_cast<int>(after)) - 1;
-      return {base + found, granule - __shfl_sync(~0u, end - own, found)};
-    }
-    granule -= __shfl_sync(~0u, end, 31);
-  }
-}
-
-// A block's part of one pair: `count` of the pair's `granules` from the first-th on, which begin at
-// `granule` on the line.
-struct Segment {
-  Span span;
-  int sequence, pair;  // of the sequence's
-  int granule, first, count, granules;
-};
-
-// A block's way along the line.
-template <int kWarps>
-class Walk {
- public:
-  __device__ Walk(const Place& place, int begin, int end)
-      : place_(place), granule_(begin), end_(end) {}
-
-  __device__ bool Next(const DecodeArguments& a, Segment& segment) {
-    if (granule_ == end_) return false;
-    while (true) {
-      segment.span = SpanOf(a, place_.sequence);
-      segment.granules = (segment.span.tiles + kWarps - 1) / kWarps;
-      if (segment.granules > 0) break;
-      ++place_.sequence;
-    }
-    segment.sequence = place_.sequence;
-    segment.pair = place_.offset / segment.granules;
-    segment.first = place_.offset % segment.granules;
-    segment.granule = granule_;
-    segment.count = min(segment.granules - segment.first, end_ - granule_);
-    granule_ += segment.count;
-    place_.offset += segment.count;
-    if (place_.offset == segment.granules * a.kv_heads * a.head_tiles) {
-      place_ = {place_.sequence + 1, 0};
-    }
-    return true;
-  }
-
- private:
-  Place place_;
-  int granule_, end_;
-};
-
-// One warp's tiles of all its block's segments, of which each warp has every kWarps-th.
-template <typename T, int kDim>
-class TileStream {
-  using Shape = DecodeShape<kDim>;
-  static constexpr int kWarps = Shape::kWarps;
-  static constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
-  static constexpr int kRowsAtOnce = 32 / kChunks;
-
- public:
-  __device__ TileStream(const DecodeArguments& a, const Walk<kWarps>& walk, uint32_t shared)
-      : a_(a), walk_(walk) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    row_ = lane / kChunks;
-    const int column = lane % kChunks * 8;
-    has_column_ = column < a.head_dim;
-    lane_offset_ = has_column_ ? row_ * a.head_dim + column : 0;
-    shared_ = shared + (row_ * Shape::kStride + column) * 2;
-  }
-
-  // Goes to the next tile; false after the last. For all lanes together.
-  __device__ bool Next() {
-    ++index_;
-    while (index_ >= count_) {
-      Segment segment;
-      if (!walk_.Next(a_, segment)) {
-        index_ = count_;
-        return false;
-      }
-      const int warp = static_cast<int>(threadIdx.x) / 32;
-      first_token_ = segment.span.first_token;
-      end_token_ = segment.span.end_token;
-      first_ = segment.span.first_tile + segment.first * kWarps + warp;
-      const int end = min(segment.span.tiles, (segment.first + segment.count) * kWarps) +
-                      segment.span.first_tile;
-      count_ = (end - first_ + kWarps - 1) / kWarps;
-      index_ = 0;
-      table_ = a_.block_tables + segment.sequence * a_.table_stride;
-      head_offset_ = segment.pair / a_.head_tiles * kBlockTokens * a_.head_dim;
-    }
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    if (index_ % 32 == 0) {  // a lane reads the table for one tile: the warp waits for it once
-      const int tile = index_ + lane < count_ ? first_ + (index_ + lane) * kWarps : first_;
-      block_ = table_[tile / kTilesPerBlock];
-    }
-    const int block = __shfl_sync(~0u, block_, index_ % 32);
-    const int slot = (first_ + index_ * kWarps) % kTilesPerBlock * kTileTokens;
-    at_ = static_cast<int64_t>(block) * a_.kv_heads * kBlockTokens * a_.head_dim + head_offset_ +
-          slot * a_.head_dim + lane_offset_;
-    return true;
-  }
-
-  // Copies that tile of keys or values, to a place for it in the warp's memory. Slots that hold no
-  // token of the context are not read: they may hold anything, even NaN.
-  __device__ void Load(const void* cache, int place) const {
-    const T* from = static_cast<const T*>(cache) + at_;
-    const int token = (first_ + index_ * kWarps) * kTileTokens + row_ - first_token_;
-    const auto count = static_cast<unsigned>(end_token_ - first_token_);
-#pragma unroll
-    for (int row = 0; row < kTileTokens; row += kRowsAtOnce) {
-      const bool wanted = has_column_ && static_cast<unsigned>(token + row) < count;
-      CopyAsync16(shared_ + place * Shape::kTileBytes + row * Shape::kStride * 2,
-                  from + (wanted ? row * a_.head_dim : 0), wanted);
-    }
-  }
-
- private:
-  const DecodeArguments& a_;
-  Walk<kWarps> walk_;
-  const int32_t* table_ = nullptr;
-  int64_t at_ = 0;
-  int first_ = 0, index_ = -1, count_ = 0;
-  int first_token_ = 0, end_token_ = 0;
-  int head_offset_ = 0, block_ = 0;
-  int row_, lane_offset_;
-  bool has_column_;
-  uint32_t shared_;
-};
+constexpr int kResident = 2;  // blocks on a multiprocessor
 
 template <int kDim>
 struct WarpState {
@@ -272,10 +19,11 @@ struct WarpState {
 
 // The warp's tiles of one segment. Its memory is a ring of kStages tiles of keys and of values;
 // `stage`: that of the next tile. A tile that is done with makes room for the stream's next.
-template <typename T, int kDim>
+template <typename T, int kDim, DecodeInput kInput>
 __device__ void AttendTiles(const DecodeArguments& a, const Segment& segment,
-                            const uint32_t (&queries)[kDim / 16][4], uint32_t shared, int& stage,
-                            TileStream<T, kDim>& stream, WarpState<kDim>& state) {
+                            const uint32_t (&queries)[kDim / 16][4],
+                            const FreshToken<T, kDim>* fresh, uint32_t shared, int& stage,
+                            TileStream<T, kDim, kInput>& stream, WarpState<kDim>& state) {
   using Shape = DecodeShape<kDim>;
   constexpr int kStages = Shape::kStages, kWarps = Shape::kWarps;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -290,6 +38,8 @@ __device__ void AttendTiles(const DecodeArguments& a, const Segment& segment,
     const uint32_t keys = shared + 2 * stage * Shape::kTileBytes;
     const uint32_t values = keys + Shape::kTileBytes;
     WaitForCopies<2 * kStages - 1>();
+    const bool has_fresh = kInput == DecodeInput::kFresh && tile == fresh->tile();
+    if (has_fresh) fresh->PutKey(keys);
     __syncwarp();
     float scores[2][4] = {};
 #pragma unroll
@@ -321,6 +71,7 @@ __device__ void AttendTiles(const DecodeArguments& a, const Segment& segment,
         PackHalves<T>(scores[1][0], scores[1][1]), PackHalves<T>(scores[1][2], scores[1][3])};
 
     WaitForCopies<2 * kStages - 1>();
+    if (has_fresh) fresh->PutValue(values);
     __syncwarp();
 #pragma unroll
     for (int t = 0; t < kDim / 8; t += 2) {
@@ -517,7 +268,7 @@ __device__ void Finish(const DecodeArguments& a, const Share& share, const Segme
   }
 }
 
-template <typename T, int kDim>
+template <typename T, int kDim, DecodeInput kInput>
 __global__ void __launch_bounds__(DecodeShape<kDim>::kThreads, kResident)
     DecodeKernel(const __grid_constant__ DecodeArguments a) {
   using Shape = DecodeShape<kDim>;
@@ -529,18 +280,22 @@ __global__ void __launch_bounds__(DecodeShape<kDim>::kThreads, kResident)
   const int block = static_cast<int>(blockIdx.x);
 
   // The batch was there before the kernels of its step.
-  const Share share(FindLine<kWarps>(a), static_cast<int>(gridDim.x));
+  const Share share(FindLine<kWarps>(a.line), static_cast<int>(gridDim.x));
   const int begin = share.Begin(block), end = share.Begin(block + 1);
   StartNextKernel();
   if (block >= share.blocks) {
     WaitForLastKernel();
     return;
   }
-  Walk<kWarps> walk(Find<kWarps>(a, begin), begin, end);
+  Walk<kWarps> walk(Find<kWarps>(a.line, begin), begin, end);
   const uint32_t warp_shared = SharedAddress(shared) + warp * Shape::kWarpBytes;
-  TileStream<T, kDim> stream(a, walk, warp_shared);
+  TileStream<T, kDim, kInput> stream(a, walk, warp_shared);
   bool more = stream.Next();
-  WaitForLastKernel();
+  // With fresh input this kernel is the only one of its step that touches this layer's cache, and all
+  // that it reads there was written before the step: the copy of the step's batch to the device, which
+  // is no kernel, begins when all before it is done, and no kernel of the step begins before it. So
+  // nothing need be waited for.
+  if constexpr (kInput == DecodeInput::kTurned) WaitForLastKernel();
   for (int stage = 0; stage < Shape::kStages; ++stage) {
     if (more) stream.Load(a.keys, 2 * stage);
     CommitCopies();
@@ -548,11 +303,12 @@ __global__ void __launch_bounds__(DecodeShape<kDim>::kThreads, kResident)
     CommitCopies();
     if (more && stage + 1 < Shape::kStages) more = stream.Next();
   }
+  if constexpr (kInput == DecodeInput::kFresh) WaitForLastKernel();
   int stage = 0;
   Segment segment;
-  while (walk.Next(a, segment)) {
-    const int first_in_group = segment.pair % a.head_tiles * kTileHeads;
-    const int first_head = segment.pair / a.head_tiles * a.group + first_in_group;
+  while (walk.Next(a.line, segment)) {
+    const int first_in_group = segment.pair % a.line.head_tiles * kTileHeads;
+    const int first_head = segment.pair / a.line.head_tiles * a.group + first_in_group;
     const int heads = min(kTileHeads, a.group - first_in_group);
     WarpState<kDim> state;
     const T* query = static_cast<const T*>(a.q) + segment.span.row * a.q_stride +
@@ -561,16 +317,25 @@ __global__ void __launch_bounds__(DecodeShape<kDim>::kThreads, kResident)
     uint32_t queries[kDim / 16][4];
     LoadQueries(low < heads ? query + low * a.head_dim : nullptr,
                 high < heads ? query + high * a.head_dim : nullptr, a.head_dim, queries);
-    AttendTiles<T, kDim>(a, segment, queries, warp_shared, stage, stream, state);
+    if constexpr (kInput == DecodeInput::kFresh) {
+      float4 angles[kDim / 16];
+      LoadAngles<kDim>(a.angles + static_cast<int64_t>(segment.span.row) * (kDim / 2), angles);
+      const FreshToken<T, kDim> fresh(a, segment);
+      TurnQueries<T, kDim, 0>(angles, queries);
+      if (heads > 8) TurnQueries<T, kDim, 1>(angles, queries);
+      AttendTiles<T, kDim>(a, segment, queries, &fresh, warp_shared, stage, stream, state);
+    } else {
+      AttendTiles<T, kDim>(a, segment, queries, nullptr, warp_shared, stage, stream, state);
+    }
     Finish<T, kDim>(a, share, segment, state, first_head, heads, memory);
   }
 }
 
-template <typename T, int kDim>
+template <typename T, int kDim, DecodeInput kInput>
 void Launch(Stream& stream, const DecodeArguments& arguments, int64_t blocks) {
   using Shape = DecodeShape<kDim>;
-  LaunchDependent(stream, DecodeKernel<T, kDim>, static_cast<unsigned>(blocks), Shape::kThreads,
-                  Shape::kSharedBytes, arguments);
+  LaunchDependent(stream, DecodeKernel<T, kDim, kInput>, static_cast<unsigned>(blocks),
+                  Shape::kThreads, Shape::kSharedBytes, arguments);
 }
 
 int64_t Blocks(int multiprocessors) { return int64_t{kResident} * multiprocessors; }
@@ -585,6 +350,50 @@ int64_t TileHeads(const AttentionSpec& attention) {
   return std::min<int64_t>(kTileHeads, attention.heads / attention.kv_heads);
 }
 
+template <DecodeInput kInput>
+void Decode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
+            MatrixView q, const float2* angles, KvView kv, MatrixView out, void* scratch) {
+  CheckAttention(attention, q.Columns(0, attention.heads * attention.head_dim), out);
+  const int64_t blocks = Blocks(stream.multiprocessors());
+  const int64_t group = attention.heads / attention.kv_heads;
+  auto* memory = static_cast<std::byte*>(scratch);
+  auto* parts = reinterpret_cast<float*>(memory + CounterBytes(stream.multiprocessors()));
+  const DecodeArguments arguments{
+      .line = {.row_begin = batch.row_begin,
+               .context_lengths = batch.context_lengths,
+               .block_tables = batch.block_tables,
+               .table_stride = batch.table_stride,
+               .sequences = static_cast<int>(batch.sequences),
+               .kv_heads = static_cast<int>(attention.kv_heads),
+               .head_tiles = static_cast<int>(CeilDiv<int64_t>(group, kTileHeads)),
+               .window = WindowOf(attention)},
+      .keys = kv.keys,
+      .values = kv.values,
+      .q = q.data,
+      .angles = angles,
+      .out = out.data,
+      .q_stride = q.stride,
+      .out_stride = out.stride,
+      .group = static_cast<int>(group),
+      .tile_heads = static_cast<int>(TileHeads(attention)),
+      .head_dim = static_cast<int>(attention.head_dim),
+      .scale_log2 = attention.scale * kLog2E,
+      .counters = reinterpret_cast<unsigned*>(memory),
+      .partial_out = parts,
+      .partial_sums = reinterpret_cast<float2*>(parts + 2 * blocks * TileHeads(attention) *
+                                                            attention.head_dim)};
+  WithHalfType(q.dtype, [&]<typename T>() {
+    if (attention.head_dim <= 64) {
+      Launch<T, 64, kInput>(stream, arguments, blocks);
+    } else if (attention.head_dim <= 128) {
+      Launch<T, 128, kInput>(stream, arguments, blocks);
+    } else {
+      Launch<T, 256, kInput>(stream, arguments, blocks);
+    }
+  });
+  stream.CheckLaunch("decode attention", q.rows, q.columns);
+}
+
 }  // namespace
 
 size_t DecodeScratchBytes(int multiprocessors, int64_t, const AttentionSpec& attention) {
@@ -596,44 +405,20 @@ size_t DecodeScratchBytes(int multiprocessors, int64_t, const AttentionSpec& att
 void AttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
                   MatrixView q, KvView kv, MatrixView out, void* scratch) {
   if (!batch.has_decode) return;
-  CheckAttention(attention, q, out);
-  const int64_t blocks = Blocks(stream.multiprocessors());
-  const int64_t group = attention.heads / attention.kv_heads;
-  auto* memory = static_cast<std::byte*>(scratch);
-  auto* parts = reinterpret_cast<float*>(memory + CounterBytes(stream.multiprocessors()));
-  const DecodeArguments arguments{
-      .keys = kv.keys,
-      .values = kv.values,
-      .q = q.data,
-      .out = out.data,
-      .row_begin = batch.row_begin,
-      .context_lengths = batch.context_lengths,
-      .block_tables = batch.block_tables,
-      .q_stride = q.stride,
-      .out_stride = out.stride,
-      .table_stride = batch.table_stride,
-      .sequences = static_cast<int>(batch.sequences),
-      .kv_heads = static_cast<int>(attention.kv_heads),
-      .group = static_cast<int>(group),
-      .head_tiles = static_cast<int>(CeilDiv<int64_t>(group, kTileHeads)),
-      .tile_heads = static_cast<int>(TileHeads(attention)),
-      .head_dim = static_cast<int>(attention.head_dim),
-      .window = WindowOf(attention),
-      .scale_log2 = attention.scale * kLog2E,
-      .counters = reinterpret_cast<unsigned*>(memory),
-      .partial_out = parts,
-      .partial_sums = reinterpret_cast<float2*>(parts + 2 * blocks * TileHeads(attention) *
-                                                            attention.head_dim)};
-  WithHalfType(q.dtype, [&]<typename T>() {
-    if (attention.head_dim <= 64) {
-      Launch<T, 64>(stream, arguments, blocks);
-    } else if (attention.head_dim <= 128) {
-      Launch<T, 128>(stream, arguments, blocks);
-    } else {
-      Launch<T, 256>(stream, arguments, blocks);
-    }
-  });
-  stream.CheckLaunch("decode attention", q.rows, q.columns);
+  Decode<DecodeInput::kTurned>(stream, batch, attention, q, nullptr, kv, out, scratch);
+}
+
+bool CanRopeAndAttendDecode(const DeviceBatch& batch, const AttentionSpec& attention) {
+  return batch.prefill_tile_count == 0 &&
+         (attention.head_dim == 64 || attention.head_dim == 128 || attention.head_dim == 256);
+}
+
+void RopeAndAttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
+                         const float2* angles, MatrixView qkv, KvView kv, MatrixView out,
+                         void* scratch) {
+  CHECK(CanRopeAndAttendDecode(batch, attention));
+  if (!batch.has_decode) return;
+  Decode<DecodeInput::kFresh>(stream, batch, attention, qkv, angles, kv, out, scratch);
 }
 
 }  // namespace nibble::cuda

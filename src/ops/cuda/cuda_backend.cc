@@ -206,19 +206,22 @@ class CudaBackend final : public Backend {
 
   void RopeAndStoreKv(const BatchPlan& plan, const RopeSpec& rope, const AttentionSpec& attention,
                       int64_t layer, MatrixView qkv, KvCache& cache) override {
-    CheckActivations(qkv);
     const CudaPlan& p = Cuda(plan);
-    const CudaKvCache& kv = Cuda(cache);
-    const int64_t half = attention.head_dim / 2;
-    CHECK(half == p.layout().half_dim && static_cast<int64_t>(rope.frequencies.size()) == half &&
-          attention.head_dim == kv.layout().head_dim && attention.kv_heads == kv.layout().kv_heads);
-    CHECK(qkv.rows == p.batch().rows &&
-          qkv.columns == (attention.heads + 2 * attention.kv_heads) * attention.head_dim);
-    auto* table = p.at<float2>(p.layout().rope_table);
-    if (p.NeedsRope(rope.frequencies)) {
-      RopeTable(*stream_, p.batch(), p.at<float>(p.layout().rope_frequencies), half, table);
+    CheckQkv(p, attention, qkv, Cuda(cache));
+    cuda::RopeAndStoreKv(*stream_, p.batch(), attention, Angles(p, rope), qkv,
+                         Cuda(cache).layer(layer));
+  }
+
+  void RopeAndAttend(BatchPlan& plan, const RopeSpec& rope, const AttentionSpec& attention,
+                     int64_t layer, MatrixView qkv, KvCache& cache, MatrixView out) override {
+    const CudaPlan& p = Cuda(plan);
+    if (!CanRopeAndAttendDecode(p.batch(), attention)) {
+      return Backend::RopeAndAttend(plan, rope, attention, layer, qkv, cache, out);
     }
-    cuda::RopeAndStoreKv(*stream_, p.batch(), attention, table, qkv, kv.layer(layer));
+    CheckQkv(p, attention, qkv, Cuda(cache));
+    CheckActivations(out);
+    RopeAndAttendDecode(*stream_, p.batch(), attention, Angles(p, rope), qkv,
+                        Cuda(cache).layer(layer), out, p.at<void>(p.layout().decode));
   }
 
   void Attend(BatchPlan& plan, const AttentionSpec& attention, int64_t layer, MatrixView q,
@@ -269,6 +272,27 @@ class CudaBackend final : public Backend {
 
   void CheckActivations(MatrixView matrix) const {
     CHECK(matrix.dtype == activations_, "activations of type {}", Name(matrix.dtype));
+  }
+
+  void CheckQkv(const CudaPlan& plan, const AttentionSpec& attention, MatrixView qkv,
+                const CudaKvCache& cache) const {
+    CheckActivations(qkv);
+    CHECK(attention.head_dim == 2 * plan.layout().half_dim &&
+          attention.head_dim == cache.layout().head_dim &&
+          attention.kv_heads == cache.layout().kv_heads);
+    CHECK(qkv.rows == plan.batch().rows &&
+          qkv.columns == (attention.heads + 2 * attention.kv_heads) * attention.head_dim);
+  }
+
+  // Of the batch's rows, [rows, head_dim / 2], once what was issued so far is done.
+  const float2* Angles(const CudaPlan& plan, const RopeSpec& rope) {
+    const int64_t half = plan.layout().half_dim;
+    CHECK(static_cast<int64_t>(rope.frequencies.size()) == half);
+    auto* table = plan.at<float2>(plan.layout().rope_table);
+    if (plan.NeedsRope(rope.frequencies)) {
+      RopeTable(*stream_, plan.batch(), plan.at<float>(plan.layout().rope_frequencies), half, table);
+    }
+    return table;
   }
 
   // At most PlanLayout::wide_rows rows.

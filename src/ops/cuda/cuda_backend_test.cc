@@ -1,5 +1,5 @@
-// Every operation of the backend but attention and 4-bit products, which have tests of their own,
-// against the reference.
+// Every operation of the backend but 4-bit products, which have tests of their own, against the
+// reference; of attention only a few steps.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
@@ -318,6 +318,78 @@ TEST_P(CudaBackendTest, EmbedsTurnsAndGathers) {
     std::copy_n(turned[1].row(r), got.columns, got.row(r));
   }
   ExpectNear(got, want, 1, 1.1);
+}
+
+// Whole prompts, then steps that only decode, then one that does both.
+TEST_P(CudaBackendTest, TurnsAndAttendsStepAfterStep) {
+  Random random(6);
+  const std::vector<std::vector<int32_t>> steps = {{30, 1, 64, 200}, {1, 1, 1, 1}, {1, 1, 1, 1},
+                                                   {1, 1, 1, 1},     {1, 5, 1, 3}, {1, 1, 1, 1}};
+  constexpr int32_t kContext = 256;
+  for (const int64_t dim : {40, 64, 128, 256}) {
+    const AttentionSpec attention{.heads = 4,
+                                  .kv_heads = 2,
+                                  .head_dim = dim,
+                                  .scale = 1 / std::sqrt(static_cast<float>(dim))};
+    const int64_t columns = 8 * dim;
+    std::vector<float> frequencies;
+    for (int64_t i = 0; i < dim / 2; ++i) {
+      frequencies.push_back(
+          static_cast<float>(std::pow(10000.0, -2.0 * static_cast<double>(i) / dim)));
+    }
+    const RopeSpec rope{frequencies};
+    Backend* const backends[2] = {ref_.get(), cuda_.get()};
+    std::unique_ptr<BatchPlan> plans[2];
+    std::unique_ptr<KvCache> caches[2];
+    for (int b = 0; b < 2; ++b) {
+      plans[b] = Must(backends[b]->CreatePlan(
+          {.rows = 300, .sequences = 4, .context = kContext, .logit_rows = 1}, {.hidden = 64,
+                                                                                .intermediate = 64,
+                                                                                .heads = 4,
+                                                                                .kv_heads = 2,
+                                                                                .head_dim = dim,
+                                                                                .vocabulary = 64}));
+      caches[b] = Must(backends[b]->CreateKvCache({.layers = 2,
+                                                   .kv_heads = 2,
+                                                   .head_dim = dim,
+                                                   .block_tokens = backends[b]->kv_block_tokens(),
+                                                   .dtype = type_},
+                                                  4 * kContext / backends[b]->kv_block_tokens()));
+    }
+    std::vector<int32_t> contexts(4, 0);
+    for (const std::vector<int32_t>& step : steps) {
+      std::vector<int32_t> positions, row_begin{0};
+      for (size_t s = 0; s < step.size(); ++s) {
+        for (int32_t i = 0; i < step[s]; ++i) positions.push_back(contexts[s]++);
+        row_begin.push_back(static_cast<int32_t>(positions.size()));
+      }
+      const auto rows = static_cast<int64_t>(positions.size());
+      HostMatrix qkv = HostMatrix::Normal(rows, columns, random);
+      Round(qkv);
+      const DeviceMatrix device_qkv = ToDevice(qkv);
+      HostMatrix want(rows, 4 * dim), got(rows, 4 * dim);
+      const DeviceMatrix device_out = ToDevice(got);
+      for (int b = 0; b < 2; ++b) {
+        const auto blocks = static_cast<int32_t>(kContext / backends[b]->kv_block_tokens());
+        std::vector<int32_t> tables(static_cast<size_t>(4 * blocks));
+        for (size_t i = 0; i < tables.size(); ++i) {  // backwards
+          tables[i] = static_cast<int32_t>(tables.size() - 1 - i);
+        }
+        backends[b]->SetBatch(*plans[b], {.tokens = positions,
+                                          .positions = positions,
+                                          .row_begin = row_begin,
+                                          .context_lengths = contexts,
+                                          .block_tables = tables,
+                                          .max_blocks = blocks});
+        backends[b]->RopeAndAttend(*plans[b], rope, attention, 1,
+                                   b == 0 ? qkv.view() : device_qkv.view, *caches[b],
+                                   b == 0 ? want.view() : device_out.view);
+      }
+      got = ToHost(device_out);
+      ExpectNear(got, want, 1, 6);  // queries, keys, weights and outputs are rounded
+      if (HasFatalFailure()) return;
+    }
+  }
 }
 
 TEST_P(CudaBackendTest, CountsItsMemory) {

@@ -27,26 +27,31 @@ __device__ inline void WaitForLastKernel() {
 #endif
 }
 
-// Whether the code that this device runs of the kernel waits: code for older devices does not, and must
-// not start early on newer ones either.
+// Before a kernel's first launch in a stream.
 template <typename... Parameters>
-bool WaitsForLastKernel(void (*kernel)(Parameters...)) {
-  cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+KernelState Prepared(Stream& stream, void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes{};
+  stream.Check(cudaFuncGetAttributes(&attributes, kernel), "asking about a kernel", 1, 1);
+  int device = 0, most_shared = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  // As much as there is, so that no stream's figure takes the place of another's.
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       most_shared - static_cast<int>(attributes.sharedSizeBytes));
+  // The same division of the L1 cache for all kernels: a multiprocessor must be idle to change it, and
+  // then nothing would overlap (818 µs of a float16 step's 4,152 on an H200).
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                       cudaSharedmemCarveoutMaxShared);
+  // Code for older devices does not wait, and must not start early on newer ones either.
+  return {.is_prepared = true, .waits = attributes.ptxVersion >= 90};
 }
 
 // Launches a kernel that waits; the arguments are converted to its parameters.
 template <typename... Parameters, typename... Arguments>
 void LaunchDependent(Stream& stream, void (*kernel)(Parameters...), dim3 grid, dim3 block,
                      size_t shared_bytes, Arguments... arguments) {
-  if (shared_bytes > 0) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(shared_bytes));
-  }
-  // The same division of the L1 cache for all kernels: a multiprocessor must be idle to change it, and
-  // then nothing would overlap (818 µs of a float16 step's 4,152 on an H200).
-  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                       cudaSharedmemCarveoutMaxShared);
+  KernelState& state = stream.kernel(reinterpret_cast<const void*>(kernel));
+  if (!state.is_prepared) state = Prepared(stream, kernel);
   cudaLaunchAttribute early;
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
@@ -56,7 +61,7 @@ void LaunchDependent(Stream& stream, void (*kernel)(Parameters...), dim3 grid, d
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream.get();
   config.attrs = &early;
-  config.numAttrs = WaitsForLastKernel(kernel) ? 1 : 0;
+  config.numAttrs = state.waits ? 1 : 0;
   cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

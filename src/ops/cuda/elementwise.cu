@@ -58,31 +58,58 @@ __global__ void EmbedKernel(const int32_t* tokens, const int32_t* chosen_rows,
   for (int64_t i = threadIdx.x; i < columns / kWidth; i += blockDim.x) to[i] = from[i];
 }
 
+// One block a row. A thread's first packs stay in registers, with their gains, which are there before
+// the row is.
 template <typename T, int kWidth>
 __global__ void RmsNormKernel(const T* x, const float* gain, float epsilon, T* out,
                               int64_t columns, int64_t x_stride, int64_t out_stride) {
-  StartNextKernel();
-  WaitForLastKernel();
   using P = Pack<kWidth, T>;
+  using G = Pack<kWidth, float>;
+  constexpr int kKept = 2;
+  const auto packs = static_cast<int>(columns / kWidth);
+  const int first = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
+  const auto* gains = reinterpret_cast<const G*>(gain);
+  StartNextKernel();
+  P kept[kKept];
+  G kept_gains[kKept];
+#pragma unroll
+  for (int j = 0; j < kKept; ++j) {
+    if (first + j * step < packs) kept_gains[j] = gains[first + j * step];
+  }
+  WaitForLastKernel();
   const auto* row = reinterpret_cast<const P*>(x + blockIdx.x * x_stride);
   auto* to = reinterpret_cast<P*>(out + blockIdx.x * out_stride);
+#pragma unroll
+  for (int j = 0; j < kKept; ++j) {
+    if (first + j * step < packs) kept[j] = row[first + j * step];
+  }
   float squares = 0;
-  for (int64_t i = threadIdx.x; i < columns / kWidth; i += blockDim.x) {
-    const P pack = row[i];
-    for (int j = 0; j < kWidth; ++j) {
-      const float value = HalfTraits<T>::ToFloat(pack.values[j]);
+  const auto add_squares = [&](const P& pack) {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      const float value = HalfTraits<T>::ToFloat(pack.values[i]);
       squares += value * value;
     }
+  };
+#pragma unroll
+  for (int j = 0; j < kKept; ++j) {
+    if (first + j * step < packs) add_squares(kept[j]);
   }
+  for (int i = first + kKept * step; i < packs; i += step) add_squares(row[i]);
   const float factor = rsqrtf(BlockSum(squares) / static_cast<float>(columns) + epsilon);
-  for (int64_t i = threadIdx.x; i < columns / kWidth; i += blockDim.x) {
-    P pack = row[i];
-    for (int j = 0; j < kWidth; ++j) {
-      const float value = HalfTraits<T>::ToFloat(pack.values[j]);
-      pack.values[j] = HalfTraits<T>::FromFloat(value * factor * gain[i * kWidth + j]);
+  const auto write = [&](int at, P pack, const G& pack_gains) {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      const float value = HalfTraits<T>::ToFloat(pack.values[i]);
+      pack.values[i] = HalfTraits<T>::FromFloat(value * factor * pack_gains.values[i]);
     }
-    to[i] = pack;
+    to[at] = pack;
+  };
+#pragma unroll
+  for (int j = 0; j < kKept; ++j) {
+    if (first + j * step < packs) write(first + j * step, kept[j], kept_gains[j]);
   }
+  for (int i = first + kKept * step; i < packs; i += step) write(i, row[i], gains[i]);
 }
 
 __global__ void RopeTableKernel(const int32_t* positions, const float* frequencies,

@@ -42,7 +42,9 @@ size_t SpreadBytes(int64_t rows, int64_t in_features) {
 }  // namespace q4
 
 // Of Llama-2-7B's layers on an H200 (docs/results/kernels.md).
-int64_t LinearQ4MostRows() { return q4::HasHopperProduct() ? 256 : 128; }
+int64_t LinearQ4MostRows(CudaKernels kernels) {
+  return kernels == CudaKernels::kAuto && q4::HasHopperProduct() ? 256 : 128;
+}
 
 // The Hopper kernel's counters must stay zero between calls, so it has a part of its own.
 size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_features) {
@@ -51,7 +53,7 @@ size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_featur
 }
 
 void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
-              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch) {
+              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch, CudaKernels kernels) {
   const int64_t outputs = layout.out_features;
   CHECK(x.columns == layout.in_features && x.rows == out.rows && x.dtype == out.dtype,
         "x [{}, {}], weight [{}, {}], out [{}, {}]", x.rows, x.columns, outputs, layout.in_features,
@@ -83,7 +85,8 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
                             .outputs = static_cast<int>(outputs),
                             .epilogue = epilogue};
     };
-    if (x.rows >= q4::kHopperFewestRows && q4::CanUseHopperProduct(geometry)) {
+    if (kernels == CudaKernels::kAuto && x.rows >= q4::kHopperFewestRows &&
+        q4::CanUseHopperProduct(geometry)) {
       for (int64_t first = 0; first < x.rows; first += q4::kHopperRows) {
         const int64_t rows = std::min<int64_t>(q4::kHopperRows, x.rows - first);
         q4::HopperProduct(stream, geometry, weights, product_of(first, rows), scratch);

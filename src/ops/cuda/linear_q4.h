@@ -10,6 +10,7 @@
 
 #include "src/format/weight.h"
 #include "src/ops/backend.h"
+#include "src/ops/cuda/cuda_backend.h"
 #include "src/ops/cuda/stream.h"
 
 namespace nibble::cuda {
@@ -35,7 +36,7 @@ void PackQ4(Stream& stream, const Q4Layout& layout, DType activations, const uin
             int64_t row_step, void* packed);
 
 // For more rows it is faster to expand a weight once (DequantizeQ4) and to multiply densely.
-int64_t LinearQ4MostRows();
+int64_t LinearQ4MostRows(CudaKernels kernels);
 
 // Scratch bytes that LinearQ4 wants for up to `rows` rows of any weight with at most these inputs.
 size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_features);
@@ -45,7 +46,7 @@ size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_featur
 // shared by all linears of a stream, and is zero at first. x must be aligned to 16 bytes and
 // its stride a multiple of 8 elements.
 void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
-              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch);
+              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch, CudaKernels kernels);
 
 // out[n][k] = W[first_row + n][k] for n < rows, in the activations' type; [rows, in_features]
 // contiguous. first_row is a multiple of 128 (so that a large weight goes through small scratch).

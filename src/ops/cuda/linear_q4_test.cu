@@ -22,6 +22,7 @@ struct Problem {
   Epilogue epilogue = Epilogue::kNone;
   bool bias = false;
   int64_t x_gap = 0, out_gap = 0;  // elements between rows; x's stride is rounded up to 8
+  CudaKernels kernels = CudaKernels::kAuto;
   int64_t split = 0;               // the first so many rows of the weight are packed on their own
 
   int64_t columns() const { return epilogue == Epilogue::kSiluMul ? out / 2 : out; }
@@ -30,7 +31,8 @@ struct Problem {
     return fmt::format(
         "{} rows, [{}, {}], group {}, {}, {}, epilogue {}{}, gaps {} and {}, split {}", rows, out,
         in, group, Name(grid), Name(dtype), static_cast<int>(epilogue), bias ? ", bias" : "", x_gap,
-        out_gap, split);
+        out_gap, split) +
+           (kernels == CudaKernels::kPortable ? ", portable kernels" : "");
   }
 };
 
@@ -224,7 +226,7 @@ void LinearQ4Test::Check(const Problem& p, uint64_t seed) {
   const auto run = [&] {
     Copy(before, device_out.data());
     LinearQ4(*stream_, layout, packed.data(), bias_data, x_view, p.epilogue, out_view,
-             scratch_.data());
+             scratch_.data(), p.kernels);
     return Download<uint16_t>(device_out.data(), out_count);
   };
   const std::vector<uint16_t> got = run();
@@ -324,6 +326,12 @@ TEST_F(LinearQ4Test, EveryRowCount) {
        {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 128, 200, 513}) {
     for (const DType dtype : {DType::kF16, DType::kBF16}) {
       Check({.rows = rows, .out = 576, .in = 1536, .dtype = dtype}, 1);
+      Check({.rows = rows,
+             .out = 576,
+             .in = 1536,
+             .dtype = dtype,
+             .kernels = CudaKernels::kPortable},
+            1);
       Check({.rows = rows,
              .out = 172,
              .in = 576,
@@ -443,6 +451,7 @@ TEST_F(LinearQ4Test, RandomProblems) {
     p.x_gap = static_cast<int64_t>(random.Below(20));
     p.out_gap = static_cast<int64_t>(random.Below(9));
     p.split = static_cast<int64_t>(random.Below(static_cast<uint64_t>(p.out)));
+    p.kernels = random.Below(2) != 0 ? CudaKernels::kAuto : CudaKernels::kPortable;
     Check(p, random.Next());
     if (HasFatalFailure()) return;
   }
@@ -470,7 +479,8 @@ TEST_F(LinearQ4Test, NonFiniteActivationsReachTheirRowOnly) {
       const auto run = [&] {
         const Buffer device_x = Upload(x), device_out = Allocate(count * 2);
         LinearQ4(*stream_, layout, packed.data(), nullptr, {device_x.data(), dtype, rows, in, in},
-                 Epilogue::kNone, {device_out.data(), dtype, rows, out, out}, room.data());
+                 Epilogue::kNone, {device_out.data(), dtype, rows, out, out}, room.data(),
+                 CudaKernels::kAuto);
         return Download<uint16_t>(device_out.data(), count);
       };
       const std::vector<uint16_t> clean = run();

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <unordered_map>
 
 #include "src/base/error.h"
 
@@ -14,6 +15,12 @@ namespace nibble::cuda {
 
 // "out of memory" for cudaErrorMemoryAllocation, with the runtime's name of the error.
 std::string ErrorText(cudaError_t error);
+
+// What launches need to know of a kernel; to ask costs about as much as a launch.
+struct KernelState {
+  bool is_prepared = false;
+  bool waits = false;  // see LaunchDependent
+};
 
 class Stream {
  public:
@@ -25,6 +32,7 @@ class Stream {
 
   cudaStream_t get() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
+  KernelState& kernel(const void* function) { return kernels_[function]; }
 
   // To be called after each launch or copy: remembers the first that failed, with the operation's
   // name and the matrix that it was to make.
@@ -47,6 +55,7 @@ class Stream {
 
   cudaStream_t stream_;
   int multiprocessors_;
+  std::unordered_map<const void*, KernelState> kernels_;
   const char* last_operation_ = "nothing";
   std::string failure_;  // empty while nothing failed
 };
