@@ -29,7 +29,7 @@ def main() -> int:
             elif rank[target] > rank[folder]:
                 problems.append(f"{path}: {folder} must not use {target} (src/{included})")
             # The implementations of one contract know nothing of each other; their tests compare them.
-            elif path.stem.endswith("_test"):
+            elif path.stem.endswith(("_test", "test_util")):
                 continue
             elif target != folder and target.startswith("ops/") and folder.startswith("ops/"):
                 problems.append(f"{path}: {folder} must not use its sibling {target}")

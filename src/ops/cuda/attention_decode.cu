@@ -291,10 +291,10 @@ __global__ void __launch_bounds__(DecodeShape<kDim>::kThreads, kResident)
   const uint32_t warp_shared = SharedAddress(shared) + warp * Shape::kWarpBytes;
   TileStream<T, kDim, kInput> stream(a, walk, warp_shared);
   bool more = stream.Next();
-  // With fresh input this kernel is the only one of its step that touches this layer's cache, and all
-  // that it reads there was written before the step: the copy of the step's batch to the device, which
-  // is no kernel, begins when all before it is done, and no kernel of the step begins before it. So
-  // nothing need be waited for.
+  // With fresh input this kernel is the only one of its step that touches this layer's cache, and
+  // all that it reads there was written before the step: the copy of the step's batch to the
+  // device, which is no kernel, begins when all before it is done, and no kernel of the step begins
+  // before it. So nothing need be waited for.
   if constexpr (kInput == DecodeInput::kTurned) WaitForLastKernel();
   for (int stage = 0; stage < Shape::kStages; ++stage) {
     if (more) stream.Load(a.keys, 2 * stage);
@@ -351,8 +351,8 @@ int64_t TileHeads(const AttentionSpec& attention) {
 }
 
 template <DecodeInput kInput>
-void Decode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
-            MatrixView q, const float2* angles, KvView kv, MatrixView out, void* scratch) {
+void Decode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention, MatrixView q,
+            const float2* angles, KvView kv, MatrixView out, void* scratch) {
   CheckAttention(attention, q.Columns(0, attention.heads * attention.head_dim), out);
   const int64_t blocks = Blocks(stream.multiprocessors());
   const int64_t group = attention.heads / attention.kv_heads;
