@@ -20,6 +20,7 @@ set(NIBBLE_SHARED_DATA "${PROJECT_SOURCE_DIR}/../shared" CACHE PATH
 # One test program per folder; GoogleTest names each case to CTest.
 function(nibble_add_test name libraries)
   add_executable(${name} ${ARGN})
+  set_target_properties(${name} PROPERTIES UNITY_BUILD OFF)  # tests' helpers have the same names
   target_link_libraries(${name} PRIVATE ${libraries} GTest::gmock GTest::gtest_main)
   target_compile_definitions(${name} PRIVATE
     NIBBLE_SOURCE_DIR="${PROJECT_SOURCE_DIR}" NIBBLE_SHARED_DATA="${NIBBLE_SHARED_DATA}"
@@ -70,6 +71,11 @@ foreach(folder IN LISTS NIBBLE_FOLDERS)
     endforeach()
   endif()
 endforeach()
+# Highway compiles a kernel's file once for each kind of processor; kernels' launchers, and the parser and
+# the interpreter of templates, have short names of their own.
+set_target_properties(nibble_ops_cpu nibble_ops_cuda PROPERTIES UNITY_BUILD OFF)
+file(GLOB jinja src/tokenizer/jinja*.cc)
+set_source_files_properties(${jinja} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 target_compile_definitions(nibble_base PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")
 if(NIBBLE_WITH_CUDA)
   # fmt 9 does not know that nvcc evaluates constant expressions; its headers need them.

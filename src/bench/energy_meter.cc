@@ -2,17 +2,15 @@
 
 #include <dlfcn.h>
 
-#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
 
+#include "src/bench/clock.h"
 #include "src/ops/cuda/device.h"
 
 namespace nibble {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // What is used of NVML's interface, of which only the library itself is there when nibble is built
 // without CUDA. All functions return 0 for success.

@@ -5,25 +5,19 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "src/bench/clock.h"
 #include "src/ops/cuda/device.h"
 #include "src/ops/cuda/measure_limits.h"
 #include "src/tensor/memory.h"
 
 namespace nibble {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double SecondsSince(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 double MeasureReadBandwidth(ThreadPool& pool) {
   constexpr size_t kBytes = size_t{512} << 20;

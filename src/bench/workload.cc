@@ -1,19 +1,13 @@
 #include "src/bench/workload.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "src/base/random.h"
 #include "src/base/units.h"
+#include "src/bench/clock.h"
 
 namespace nibble {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double SecondsSince(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 template <typename T>
 T Median(std::vector<T> values) {

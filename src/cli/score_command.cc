@@ -40,7 +40,7 @@ Json TopTokens(const RowLogProbabilities& row, std::span<const float> logits, in
   return top;
 }
 
-Status Score(const ScoreOptions& options, const CommandContext& context) {
+Status ScoreText(const ScoreOptions& options, const CommandContext& context) {
   if (options.text.empty() == options.token_ids.empty()) {
     return WrongUsage("give either --text or --token-ids");
   }
@@ -133,7 +133,7 @@ void AddScoreCommand(Program& program) {
       ->capture_default_str();
   command->add_flag("--allow-random", options->allow_random, "accept synthetic weights");
   command->add_option("--output", options->output, "also write the result as JSON");
-  program.Run(command, [options](const CommandContext& c) { return Score(*options, c); });
+  program.Run(command, [options](const CommandContext& c) { return ScoreText(*options, c); });
 }
 
 }  // namespace nibble

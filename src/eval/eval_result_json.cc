@@ -29,7 +29,7 @@ Json ToJson(const PairedComparison& comparison) {
           {"holm_p", comparison.holm_p}};
 }
 
-Json ToJson(const GroupResult& group) {
+Json GroupJson(const GroupResult& group) {
   Json json = {{"correct", group.correct},
                {"total", group.total},
                {"accuracy", group.accuracy()},
@@ -38,13 +38,13 @@ Json ToJson(const GroupResult& group) {
   return json;
 }
 
-Json ToJson(const std::vector<GroupResult>& groups) {
+Json GroupsJson(const std::vector<GroupResult>& groups) {
   Json json = Json::object();
-  for (const GroupResult& group : groups) json[std::string(group.name)] = ToJson(group);
+  for (const GroupResult& group : groups) json[std::string(group.name)] = GroupJson(group);
   return json;
 }
 
-Json ToJson(const QuestionResult& question) {
+Json QuestionJson(const QuestionResult& question) {
   return {{"subject", kMmluSubjects[static_cast<size_t>(question.subject)].name},
           {"index", question.index},
           {"logprobs", question.logprobs},
@@ -217,12 +217,12 @@ Json EvalResult::ToJson() const {
                   {"fingerprint", settings_.data.fingerprint}};
   json["detectable_difference"] = DetectableDifference(overall_.total);
   if (reference_model_) json["reference"] = {{"model", *reference_model_}};
-  json["overall"] = nibble::ToJson(overall_);
-  json["categories"] = nibble::ToJson(categories_);
-  json["subcategories"] = nibble::ToJson(subcategories_);
-  json["subjects"] = nibble::ToJson(subjects_);
+  json["overall"] = GroupJson(overall_);
+  json["categories"] = GroupsJson(categories_);
+  json["subcategories"] = GroupsJson(subcategories_);
+  json["subjects"] = GroupsJson(subjects_);
   Json questions = Json::array();
-  for (const QuestionResult& question : questions_) questions.push_back(nibble::ToJson(question));
+  for (const QuestionResult& question : questions_) questions.push_back(QuestionJson(question));
   json["questions"] = std::move(questions);
   return json;
 }

@@ -4,10 +4,14 @@
 #define NIBBLE_EVAL_MMLU_SUBJECTS_H_
 
 #include <array>
+#include <cstdint>
 #include <optional>
 #include <string_view>
 
 namespace nibble {
+
+inline constexpr double kChance = 0.25;  // of four choices
+inline constexpr int64_t kMmluTestQuestions = 14042;
 
 inline constexpr std::array<std::string_view, 4> kMmluCategories = {
     "STEM",

@@ -76,8 +76,6 @@ static_assert(Transposed({0, 0, 0, 0xFEDCBA98u})[1] == 0x9000u);
 // Inputs that are handled together: their words of one cache line's width stay in the first-level
 // cache while each is read for sixteen different outputs, and a row's codes are a cache line.
 constexpr int64_t kTileInputs = 128;
-// What a thread takes at a time.
-constexpr int64_t kCodesWorthSharing = 1 << 20;
 
 }  // namespace
 

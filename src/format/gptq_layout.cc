@@ -27,7 +27,6 @@ static_assert(StoredZeros(0x00000010u, GptqVersion::kV1) == 0xEEEEEEFFu);  // th
 static_assert(ZerosFromStored(0xEEEEEEFFu, GptqVersion::kV1) == 0x00000010u);
 
 constexpr int64_t kTile = 32;  // of the transposition, in words each way
-constexpr int64_t kCodesWorthSharing = 1 << 20;  // what a thread takes at a time
 
 }  // namespace
 

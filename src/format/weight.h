@@ -21,6 +21,9 @@
 
 namespace nibble {
 
+// Codes that a thread takes at a time when a layout is unpacked.
+inline constexpr int64_t kCodesWorthSharing = 1 << 20;
+
 // Which values a group's 16 codes stand for (quantization literature's names):
 //   kAsymmetric     scale = (max - min) / 15 with 0 in [min, max], zero = round(-min / scale)
 //   kSymmetric      scale = 2 max|w| / 15, zero = 8: the positive extreme clips at 7 scales

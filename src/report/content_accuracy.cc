@@ -12,7 +12,6 @@
 namespace nibble {
 namespace {
 
-constexpr double kChance = 0.25;
 constexpr double kSignificant = 0.05;
 
 std::string Tooltip(const StudyRecord& record, size_t method, const std::string& group,

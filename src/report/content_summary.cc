@@ -3,14 +3,12 @@
 #include <cmath>
 
 #include "src/base/units.h"
+#include "src/eval/mmlu_subjects.h"
 #include "src/report/content_parts.h"
 #include "src/report/numbers.h"
 
 namespace nibble {
 namespace {
-
-constexpr double kChance = 0.25;
-constexpr int64_t kFullMmlu = 14042;
 
 std::string JoinNames(const std::vector<std::string>& names) {
   std::string joined;
@@ -103,8 +101,8 @@ std::string SampleCaution(const StudyRecord& record) {
   const std::string detectable =
       FormatSignificant(100 * DetectableDifference(score.total, flipped), 2);
   const std::string with_all =
-      fmt::format("with all {} questions of MMLU it would be {} points", FormatCount(kFullMmlu),
-                  FormatSignificant(100 * DetectableDifference(kFullMmlu, flipped), 2));
+      fmt::format("with all {} questions of MMLU it would be {} points", FormatCount(kMmluTestQuestions),
+                  FormatSignificant(100 * DetectableDifference(kMmluTestQuestions, flipped), 2));
   if (DetectableDifference(score.total, flipped) <= kCoarse) {
     if (!record.sample_questions) return "";
     return fmt::format(

@@ -13,6 +13,8 @@
 
 namespace nibble {
 
+inline constexpr double kFont = 12;  // the height of class "t"
+
 enum class Anchor { kStart, kMiddle, kEnd };
 
 struct Point {

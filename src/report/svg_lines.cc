@@ -5,8 +5,7 @@
 namespace nibble {
 namespace {
 
-constexpr double kFont = 12;
-constexpr double kTop = 30;
+constexpr double kPlotTop = 30;
 constexpr double kPlotHeight = 250;
 constexpr double kLabelPitch = 14;
 
@@ -60,7 +59,7 @@ std::string DrawLines(const LineChart& chart, double width) {
     names = std::max(names, EstimateTextWidth(line.name, kFont));
   }
   const double right = width - std::min(names, 0.36 * width) - 18;
-  const double bottom = kTop + kPlotHeight;
+  const double bottom = kPlotTop + kPlotHeight;
   const double inset = 10;  // so that the first and last marks keep clear of the frame
   SvgCanvas canvas(width, bottom + 40, chart.id, chart.title, chart.description);
   const auto x_of = [&](double value) {

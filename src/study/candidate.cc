@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "src/eval/mmlu_subjects.h"
+
 namespace nibble {
 namespace {
-
-constexpr double kChance = 0.25;
 
 AccuracyEvidence FindEvidence(const MethodRecord& baseline) {
   const auto measured = [](const std::optional<Evaluation>& evaluation) {

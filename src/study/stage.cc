@@ -13,7 +13,7 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view kSchema = "nibble.stage/1";
+constexpr std::string_view kStageSchema = "nibble.stage/1";
 
 }  // namespace
 
@@ -31,7 +31,7 @@ std::optional<Json> StageStore::Load(const std::string& stage,
                                      const std::string& fingerprint) const {
   if (!FileExists(PathOf(stage))) return std::nullopt;
   Result<Json> file = ReadJsonFile(PathOf(stage));
-  if (!file || !file->is_object() || file->value("schema", "") != kSchema ||
+  if (!file || !file->is_object() || file->value("schema", "") != kStageSchema ||
       file->value("fingerprint", "") != fingerprint || !file->contains("document")) {
     return std::nullopt;
   }
@@ -40,7 +40,7 @@ std::optional<Json> StageStore::Load(const std::string& stage,
 
 Status StageStore::Save(const std::string& stage, const std::string& fingerprint,
                         const Json& document) const {
-  const Json file = {{"schema", kSchema},
+  const Json file = {{"schema", kStageSchema},
                      {"stage", stage},
                      {"fingerprint", fingerprint},
                      {"document", document}};

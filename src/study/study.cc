@@ -20,8 +20,7 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view kSchema = "nibble.study/1";
-constexpr int64_t kMmluTestQuestions = 14042;
+constexpr std::string_view kStudySchema = "nibble.study/1";
 
 std::string UtcNow() {
   const std::time_t now = std::time(nullptr);
@@ -369,7 +368,7 @@ Result<StudyRecord> Study::Run() {
     }
   }
   NIBBLE_ASSIGN_OR_RETURN(Json recommendation, Recommend(methods, options_.limits));
-  const Json study = {{"schema", kSchema},
+  const Json study = {{"schema", kStudySchema},
                       {"created", UtcNow()},
                       {"hardware", hardware},
                       {"versions", Versions()},
