@@ -127,7 +127,6 @@ __device__ void MultiplyWarpgroup(float (&s)[kColumns / 2], const uint32_t (&a)[
                  : "memory");                                                                  \
   }
 #define NIBBLE_PRODUCTS(T, TYPE)                                      \
-  NIBBLE_PRODUCT(T, TYPE, 32, 16, "%16, %17, %18, %19", "%20", "%21") \
   NIBBLE_PRODUCT(T, TYPE, 64, 32, "%32, %33, %34, %35", "%36", "%37") \
   NIBBLE_PRODUCT(T, TYPE, 128, 64, "%64, %65, %66, %67", "%68", "%69")
 NIBBLE_PRODUCTS(__half, "f16")
