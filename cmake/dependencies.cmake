@@ -23,7 +23,7 @@ if(NIBBLE_CUDA STREQUAL "AUTO" OR NIBBLE_CUDA)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     if(NOT CMAKE_CUDA_ARCHITECTURES)
-      set(CMAKE_CUDA_ARCHITECTURES 80-real 80-virtual)
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 80-virtual)  # 90a: Hopper's own instructions
     endif()
     enable_language(CUDA)
     if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc has it
