@@ -22,8 +22,9 @@ inline constexpr int kSteps = kUnitInputs / 16;
 inline constexpr int kChunks = kUnitInputs / 8;  // of 8 inputs, 16 bytes a row
 inline constexpr int kMaxRows = 128;             // of a block
 
-inline constexpr int RowsOfTile(int64_t rows) { return rows <= 64 ? 64 : kMaxRows; }
+constexpr int RowsOfTile(int64_t rows) { return rows <= 64 ? 64 : kMaxRows; }
 
+// One unit of a block's tile. kFine: scales for every 32 inputs, else for every 64 or more.
 template <bool kFine, int kRows>
 struct HopperStage {
   static constexpr int kScales = kFine ? 4 : 2;  // at most, stored for a unit and tile
