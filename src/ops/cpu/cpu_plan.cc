@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "src/base/checked.h"
+#include "src/ops/check_batch.h"
 #include "src/ops/cpu/cpu_kv_cache.h"
 
 namespace nibble::cpu {
@@ -43,17 +44,7 @@ CpuPlan::CpuPlan(const PlanLayout& layout, Buffer memory)
     : layout_(layout), memory_(std::move(memory)) {}
 
 void CpuPlan::SetBatch(const Batch& batch) {
-  const StepLimits& limits = layout_.limits;
-  CHECK(batch.rows() <= limits.rows && batch.sequences() <= limits.sequences &&
-            static_cast<int64_t>(batch.logit_rows.size()) <= limits.logit_rows,
-        "a step of {} rows, {} sequences and {} logit rows; the plan is for "
-        "{}, {} and {}",
-        batch.rows(), batch.sequences(), batch.logit_rows.size(), limits.rows, limits.sequences,
-        limits.logit_rows);
-  CHECK(batch.max_blocks <= layout_.max_blocks, "{} blocks a sequence; the plan is for {}",
-        batch.max_blocks, layout_.max_blocks);
-  CHECK(batch.row_begin.size() == batch.context_lengths.size() + 1 &&
-        batch.positions.size() == batch.tokens.size());
+  CheckBatch(batch, layout_.limits, layout_.max_blocks);
   batch_.max_blocks = batch.max_blocks;
   const auto copy = [this](std::span<const int32_t> from, size_t to) -> std::span<const int32_t> {
     std::copy(from.begin(), from.end(), at<int32_t>(to));

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "src/base/checked.h"
+#include "src/ops/check_batch.h"
 #include "src/ops/cuda/attention.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/cuda/linear_q4.h"
@@ -98,18 +99,7 @@ CudaPlan::~CudaPlan() {
 }
 
 void CudaPlan::SetBatch(const Batch& batch) {
-  const StepLimits& limits = layout_.limits;
-  CHECK(batch.rows() <= limits.rows && batch.sequences() <= limits.sequences &&
-            static_cast<int64_t>(batch.logit_rows.size()) <= limits.logit_rows,
-        "a step of {} rows, {} sequences and {} logit rows; the plan is for {}, {} and {}",
-        batch.rows(), batch.sequences(), batch.logit_rows.size(), limits.rows, limits.sequences,
-        limits.logit_rows);
-  CHECK(batch.max_blocks <= layout_.max_blocks, "{} blocks a sequence; the plan is for {}",
-        batch.max_blocks, layout_.max_blocks);
-  CHECK(batch.row_begin.size() == batch.context_lengths.size() + 1 &&
-        batch.positions.size() == batch.tokens.size());
-  CHECK(batch.chosen_rows.empty() || batch.chosen_rows.size() == batch.tokens.size());
-  CHECK(batch.choices.empty() || batch.choices.size() == batch.logit_rows.size());
+  CheckBatch(batch, layout_.limits, layout_.max_blocks);
 
   Staging& staging = staging_[next_staging_];
   next_staging_ = (next_staging_ + 1) % staging_.size();

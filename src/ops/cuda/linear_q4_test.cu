@@ -325,13 +325,9 @@ TEST_F(LinearQ4Test, EveryRowCount) {
   for (const int64_t rows :
        {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 128, 200, 513}) {
     for (const DType dtype : {DType::kF16, DType::kBF16}) {
-      Check({.rows = rows, .out = 576, .in = 1536, .dtype = dtype}, 1);
-      Check({.rows = rows,
-             .out = 576,
-             .in = 1536,
-             .dtype = dtype,
-             .kernels = CudaKernels::kPortable},
-            1);
+      for (const auto kernels : {CudaKernels::kAuto, CudaKernels::kPortable}) {
+        Check({.rows = rows, .out = 576, .in = 1536, .dtype = dtype, .kernels = kernels}, 1);
+      }
       Check({.rows = rows,
              .out = 172,
              .in = 576,
