@@ -253,9 +253,14 @@ Result<Json> RunWorkload(const Workload& workload, const ModelWeights& weights, 
         Engine::Create(weights, backend,
                        BenchEngineOptions(workload, batch_size, backend, kv_dtype)));
     const auto prompts = RandomPrompts(workload, batch_size, weights.config.vocabulary);
-    // Touch weights and workspace once before the clock runs.
-    const std::vector<std::vector<int32_t>> warm_up(1, {prompts[0].front()});
-    NIBBLE_RETURN_IF_ERROR(RunOnce(*engine, warm_up, 2, nullptr, cancel));
+    // Touch weights and workspace once before the clock runs. A device with a queue also loads kernels,
+    // chooses algorithms and captures graphs when a shape of step first comes.
+    if (backend.queues_steps()) {
+      NIBBLE_RETURN_IF_ERROR(RunOnce(*engine, prompts, std::min<int64_t>(workload.output_length, 4),
+                                     nullptr, cancel));
+    } else {
+      NIBBLE_RETURN_IF_ERROR(RunOnce(*engine, {{prompts[0].front()}}, 2, nullptr, cancel));
+    }
     std::vector<Measurement> repetitions;
     for (int i = 0; i < workload.repetitions; ++i) {
       NIBBLE_ASSIGN_OR_RETURN(const Measurement measurement,

@@ -26,7 +26,7 @@ CLI::App* Program::Add(const std::string& name, const std::string& description,
       ->capture_default_str();
   command
       ->add_flag("--batch-invariant", device.batch_invariant,
-                 "the same bits whatever the batch: always so on a CPU, refused on a GPU")
+                 "the same bits whatever the batch: always so on a CPU, slower on a GPU")
       ->group(group);
   command
       ->add_option("--kernels", device.kernels,

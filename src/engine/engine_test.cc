@@ -12,6 +12,8 @@
 #include "src/checkpoint/safetensors.h"
 #include "src/engine/scheduler.h"
 #include "src/ops/cpu/cpu_backend.h"
+#include "src/ops/cuda/cuda_backend.h"
+#include "src/ops/cuda/device.h"
 #include "src/ops/ref/ref_backend.h"
 
 namespace nibble {
@@ -28,7 +30,7 @@ struct TestModel {
   ModelWeights weights;
 };
 
-TestModel Load(const std::string& path, bool ref) {
+TestModel Load(const std::string& path, std::unique_ptr<Backend> backend) {
   TestModel model;
   auto checkpoint = OpenCheckpoint(path);
   CHECK(checkpoint, "{}", checkpoint.error().message());
@@ -36,12 +38,16 @@ TestModel Load(const std::string& path, bool ref) {
   auto description = DescribeModel(*model.checkpoint);
   CHECK(description, "{}", description.error().message());
   model.description = *std::move(description);
-  model.backend = ref ? MakeRefBackend(2) : MakeCpuBackend({.threads = 2}).value();
+  model.backend = std::move(backend);
   auto weights = LoadModel(
       *model.checkpoint, model.description, *model.backend, [](int64_t, int64_t) {}, kNever);
   CHECK(weights, "{}", weights.error().message());
   model.weights = *std::move(weights);
   return model;
+}
+
+TestModel Load(const std::string& path, bool ref) {
+  return Load(path, ref ? MakeRefBackend(2) : MakeCpuBackend({.threads = 2}).value());
 }
 
 std::unique_ptr<Engine> MakeEngine(TestModel& model, int64_t rows = 16, int64_t kv_tokens = 4096,
@@ -180,20 +186,41 @@ class SyntheticTest : public ::testing::TestWithParam<const char*> {
   TestModel model_;
 };
 
-TEST_P(SyntheticTest, PromptCutIntoStepsGivesTheSameBits) {
-  const std::vector<int32_t> tokens = RandomTokens(45, vocabulary(), 1);
-  const Rows whole = AllLogits(*MakeEngine(model_, 64), tokens);
-  for (const int64_t rows : {1, 7, 16}) {
-    EXPECT_EQ(AllLogits(*MakeEngine(model_, rows), tokens), whole) << rows << " rows a step";
+// Models on a batch-invariant device: "cpu" or "gpu".
+class BatchInvarianceTest : public ::testing::TestWithParam<std::tuple<const char*, const char*>> {
+ protected:
+  void SetUp() override {
+    const auto [device, path] = GetParam();
+    if (std::string_view(device) == "cpu") {
+      model_ = Load(path, /*ref=*/false);
+      return;
+    }
+    if (ListCudaDevices().empty()) GTEST_SKIP() << "there is no NVIDIA GPU here";
+    model_ = Load(path, MakeCudaBackend({.kernels = CudaKernels::kBatchInvariant}).value());
+    kv_dtype_ = DType::kF16;
+  }
+  int64_t vocabulary() const { return model_.weights.config.vocabulary; }
+  std::unique_ptr<Engine> EngineOf(int64_t rows) {
+    return MakeEngine(model_, rows, /*kv_tokens=*/4096, kv_dtype_);
+  }
+  TestModel model_;
+  DType kv_dtype_ = DType::kF32;
+};
+
+TEST_P(BatchInvarianceTest, PromptCutIntoStepsGivesTheSameBits) {
+  const std::vector<int32_t> tokens = RandomTokens(145, vocabulary(), 1);
+  const Rows whole = AllLogits(*EngineOf(256), tokens);
+  for (const int64_t rows : {1, 7, 16, 64}) {
+    EXPECT_EQ(AllLogits(*EngineOf(rows), tokens), whole) << rows << " rows a step";
   }
 }
 
-TEST_P(SyntheticTest, BatchGivesTheSameBits) {
-  const std::unique_ptr<Engine> engine = MakeEngine(model_, 64);
+TEST_P(BatchInvarianceTest, BatchGivesTheSameBits) {
+  const std::unique_ptr<Engine> engine = EngineOf(256);
   std::vector<std::vector<int32_t>> prompts;
   std::vector<Extension> extensions;
   for (uint64_t i = 0; i < 5; ++i) {
-    prompts.push_back(RandomTokens(3 + static_cast<int64_t>(i) * 9, vocabulary(), i));
+    prompts.push_back(RandomTokens(1 + static_cast<int64_t>(i) * 31, vocabulary(), i));
   }
   for (const std::vector<int32_t>& prompt : prompts) {
     extensions.push_back({engine->Open(), prompt, WantLogits::kAll});
@@ -205,6 +232,31 @@ TEST_P(SyntheticTest, BatchGivesTheSameBits) {
     EXPECT_EQ(AllLogits(*engine, prompts[i]), together[i]) << i;
   }
 }
+
+// A model's name as GoogleTest wants it.
+std::string TestName(std::string name) {
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(c); }, '_');
+  return name;
+}
+
+std::string InvarianceName(const ::testing::TestParamInfo<BatchInvarianceTest::ParamType>& info) {
+  return TestName(std::get<1>(info.param));
+}
+INSTANTIATE_TEST_SUITE_P(Cpu, BatchInvarianceTest,
+                         ::testing::Combine(::testing::Values("cpu"),
+                                            ::testing::Values("random:tiny",
+                                                              "random:tiny:rtn-g32-asym",
+                                                              "random:tiny:rtn-g16-sym")),
+                         InvarianceName);
+// Wide enough that a product's algorithm would depend on the rows.
+INSTANTIATE_TEST_SUITE_P(Gpu, BatchInvarianceTest,
+                         ::testing::Combine(::testing::Values("gpu"),
+                                            ::testing::Values("random:tiny:rtn-g32-asym",
+                                                              "random:smollm2-135m",
+                                                              "random:smollm2-135m:gptq-g64-sym",
+                                                              "random:smollm2-135m:awq-g32-asym")),
+                         InvarianceName);
 
 TEST_P(SyntheticTest, GreedyTokensAreTheMostProbable) {
   // Two prompts, one longer than a step, and one whose next token nobody asks for.
@@ -327,13 +379,7 @@ TEST_P(SyntheticTest, MemoryIsPredictedExactly) {
 INSTANTIATE_TEST_SUITE_P(Models, SyntheticTest,
                          ::testing::Values("random:tiny", "random:tiny:rtn-g32-asym",
                                            "random:tiny:rtn-g32-sym"),
-                         [](const auto& info) {
-                           std::string name = info.param;
-                           std::replace_if(
-                               name.begin(), name.end(), [](char c) { return !std::isalnum(c); },
-                               '_');
-                           return name;
-                         });
+                         [](const auto& info) { return TestName(info.param); });
 
 class EngineErrorTest : public ::testing::Test {
  protected:

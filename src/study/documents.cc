@@ -54,6 +54,7 @@ Result<std::unique_ptr<LoadedModel>> LoadModelOn(const std::string& path,
     model->tokenizer_status = tl::unexpected<Error>(std::move(tokenizer).error());
   }
   TrimHeap();
+  model->idle_bytes = model->backend->SystemBytes();
   NIBBLE_ASSIGN_OR_RETURN(model->weights,
                           LoadWeights(model->opened, *model->backend, progress, cancel));
   return model;
@@ -157,6 +158,7 @@ Result<Json> Bench(LoadedModel& model, const Workload& workload, const DeviceLim
               {"limits",
                {{"read_bandwidth_bytes_per_second", limits.read_bytes_per_second},
                 {"matrix_flops_per_second", limits.matrix_flops_per_second}}},
+              {"idle_memory_bytes", model.idle_bytes},
               {"largest_batch", {{"memory_bytes", budget}, {"batch_size", largest}}},
               {"runs", std::move(runs)}};
 }

@@ -21,6 +21,9 @@ struct LoadedModel {
   std::unique_ptr<Backend> backend;
   ModelWeights weights;
   DType kv_dtype = DType::kF16;
+  // Backend::SystemBytes() before the weights came: what the program (on a GPU, the driver too, and
+  // whoever else uses it) holds without them.
+  uint64_t idle_bytes = 0;
   // Read before the weights, so that what reading it takes does not come on top of them. Null where
   // there is none that could be read; then the status says why.
   std::unique_ptr<Tokenizer> tokenizer;

@@ -28,17 +28,13 @@ Result<DType> NamedType(const std::string& name) {
 
 Result<std::unique_ptr<Backend>> MakeGpuBackend(const DeviceOptions& options, int index,
                                                 const ModelConfig& config) {
-  if (options.batch_invariant) {
-    return WrongUsage(
-        "--batch-invariant: on a GPU the order of sums depends on the batch; --device cpu gives the "
-        "same bits whatever the batch");
-  }
   if (options.kernels != "auto" && options.kernels != "portable") {
     return WrongUsage("--kernels \"{}\": want auto or portable", options.kernels);
   }
   CudaOptions cuda{.device = index,
-                   .kernels = options.kernels == "portable" ? CudaKernels::kPortable
-                                                            : CudaKernels::kAuto};
+                   .kernels = options.batch_invariant ? CudaKernels::kBatchInvariant
+                              : options.kernels == "portable" ? CudaKernels::kPortable
+                                                              : CudaKernels::kAuto};
   if (options.dtype == "auto") {
     cuda.activations = config.dtype == DType::kBF16 ? DType::kBF16 : DType::kF16;
   } else {

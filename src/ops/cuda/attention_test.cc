@@ -37,6 +37,20 @@ TEST_F(CudaAttentionTest, DecodesHoweverTheWorkIsCut) {
   Compare(many);
 }
 
+// Contexts of about the same length, which are cut by pairs of sequence and KV head: whole ones,
+// and a few blocks to each.
+TEST_F(CudaAttentionTest, DecodesContextsOfOneLength) {
+  for (const auto& [sequences, kv_heads] :
+       {std::pair{1, 4}, {2, 8}, {3, 1}, {8, 16}, {16, 32}, {17, 31}, {64, 9}, {150, 4}}) {
+    for (const int64_t context : {1, 60, 300, 612}) {
+      Setting setting{Spec(kv_heads, kv_heads, 64), kTypes[sequences % 2], {}};
+      for (int s = 0; s < sequences; ++s)
+        setting.pieces.push_back({context - (context > 1 ? s % 3 : 0)});
+      Compare(setting);
+    }
+  }
+}
+
 TEST_F(CudaAttentionTest, PrefillsWholeContexts) {
   for (const DType type : kTypes) {
     for (const int64_t head_dim : {8, 40, 64, 80, 96, 128, 256}) {

@@ -62,7 +62,7 @@ class CudaBackend final : public Backend {
                                                  const CudaOptions& options) {
     std::unique_ptr<CudaBackend> backend(new CudaBackend(device, options));
     NIBBLE_ASSIGN_OR_RETURN(backend->stream_, Stream::Create());
-    NIBBLE_ASSIGN_OR_RETURN(backend->product_, MatrixProduct::Create());
+    NIBBLE_ASSIGN_OR_RETURN(backend->product_, MatrixProduct::Create(options.kernels));
     NIBBLE_ASSIGN_OR_RETURN(backend->loader_,
                             WeightLoader::Create(backend->memory_, *backend->stream_));
     return backend;
@@ -70,9 +70,11 @@ class CudaBackend final : public Backend {
 
   std::string name() const override { return "cuda"; }
   std::string description() const override {
+    const std::string_view kernels = kernels_ == CudaKernels::kPortable ? ", portable kernels"
+                                     : kernels_ == CudaKernels::kBatchInvariant ? ", batch-invariant"
+                                                                                : "";
     return fmt::format("cuda:{} ({}, compute capability {}, {}{})", device_.index, device_.name,
-                       device_.compute_capability, Name(activations_),
-                       kernels_ == CudaKernels::kPortable ? ", portable kernels" : "");
+                       device_.compute_capability, Name(activations_), kernels);
   }
   DType activation_type() const override { return activations_; }
   int64_t kv_block_tokens() const override { return kBlockTokens; }
@@ -145,7 +147,7 @@ class CudaBackend final : public Backend {
     const PlanLayout layout = PlanLayout::Of(limits, model, stream_->multiprocessors());
     NIBBLE_ASSIGN_OR_RETURN(
         Buffer memory, AllocateDevice(memory_, MemoryClass::kWorkspace, layout.total_bytes));
-    return CudaPlan::Create(layout, std::move(memory), *stream_);
+    return CudaPlan::Create(layout, std::move(memory), kernels_, *stream_);
   }
 
   uint64_t PlanBytes(const StepLimits& limits, const ModelExtents& model) const override {
@@ -298,7 +300,7 @@ class CudaBackend final : public Backend {
   // At most PlanLayout::wide_rows rows.
   void MultiplyDense(const CudaPlan& plan, const CudaLinear& weight, MatrixView x,
                      Epilogue epilogue, MatrixView out) {
-    if (CanMultiplyFewRows(x, weight.weight())) {
+    if (kernels_ != CudaKernels::kBatchInvariant && CanMultiplyFewRows(x, weight.weight())) {
       return MultiplyFewRows(*stream_, x, weight.weight(), weight.bias(), epilogue, out);
     }
     if (weight.bias() == nullptr && epilogue != Epilogue::kSiluMul) {

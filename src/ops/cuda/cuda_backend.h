@@ -13,7 +13,9 @@
 namespace nibble {
 
 // kPortable: only those that run on any GPU, also where there are others for this one.
-enum class CudaKernels { kAuto, kPortable };
+// kBatchInvariant: only those, and so that a row's sums are the same bits whatever else is in its step;
+// slower, above all in decoding and at 4 bits.
+enum class CudaKernels { kAuto, kPortable, kBatchInvariant };
 
 struct CudaOptions {
   int device = 0;

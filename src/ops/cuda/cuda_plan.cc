@@ -73,8 +73,8 @@ PlanLayout PlanLayout::Of(const StepLimits& limits, const ModelExtents& model,
 }
 
 Result<std::unique_ptr<CudaPlan>> CudaPlan::Create(const PlanLayout& layout, Buffer memory,
-                                                   Stream& stream) {
-  std::unique_ptr<CudaPlan> plan(new CudaPlan(layout, std::move(memory), stream));
+                                                   CudaKernels kernels, Stream& stream) {
+  std::unique_ptr<CudaPlan> plan(new CudaPlan(layout, std::move(memory), kernels, stream));
   for (Staging& staging : plan->staging_) {
     NIBBLE_ASSIGN_OR_RETURN(staging.memory, AllocatePinned(layout.batch_bytes));
     const cudaError_t error = cudaEventCreateWithFlags(&staging.copied, cudaEventDisableTiming);
@@ -144,7 +144,8 @@ void CudaPlan::SetBatch(const Batch& batch) {
   for (size_t s = 0; s + 1 < batch.row_begin.size(); ++s) {
     const int32_t begin = batch.row_begin[s], next = batch.row_begin[s + 1];
     std::fill(row_sequence + begin, row_sequence + next, static_cast<int32_t>(s));
-    if (next - begin == 1) {
+    // Decode attention cuts a context by what else is in the step.
+    if (next - begin == 1 && kernels_ != CudaKernels::kBatchInvariant) {
       batch_.has_decode = true;
       continue;
     }

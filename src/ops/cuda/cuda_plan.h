@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "src/ops/backend.h"
+#include "src/ops/cuda/cuda_backend.h"
 #include "src/ops/cuda/device_batch.h"
 #include "src/ops/cuda/stream.h"
 #include "src/ops/cuda/token_queue.h"
@@ -46,7 +47,7 @@ struct PlanLayout {
 class CudaPlan final : public BatchPlan {
  public:
   static Result<std::unique_ptr<CudaPlan>> Create(const PlanLayout& layout, Buffer memory,
-                                                  Stream& stream);
+                                                  CudaKernels kernels, Stream& stream);
   ~CudaPlan() override;
 
   // Copies the batch to the device; returns before it is there.
@@ -85,11 +86,12 @@ class CudaPlan final : public BatchPlan {
     cudaEvent_t copied = nullptr;
   };
 
-  CudaPlan(const PlanLayout& layout, Buffer memory, Stream& stream)
-      : layout_(layout), memory_(std::move(memory)), stream_(stream) {}
+  CudaPlan(const PlanLayout& layout, Buffer memory, CudaKernels kernels, Stream& stream)
+      : layout_(layout), memory_(std::move(memory)), kernels_(kernels), stream_(stream) {}
 
   PlanLayout layout_;
   Buffer memory_;
+  CudaKernels kernels_;
   Stream& stream_;
   DeviceBatch batch_;
   int64_t logit_rows_ = 0;

@@ -5,7 +5,8 @@
 // of one tile of keys for each warp. The blocks, as many as are resident at a time, share the line
 // evenly, whatever the contexts' lengths. So a block works on a few pairs of sequence and KV head
 // one after another, and only its first and its last can be shared with other blocks. Its loads run
-// ahead from one pair into the next.
+// ahead from one pair into the next. Where all contexts are about as long, blocks rather begin and
+// end with pairs, or a pair is cut into a few parts: there is less to merge at the end.
 //
 // Equal shares do not end together: on an H200 a multiprocessor is busy for 89 % of the time on
 // average. Smaller shares at the end, taken in turn, cost more than that where loads did not run
@@ -25,6 +26,8 @@ inline constexpr int kTilesPerBlock = kBlockTokens / kTileTokens;
 inline constexpr int kTileHeads = 16;
 // Blocks to a pair, on average. With more, merging them takes longer than it saves.
 inline constexpr int kMostParts = 32;
+// Pairs that a block has whole.
+inline constexpr int kMostWholePairs = 4;
 
 // The batch, and what else the line depends on.
 struct DecodeLine {
@@ -63,18 +66,40 @@ __device__ int GranulesOf(const DecodeLine& a, int sequence) {
 struct Line {
   int length;  // granules
   int pairs;
+  int of_pair;  // granules, where all pairs have as many; else 0
 };
 
 // How the line is shared: block b has granules [Begin(b), Begin(b + 1)).
 struct Share {
-  int blocks, each, longer;  // the first `longer` blocks have one more than `each`
-  __device__ Share(const Line& line, int most_blocks) {
-    blocks = min(min(most_blocks, line.length), line.pairs * kMostParts);
-    each = blocks > 0 ? line.length / blocks : 0;
-    longer = line.length - each * blocks;
+  int blocks, each;
+  int longer = 0;          // the first so many blocks have one more than `each`; or
+  int run = 0, parts = 0;  // each run of so many granules, whole pairs, is that of `parts` blocks
+  int length;
+
+  __device__ Share(const Line& line, int most_blocks) : length(line.length) {
+    blocks = min(min(most_blocks, length), line.pairs * kMostParts);
+    if (blocks == 0) return;
+    each = length / blocks;
+    longer = length - each * blocks;
+    if (line.of_pair == 0) return;
+    // By pairs, where no block has then much more to do; with many pairs to a block, little of its
+    // time would be won.
+    const int pairs_each = (line.pairs + most_blocks - 1) / most_blocks;
+    if (pairs_each > kMostWholePairs) return;
+    run = pairs_each * line.of_pair;
+    const int most_parts = pairs_each > 1 ? 1 : min(blocks / line.pairs, run);
+    const int by_pairs = (run + most_parts - 1) / most_parts, longest = each + (longer > 0);
+    if (by_pairs > longest + longest / 16) return;
+    each = by_pairs;
+    parts = (run + each - 1) / each;
+    blocks = (line.pairs + pairs_each - 1) / pairs_each * parts;
   }
-  __device__ int Begin(int block) const { return block * each + min(block, longer); }
+  __device__ int Begin(int block) const {
+    if (parts == 0) return block * each + min(block, longer);
+    return min(block / parts * run + block % parts * each, length);
+  }
   __device__ int BlockOf(int granule) const {
+    if (parts != 0) return granule / run * parts + granule % run / each;
     const int in_longer = longer * (each + 1);
     return granule < in_longer ? granule / (each + 1) : longer + (granule - in_longer) / each;
   }
@@ -89,14 +114,18 @@ struct Place {
 // The line, and where on it a granule is; all lanes of a warp call these together.
 template <int kWarps>
 __device__ Line FindLine(const DecodeLine& a) {
-  int length = 0, sequences = 0;
+  int length = 0, sequences = 0, most = 0;
   for (int s = static_cast<int>(threadIdx.x) % 32; s < a.sequences; s += 32) {
     const int granules = GranulesOf<kWarps>(a, s);
     length += granules;
     sequences += granules > 0;
+    most = max(most, granules);
   }
+  length = __reduce_add_sync(~0u, length);
+  sequences = __reduce_add_sync(~0u, sequences);
+  most = __reduce_max_sync(~0u, most);
   const int pairs = a.kv_heads * a.head_tiles;
-  return {__reduce_add_sync(~0u, length) * pairs, __reduce_add_sync(~0u, sequences) * pairs};
+  return {length * pairs, sequences * pairs, length == sequences * most ? most : 0};
 }
 
 template <int kWarps>

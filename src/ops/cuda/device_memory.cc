@@ -7,6 +7,20 @@
 #include "src/ops/cuda/stream.h"
 
 namespace nibble::cuda {
+namespace {
+
+// From the device's pool, which places allocations side by side where cudaMalloc rounds each up to
+// 2 MiB: 192 MiB for Llama-2-7B at 4 bits. What is freed goes back to the system, as it would.
+cudaError_t TakeFromPool(void** data, size_t bytes) {
+  int device = 0, has_pools = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&has_pools, cudaDevAttrMemoryPoolsSupported, device);
+  if (has_pools == 0) return cudaMalloc(data, bytes);
+  const cudaError_t error = cudaMallocAsync(data, bytes, cudaStreamLegacy);
+  return error == cudaSuccess ? cudaStreamSynchronize(cudaStreamLegacy) : error;
+}
+
+}  // namespace
 
 Result<Buffer> AllocateDevice(MemoryTracker& tracker, MemoryClass memory_class, size_t bytes) {
   if (bytes == 0) return Buffer();
@@ -16,7 +30,7 @@ Result<Buffer> AllocateDevice(MemoryTracker& tracker, MemoryClass memory_class, 
                      FormatBytes(bytes), Name(memory_class), FormatBytes(tracker.Room()));
   }
   void* data = nullptr;
-  const cudaError_t error = cudaMalloc(&data, bytes);
+  const cudaError_t error = TakeFromPool(&data, bytes);
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();  // not a failure of what comes next
     size_t free = 0, total = 0;
@@ -28,7 +42,11 @@ Result<Buffer> AllocateDevice(MemoryTracker& tracker, MemoryClass memory_class, 
     return Fail(ErrorCode::kInternal, "allocating {} of GPU memory: {}", FormatBytes(bytes),
                 ErrorText(error));
   }
-  return Buffer(data, bytes, [](void* p, size_t) { cudaFree(p); }, &tracker, memory_class);
+  const auto release = [](void* p, size_t) {
+    cudaDeviceSynchronize();  // what uses it may be under way, which a pool does not look at
+    cudaFree(p);
+  };
+  return Buffer(data, bytes, release, &tracker, memory_class);
 }
 
 Result<Buffer> AllocatePinned(size_t bytes) {
@@ -38,8 +56,8 @@ Result<Buffer> AllocatePinned(size_t bytes) {
     cudaGetLastError();
     return NotEnough("{} of page-locked host memory: {}", FormatBytes(bytes), ErrorText(error));
   }
-  return Buffer(data, bytes, [](void* p, size_t) { cudaFreeHost(p); }, nullptr,
-                MemoryClass::kWorkspace);
+  return Buffer(
+      data, bytes, [](void* p, size_t) { cudaFreeHost(p); }, nullptr, MemoryClass::kWorkspace);
 }
 
 }  // namespace nibble::cuda

@@ -1,5 +1,6 @@
 // Which kernel makes a product, and what both need of the host.
 #include <algorithm>
+#include <limits>
 
 #include "src/ops/cuda/linear_q4_kernels.cuh"
 
@@ -43,6 +44,7 @@ size_t SpreadBytes(int64_t rows, int64_t in_features) {
 
 // Of Llama-2-7B's layers on an H200 (docs/results/kernels.md).
 int64_t LinearQ4MostRows(CudaKernels kernels) {
+  if (kernels == CudaKernels::kBatchInvariant) return std::numeric_limits<int64_t>::max();
   return kernels == CudaKernels::kAuto && q4::HasHopperProduct() ? 256 : 128;
 }
 
@@ -94,12 +96,12 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
       }
       return;
     }
-    int64_t rows_at_once = x.rows;
+    int64_t rows_at_once = kernels == CudaKernels::kBatchInvariant ? q4::kSmallRows : x.rows;
     size_t partials_at = 0;
     if (geometry.spreads) {
       const size_t room = q4::SpreadBytes(x.rows, layout.in_features);
-      rows_at_once = std::min<int64_t>(q4::kSpreadRows,
-                                       static_cast<int64_t>(room / 2) / geometry.packed_inputs());
+      rows_at_once = std::min({rows_at_once, int64_t{q4::kSpreadRows},
+                               static_cast<int64_t>(room / 2) / geometry.packed_inputs()});
       partials_at = room;
     }
     auto* partials = reinterpret_cast<float*>(bytes + partials_at);
@@ -113,7 +115,7 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
         product.x = reinterpret_cast<const T*>(spread);
         product.x_stride = product.in = geometry.packed_inputs();
       }
-      if (rows > q4::kSmallRows || !q4::SmallProduct(stream, geometry, weights, product)) {
+      if (rows > q4::kSmallRows || !q4::SmallProduct(stream, geometry, weights, product, kernels)) {
         q4::LargeProduct(stream, geometry, weights, product, partials);
       }
       stream.CheckLaunch("a 4-bit linear layer", rows, outputs);

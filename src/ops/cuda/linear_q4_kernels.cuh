@@ -109,11 +109,13 @@ struct Place {
   }
 };
 
-// At most kSmallRows rows. False where x does not fit on chip, so that LargeProduct must do it.
+// At most kSmallRows rows. False where x does not fit on chip, so that LargeProduct must do it. Under
+// kBatchInvariant a row's sums depend neither on the other rows nor on how many there are; those of
+// LargeProduct depend on how many tiles of rows there are.
 inline constexpr int kSmallRows = 16;
 template <typename T>
 bool SmallProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
-                  const Product<T>& product);
+                  const Product<T>& product, CudaKernels kernels);
 template <typename T>
 void LargeProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
                   const Product<T>& product, float* partials);

@@ -296,32 +296,36 @@ bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
   }
   const int block_tiles = (w.tiles + blocks - 1) / blocks;
   LaunchDependent(stream, SmallKernel<T, kGranule, kRowTiles>, blocks, kThreads,
-         kRing + tile_bytes * static_cast<size_t>(block_tiles), w, p, fragment_pairs);
+                  kRing + tile_bytes * static_cast<size_t>(block_tiles), w, p, fragment_pairs);
   return true;
 }
 
+// With two row tiles a lane adds its products in another order than with one.
 template <typename T, int kGranule>
-bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
-  return p.rows <= 8 ? LaunchSmall<T, kGranule, 1>(stream, w, p)
-                     : LaunchSmall<T, kGranule, 2>(stream, w, p);
+bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p, CudaKernels kernels) {
+  return p.rows <= 8 && kernels != CudaKernels::kBatchInvariant
+             ? LaunchSmall<T, kGranule, 1>(stream, w, p)
+             : LaunchSmall<T, kGranule, 2>(stream, w, p);
 }
 
 }  // namespace
 
 template <typename T>
 bool SmallProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
-                  const Product<T>& product) {
+                  const Product<T>& product, CudaKernels kernels) {
   switch (geometry.granule) {
     case 32:
-      return LaunchSmall<T, 32>(stream, weights, product);
+      return LaunchSmall<T, 32>(stream, weights, product, kernels);
     case 64:
-      return LaunchSmall<T, 64>(stream, weights, product);
+      return LaunchSmall<T, 64>(stream, weights, product, kernels);
     default:
-      return LaunchSmall<T, 128>(stream, weights, product);
+      return LaunchSmall<T, 128>(stream, weights, product, kernels);
   }
 }
 
-template bool SmallProduct(Stream&, const Geometry&, const Weights&, const Product<__half>&);
-template bool SmallProduct(Stream&, const Geometry&, const Weights&, const Product<__nv_bfloat16>&);
+template bool SmallProduct(Stream&, const Geometry&, const Weights&, const Product<__half>&,
+                           CudaKernels);
+template bool SmallProduct(Stream&, const Geometry&, const Weights&, const Product<__nv_bfloat16>&,
+                           CudaKernels);
 
 }  // namespace nibble::cuda::q4

@@ -10,10 +10,13 @@ cudaDataType_t CudaType(DType type) {
   return type == DType::kF32 ? CUDA_R_32F : type == DType::kF16 ? CUDA_R_16F : CUDA_R_16BF;
 }
 
+// The rows for which the algorithm of all rows is chosen, where it must be the same.
+constexpr uint64_t kInvariantRows = 128;
+
 // The largest power of two up to 256 that divides the address and, in bytes, the stride.
 int Alignment(const void* data, int64_t stride, DType type) {
-  const uint64_t bits = reinterpret_cast<uintptr_t>(data) |
-                        (static_cast<uint64_t>(stride) * BytesOf(type)) | 256;
+  const uint64_t bits =
+      reinterpret_cast<uintptr_t>(data) | (static_cast<uint64_t>(stride) * BytesOf(type)) | 256;
   return 1 << std::countr_zero(bits);
 }
 
@@ -35,28 +38,32 @@ struct MatrixProduct::Choice {
   }
 };
 
-MatrixProduct::MatrixProduct(cublasLtHandle_t handle) : handle_(handle) {}
+MatrixProduct::MatrixProduct(cublasLtHandle_t handle, CudaKernels kernels)
+    : handle_(handle), kernels_(kernels) {}
 MatrixProduct::~MatrixProduct() {
   choices_.clear();
   cublasLtDestroy(handle_);
 }
 
-Result<std::unique_ptr<MatrixProduct>> MatrixProduct::Create() {
+Result<std::unique_ptr<MatrixProduct>> MatrixProduct::Create(CudaKernels kernels) {
   cublasLtHandle_t handle = nullptr;
   const cublasStatus_t status = cublasLtCreate(&handle);
   if (status != CUBLAS_STATUS_SUCCESS) {
     return BadInput("cuBLASLt does not start on this GPU: {}", cublasLtGetStatusString(status));
   }
-  return std::unique_ptr<MatrixProduct>(new MatrixProduct(handle));
+  return std::unique_ptr<MatrixProduct>(new MatrixProduct(handle, kernels));
 }
 
-void MatrixProduct::Run(Stream& stream, MatrixView x, const void* w, Output output,
-                        MatrixView out, void* workspace, size_t workspace_bytes) {
+void MatrixProduct::Run(Stream& stream, MatrixView x, const void* w, Output output, MatrixView out,
+                        void* workspace, size_t workspace_bytes) {
   if (x.rows == 0) return;
   const int64_t in = x.columns;
-  const int w_alignment = Alignment(w, in, x.dtype);
-  const int x_alignment = Alignment(x.data, x.stride, x.dtype);
-  const int out_alignment = Alignment(out.data, out.stride, out.dtype);
+  const bool is_invariant = kernels_ == CudaKernels::kBatchInvariant;
+  // Where a batch's rows lie must not matter.
+  const int most = is_invariant ? 16 : 256;
+  const int w_alignment = std::min(most, Alignment(w, in, x.dtype));
+  const int x_alignment = std::min(most, Alignment(x.data, x.stride, x.dtype));
+  const int out_alignment = std::min(most, Alignment(out.data, out.stride, out.dtype));
   std::unique_ptr<Choice>& choice =
       choices_[{x.rows, out.columns, in, x.stride, out.stride, x.dtype, out.dtype, output,
                 w_alignment, x_alignment, out_alignment}];
@@ -71,11 +78,12 @@ void MatrixProduct::Run(Stream& stream, MatrixView x, const void* w, Output outp
     check(cublasLtMatmulDescSetAttribute(c.operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
                                          sizeof(transposed)));
     const auto rows = static_cast<uint64_t>(x.rows), columns = static_cast<uint64_t>(out.columns);
+    const uint64_t chosen_for = is_invariant ? kInvariantRows : rows;
     check(cublasLtMatrixLayoutCreate(&c.w, CudaType(x.dtype), static_cast<uint64_t>(in), columns,
                                      in));
-    check(cublasLtMatrixLayoutCreate(&c.x, CudaType(x.dtype), static_cast<uint64_t>(in), rows,
+    check(cublasLtMatrixLayoutCreate(&c.x, CudaType(x.dtype), static_cast<uint64_t>(in), chosen_for,
                                      x.stride));
-    check(cublasLtMatrixLayoutCreate(&c.out, CudaType(out.dtype), columns, rows, out.stride));
+    check(cublasLtMatrixLayoutCreate(&c.out, CudaType(out.dtype), columns, chosen_for, out.stride));
     cublasLtMatmulPreference_t preference = nullptr;
     check(cublasLtMatmulPreferenceCreate(&preference));
     const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
@@ -84,8 +92,9 @@ void MatrixProduct::Run(Stream& stream, MatrixView x, const void* w, Output outp
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_bytes);
     // Parts of a sum are added as float32, never rounded to the output's type in between.
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-           static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_INPLACE |
-                                 CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+           is_invariant ? uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE}
+                        : static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_INPLACE |
+                                                CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(w_alignment));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(x_alignment));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(out_alignment));
@@ -96,6 +105,10 @@ void MatrixProduct::Run(Stream& stream, MatrixView x, const void* w, Output outp
                                            1, &c.heuristic, &found));
     }
     cublasLtMatmulPreferenceDestroy(preference);
+    for (const cublasLtMatrixLayout_t layout : {c.x, c.out}) {
+      check(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &rows,
+                                             sizeof(rows)));
+    }
   }
   const float alpha = 1, beta = output == Output::kAdd ? 1.0f : 0.0f;
   cublasStatus_t status = choice->status;

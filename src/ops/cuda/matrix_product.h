@@ -12,16 +12,18 @@
 
 #include "src/base/error.h"
 #include "src/ops/backend.h"
+#include "src/ops/cuda/cuda_backend.h"
 #include "src/ops/cuda/stream.h"
 
 namespace nibble::cuda {
 
 // out = x · Wᵀ, or out += x · Wᵀ, with float32 sums. x: [rows, in] and w: [out.columns, in],
 // contiguous, of one 16-bit type; out: of that type or float32. The algorithm for a shape is chosen
-// once and kept.
+// once and kept. Under kBatchInvariant it is the same one for any number of rows, and adds each sum
+// in one piece.
 class MatrixProduct {
  public:
-  static Result<std::unique_ptr<MatrixProduct>> Create();
+  static Result<std::unique_ptr<MatrixProduct>> Create(CudaKernels kernels);
   ~MatrixProduct();
   MatrixProduct(const MatrixProduct&) = delete;
   MatrixProduct& operator=(const MatrixProduct&) = delete;
@@ -37,9 +39,10 @@ class MatrixProduct {
                          int>;
   struct Choice;
 
-  explicit MatrixProduct(cublasLtHandle_t handle);
+  MatrixProduct(cublasLtHandle_t handle, CudaKernels kernels);
 
   cublasLtHandle_t handle_;
+  CudaKernels kernels_;
   std::map<Key, std::unique_ptr<Choice>> choices_;
 };
 

@@ -103,7 +103,7 @@ Result<CudaLimits> MeasureCudaLimits() {
   NIBBLE_ASSIGN_OR_RETURN(const Buffer workspace,
                           cuda::AllocateDevice(memory, MemoryClass::kWorkspace, kWorkspaceBytes));
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<cuda::MatrixProduct> product,
-                          cuda::MatrixProduct::Create());
+                          cuda::MatrixProduct::Create(CudaKernels::kAuto));
   const auto view = [&](const Buffer& b) {
     return MatrixView{b.data(), DType::kF16, kSize, kSize, kSize};
   };
