@@ -12,12 +12,14 @@
 
 #include "src/base/checked.h"
 #include "src/ops/cpu/cpu_statistics.h"
+#include "src/ops/cpu/product_blocks.h"
 #include "src/ops/cpu/quantize_kernels.h"
 
 namespace nibble {
 namespace {
 
 using cpu::kMaxSweepBlock;
+using cpu::kProductBlock;
 using cpu::kTileRows;
 using cpu::TileGrid;
 
@@ -85,11 +87,13 @@ class CpuQuantizeOps final : public QuantizeOps {
   CpuQuantizeOps(ThreadPool& pool, MemoryTracker& memory) : pool_(pool), memory_(memory) {}
 
   Result<std::unique_ptr<InputStatistics>> CreateStatistics(int64_t columns) override {
+    NIBBLE_RETURN_IF_ERROR(Grow(
+        product_blocks_, static_cast<size_t>(pool_.threads()) * kProductBlock * kProductBlock));
     return CpuStatistics::Create(columns, memory_);
   }
 
   void Accumulate(MatrixView x, InputStatistics& statistics) override {
-    static_cast<CpuStatistics&>(statistics).Add(x, pool_);
+    static_cast<CpuStatistics&>(statistics).Add(x, product_blocks_.as<float>(), pool_);
   }
 
   std::vector<float> MeanSquares(const InputStatistics& statistics) override {
@@ -115,7 +119,7 @@ class CpuQuantizeOps final : public QuantizeOps {
 
   void AccumulateDrift(MatrixView unquantized, std::span<const float> scales, MatrixView x,
                        InputDrift& drift) override {
-    static_cast<CpuDrift&>(drift).Add(unquantized, scales, x, pool_);
+    static_cast<CpuDrift&>(drift).Add(unquantized, scales, x, product_blocks_.as<float>(), pool_);
   }
 
   Result<Matrix> Factorize(const InputStatistics& statistics, std::span<const int32_t> order,
@@ -123,10 +127,8 @@ class CpuQuantizeOps final : public QuantizeOps {
     const CpuStatistics& s = Cpu(statistics);
     const int64_t n = s.columns();
     CHECK(static_cast<int64_t>(order.size()) == n);
-    const auto count = static_cast<size_t>(n * n);
-    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
-                            AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(double)));
-    auto* const h = buffer.as<double>();
+    NIBBLE_RETURN_IF_ERROR(Grow(hessian_, static_cast<size_t>(n * n) * 2));
+    auto* const h = hessian_.as<double>();
     const double scale = 2 * s.mean_scale();
     double trace = 0;
     for (int64_t k = 0; k < n; ++k) trace += s.At(k, k) == 0 ? 1 : s.At(k, k) * scale;
@@ -143,7 +145,7 @@ class CpuQuantizeOps final : public QuantizeOps {
     char upper = 'U', diagonal = 'N';
     auto size = static_cast<blasint>(n);
     blasint info = 0;
-    UseThreads();
+    openblas_set_num_threads(1);
     dpotrf_(&upper, &size, h, &size, &info);
     if (info == 0) dtrtri_(&upper, &diagonal, &size, h, &size, &info);
     if (info != 0) return BadInput("the Hessian is not positive definite");
@@ -171,20 +173,23 @@ class CpuQuantizeOps final : public QuantizeOps {
       }
     });
     NIBBLE_ASSIGN_OR_RETURN(const Matrix change, AllocateMatrix(weight.rows, n));
-    const auto rows = static_cast<blasint>(weight.rows), size = static_cast<blasint>(n);
-    UseThreads();
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, size, size, 1.0f,
-                weight.row<float>(0), static_cast<blasint>(weight.stride),
-                scaled.view().row<float>(0), size, 0.0f, change.view().row<float>(0), size);
-    for (const CBLAS_TRANSPOSE transposed : {CblasTrans, CblasNoTrans}) {
-      cblas_strmm(CblasRowMajor, CblasRight, CblasUpper, transposed, CblasNonUnit, rows, size, 1.0f,
-                  factor.view().row<float>(0), size, change.view().row<float>(0), size);
-    }
     NIBBLE_ASSIGN_OR_RETURN(Matrix target, AllocateMatrix(weight.rows, n));
-    ForEach(weight.rows, 8, [&](int64_t r) {
-      for (int64_t j = 0; j < n; ++j) {
-        const int64_t k = order[static_cast<size_t>(j)];
-        target.view().row<float>(r)[k] = weight.row<float>(r)[k] + change.view().row<float>(r)[j];
+    const auto size = static_cast<blasint>(n);
+    cpu::ForRowParts(weight.rows, pool_, [&](int64_t begin, int64_t count) {
+      const auto rows = static_cast<blasint>(count);
+      float* const part = change.view().row<float>(begin);
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, size, size, 1.0f,
+                  weight.row<float>(begin), static_cast<blasint>(weight.stride),
+                  scaled.view().row<float>(0), size, 0.0f, part, size);
+      for (const CBLAS_TRANSPOSE transposed : {CblasTrans, CblasNoTrans}) {
+        cblas_strmm(CblasRowMajor, CblasRight, CblasUpper, transposed, CblasNonUnit, rows, size,
+                    1.0f, factor.view().row<float>(0), size, part, size);
+      }
+      for (int64_t r = begin; r < begin + count; ++r) {
+        for (int64_t j = 0; j < n; ++j) {
+          const int64_t k = order[static_cast<size_t>(j)];
+          target.view().row<float>(r)[k] = weight.row<float>(r)[k] + change.view().row<float>(r)[j];
+        }
       }
     });
     return target;
@@ -240,12 +245,14 @@ class CpuQuantizeOps final : public QuantizeOps {
       });
       const int64_t left = columns - begin - count;
       if (left == 0) break;
-      UseThreads();
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<blasint>(weight.rows),
-                  static_cast<blasint>(left), static_cast<blasint>(count), -1.0f,
-                  errors.view().row<float>(0), static_cast<blasint>(kMaxSweepBlock),
-                  factor.view().row<float>(begin) + begin + count, static_cast<blasint>(columns),
-                  1.0f, swept.view().row<float>(0) + begin + count, static_cast<blasint>(columns));
+      cpu::ForRowParts(weight.rows, pool_, [&](int64_t first, int64_t rows) {
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<blasint>(rows),
+                    static_cast<blasint>(left), static_cast<blasint>(count), -1.0f,
+                    errors.view().row<float>(first), static_cast<blasint>(kMaxSweepBlock),
+                    factor.view().row<float>(begin) + begin + count, static_cast<blasint>(columns),
+                    1.0f, swept.view().row<float>(first) + begin + count,
+                    static_cast<blasint>(columns));
+      });
     }
     return Assemble(options.grid.spec, weight.rows, columns, codes, grids);
   }
@@ -367,32 +374,34 @@ class CpuQuantizeOps final : public QuantizeOps {
                      const InputStatistics& statistics) override {
     const CpuStatistics& s = Cpu(statistics);
     const int64_t n = s.columns(), rows = weight.rows;
-    std::vector<float> delta(static_cast<size_t>(rows * n)), product(delta.size());
+    delta_.resize(std::max(delta_.size(), static_cast<size_t>(rows * n)));
+    const MatrixView delta{delta_.data(), DType::kF32, rows, n, n};
     ForEach(rows, 16, [&](int64_t r) {
       for (int64_t k = 0; k < n; ++k) {
-        delta[static_cast<size_t>(r * n + k)] = weight.row<float>(r)[k] - other.row<float>(r)[k];
+        delta.row<float>(r)[k] = weight.row<float>(r)[k] - other.row<float>(r)[k];
       }
     });
-    ForEach(n, 16, [&](int64_t i) {
-      for (int64_t j = i; j < n; ++j) {
-        s.product()[i * n + j] = static_cast<float>(s.gram()[i * n + j] * s.mean_scale());
-      }
-    });
-    UseThreads();
-    cblas_ssymm(CblasRowMajor, CblasRight, CblasUpper, static_cast<blasint>(rows),
-                static_cast<blasint>(n), 1.0f, s.product(), static_cast<blasint>(n), delta.data(),
-                static_cast<blasint>(n), 0.0f, product.data(), static_cast<blasint>(n));
-    // One sum for each row, added in order: the same figure whatever the number of threads.
-    std::vector<double> sums(static_cast<size_t>(rows));
-    ForEach(rows, 16, [&](int64_t r) {
-      double sum = 0;
-      for (int64_t k = 0; k < n; ++k) {
-        const auto at = static_cast<size_t>(r * n + k);
-        sum += static_cast<double>(delta[at]) * product[at];
-      }
-      sums[static_cast<size_t>(r)] = sum;
-    });
-    return std::accumulate(sums.begin(), sums.end(), 0.0);
+    // tr(Δ · G · Δᵀ) is the sum of G times ΔᵀΔ by elements, and both are symmetric. One sum for
+    // each block, added in order: the same figure whatever the number of threads.
+    constexpr auto kPart = cpu::ProductPart::kUpperTriangle;
+    std::vector<double> sums(static_cast<size_t>(cpu::ProductBlocks(n, n, kPart)));
+    cpu::ForProductBlocks(delta, delta, kPart, product_blocks_.as<float>(), pool_,
+                          [&](int64_t number, const cpu::ProductBlock& block) {
+                            double sum = 0;
+                            for (int64_t i = 0; i < block.rows; ++i) {
+                              const double* const gram =
+                                  s.gram() + (block.row + i) * n + block.column;
+                              const float* const values = block.values + i * kProductBlock;
+                              int64_t j = 0;
+                              if (block.row == block.column) {
+                                sum += gram[i] * values[i] / 2;
+                                j = i + 1;
+                              }
+                              for (; j < block.columns; ++j) sum += gram[j] * values[j];
+                            }
+                            sums[static_cast<size_t>(number)] = sum;
+                          });
+    return 2 * std::accumulate(sums.begin(), sums.end(), 0.0) * s.mean_scale();
   }
 
  private:
@@ -400,7 +409,14 @@ class CpuQuantizeOps final : public QuantizeOps {
     return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63});
   }
 
-  void UseThreads() const { openblas_set_num_threads(pool_.threads()); }
+  // For scratch memory of `count` floats, kept from call to call.
+  Status Grow(Buffer& buffer, size_t count) {
+    if (buffer.size() >= count * sizeof(float)) return {};
+    buffer = Buffer();
+    NIBBLE_ASSIGN_OR_RETURN(buffer,
+                            AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(float)));
+    return {};
+  }
 
   Result<Matrix> AllocateMatrix(int64_t rows, int64_t columns) {
     NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
@@ -469,6 +485,9 @@ class CpuQuantizeOps final : public QuantizeOps {
 
   ThreadPool& pool_;
   MemoryTracker& memory_;
+  Buffer product_blocks_;     // see ForProductBlocks
+  Buffer hessian_;            // of Factorize
+  std::vector<float> delta_;  // of OutputError
 };
 
 }  // namespace

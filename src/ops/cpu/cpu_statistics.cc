@@ -1,50 +1,45 @@
 #include "src/ops/cpu/cpu_statistics.h"
 
-#include <cblas.h>
-
 #include <cmath>
+
+#include "src/ops/cpu/product_blocks.h"
 
 namespace nibble {
 namespace {
 
-struct SquareBuffers {
-  Buffer sums, product;
-};
-// Zeros as double, and scratch as float32, [columns, columns].
-Result<SquareBuffers> AllocateSquares(int64_t columns, MemoryTracker& memory) {
+// Zeros as double, [columns, columns].
+Result<Buffer> AllocateSums(int64_t columns, MemoryTracker& memory) {
   const auto count = static_cast<size_t>(columns * columns);
-  SquareBuffers buffers;
-  NIBBLE_ASSIGN_OR_RETURN(buffers.sums,
+  NIBBLE_ASSIGN_OR_RETURN(Buffer sums,
                           AllocateHost(memory, MemoryClass::kWorkspace, count * sizeof(double)));
-  NIBBLE_ASSIGN_OR_RETURN(buffers.product,
-                          AllocateHost(memory, MemoryClass::kWorkspace, count * sizeof(float)));
-  std::fill_n(buffers.sums.as<double>(), count, 0.0);
-  return buffers;
+  std::fill_n(sums.as<double>(), count, 0.0);
+  return sums;
+}
+
+// sums += aᵀb: a step's tokens in float32, the steps' sum in double.
+void AddProduct(MatrixView a, MatrixView b, cpu::ProductPart part, float* scratch, double* sums,
+                ThreadPool& pool) {
+  cpu::ForProductBlocks(a, b, part, scratch, pool, [&](int64_t, const cpu::ProductBlock& block) {
+    const bool triangle = part == cpu::ProductPart::kUpperTriangle && block.row == block.column;
+    for (int64_t i = 0; i < block.rows; ++i) {
+      double* const to = sums + (block.row + i) * b.columns + block.column;
+      const float* const from = block.values + i * cpu::kProductBlock;
+      for (int64_t j = triangle ? i : 0; j < block.columns; ++j) to[j] += from[j];
+    }
+  });
 }
 
 }  // namespace
 
 Result<std::unique_ptr<CpuStatistics>> CpuStatistics::Create(int64_t columns,
                                                              MemoryTracker& memory) {
-  NIBBLE_ASSIGN_OR_RETURN(SquareBuffers buffers, AllocateSquares(columns, memory));
-  return std::unique_ptr<CpuStatistics>(
-      new CpuStatistics(columns, std::move(buffers.sums), std::move(buffers.product)));
+  NIBBLE_ASSIGN_OR_RETURN(Buffer sums, AllocateSums(columns, memory));
+  return std::unique_ptr<CpuStatistics>(new CpuStatistics(columns, std::move(sums)));
 }
 
-void CpuStatistics::Add(MatrixView x, ThreadPool& pool) {
+void CpuStatistics::Add(MatrixView x, float* scratch, ThreadPool& pool) {
   CHECK(x.columns == columns_ && x.dtype == DType::kF32);
-  const auto n = static_cast<blasint>(columns_);
-  openblas_set_num_threads(pool.threads());
-  // A step's tokens in float32, the steps' sum in double.
-  cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, n, static_cast<blasint>(x.rows), 1.0f,
-              x.row<float>(0), static_cast<blasint>(x.stride), 0.0f, product(), n);
-  pool.ParallelFor(columns_, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t j = i; j < columns_; ++j) {
-        gram()[i * columns_ + j] += product()[i * columns_ + j];
-      }
-    }
-  });
+  AddProduct(x, x, cpu::ProductPart::kUpperTriangle, scratch, gram(), pool);
   // Row after row of a few columns, which stay in the first-level cache.
   pool.ParallelFor(columns_, 64, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = 0; r < x.rows; ++r) {
@@ -58,13 +53,12 @@ void CpuStatistics::Add(MatrixView x, ThreadPool& pool) {
 }
 
 Result<std::unique_ptr<CpuDrift>> CpuDrift::Create(int64_t columns, MemoryTracker& memory) {
-  NIBBLE_ASSIGN_OR_RETURN(SquareBuffers buffers, AllocateSquares(columns, memory));
-  return std::unique_ptr<CpuDrift>(
-      new CpuDrift(columns, std::move(buffers.sums), std::move(buffers.product)));
+  NIBBLE_ASSIGN_OR_RETURN(Buffer sums, AllocateSums(columns, memory));
+  return std::unique_ptr<CpuDrift>(new CpuDrift(columns, std::move(sums)));
 }
 
 void CpuDrift::Add(MatrixView unquantized, std::span<const float> scales, MatrixView x,
-                   ThreadPool& pool) {
+                   float* scratch, ThreadPool& pool) {
   CHECK(x.columns == columns_ && x.dtype == DType::kF32);
   CHECK(unquantized.rows == x.rows && unquantized.columns == columns_);
   difference_.resize(static_cast<size_t>(x.rows * columns_));
@@ -76,14 +70,8 @@ void CpuDrift::Add(MatrixView unquantized, std::span<const float> scales, Matrix
       }
     }
   });
-  const auto n = static_cast<blasint>(columns_);
-  openblas_set_num_threads(pool.threads());
-  cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n, n, static_cast<blasint>(x.rows), 1.0f,
-              difference_.data(), n, x.row<float>(0), static_cast<blasint>(x.stride), 0.0f,
-              product_.as<float>(), n);
-  pool.ParallelFor(columns_ * columns_, 4096, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) sums_.as<double>()[i] += product_.as<float>()[i];
-  });
+  const MatrixView difference{difference_.data(), DType::kF32, x.rows, columns_, columns_};
+  AddProduct(difference, x, cpu::ProductPart::kAll, scratch, sums_.as<double>(), pool);
   tokens_ += x.rows;
 }
 
