@@ -29,8 +29,7 @@ double MeanSquaredDifference(MatrixView a, MatrixView b) {
 
 Status AwqScaler::Scale(int64_t layer, LayerTensors& t, const Rounded& rounded,
                         const CancelToken& cancel) {
-  NIBBLE_ASSIGN_OR_RETURN(LayerWeights weights,
-                          LoadLayer(context_.checkpoint, context_.model, layer, context_.backend));
+  NIBBLE_ASSIGN_OR_RETURN(LayerWeights weights, PrepareLayer(context_.backend, t));
   const Block attention{.first = {&t.q, &t.k, &t.v},
                         .interleave = Interleave::kNone,
                         .prepared = weights.qkv,
@@ -51,13 +50,7 @@ Status AwqScaler::Scale(int64_t layer, LayerTensors& t, const Rounded& rounded,
                   .before = t.up};
   NIBBLE_RETURN_IF_ERROR(ScaleBlock(layer, weights, attention, rounded, cancel));
   NIBBLE_RETURN_IF_ERROR(ScaleBlock(layer, weights, mlp, rounded, cancel));
-  return runner_->LayerOutput(layer, weights, cancel);
-}
-
-Status AwqScaler::Replay(int64_t layer, const CancelToken& cancel) {
-  NIBBLE_ASSIGN_OR_RETURN(const LayerWeights weights,
-                          LoadLayer(context_.checkpoint, context_.model, layer, context_.backend));
-  return runner_->Layer(layer, weights, cancel);
+  return context_.IsLast(layer) ? Status() : runner_->LayerOutput(layer, weights, cancel);
 }
 
 Status AwqScaler::ScaleBlock(int64_t layer, const LayerWeights& weights, const Block& block,

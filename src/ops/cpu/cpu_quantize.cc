@@ -119,7 +119,14 @@ class CpuQuantizeOps final : public QuantizeOps {
 
   void AccumulateDrift(MatrixView unquantized, std::span<const float> scales, MatrixView x,
                        InputDrift& drift) override {
-    static_cast<CpuDrift&>(drift).Add(unquantized, scales, x, product_blocks_.as<float>(), pool_);
+    const MatrixView difference = Differences(x.rows, x.columns);
+    ForEach(x.rows, 16, [&](int64_t r) {
+      for (int64_t k = 0; k < x.columns; ++k) {
+        difference.row<float>(r)[k] =
+            unquantized.row<float>(r)[k] / scales[static_cast<size_t>(k)] - x.row<float>(r)[k];
+      }
+    });
+    static_cast<CpuDrift&>(drift).Add(difference, x, product_blocks_.as<float>(), pool_);
   }
 
   Result<Matrix> Factorize(const InputStatistics& statistics, std::span<const int32_t> order,
@@ -142,20 +149,35 @@ class CpuQuantizeOps final : public QuantizeOps {
       h[i * n + i] += ridge;
     });
     // LAPACK counts columns first: its upper triangle is the lower one here.
-    char upper = 'U', diagonal = 'N';
+    char upper = 'U';
     auto size = static_cast<blasint>(n);
     blasint info = 0;
     openblas_set_num_threads(1);
     dpotrf_(&upper, &size, h, &size, &info);
-    if (info == 0) dtrtri_(&upper, &diagonal, &size, h, &size, &info);
     if (info != 0) return BadInput("the Hessian is not positive definite");
     NIBBLE_ASSIGN_OR_RETURN(Matrix factor, AllocateMatrix(n, n));
-    ForEach(n, 16, [&](int64_t i) {
-      float* const row = factor.view().row<float>(i);
-      std::fill(row, row + i, 0.0f);
-      const double* const from = h + (n - 1 - i) * n;
-      for (int64_t j = i; j < n; ++j) row[j] = static_cast<float>(from[n - 1 - j]);
-    });
+    // The inverse by a few columns at a time, solving for the identity's.
+    constexpr int64_t kColumns = 64;
+    NIBBLE_RETURN_IF_ERROR(
+        Grow(solutions_, static_cast<size_t>(pool_.threads() * n * kColumns) * 2));
+    const auto invert = [&](int64_t number, int64_t, int thread) {
+      // From the last, which are the most work.
+      const int64_t end = n - number * kColumns, begin = std::max<int64_t>(0, end - kColumns);
+      double* const solution = solutions_.as<double>() + thread * n * kColumns;
+      std::fill_n(solution, end * (end - begin), 0.0);
+      for (int64_t c = begin; c < end; ++c) solution[(c - begin) * end + c] = 1;
+      cblas_dtrsm(CblasColMajor, CblasLeft, CblasUpper, CblasNoTrans, CblasNonUnit,
+                  static_cast<blasint>(end), static_cast<blasint>(end - begin), 1.0, h, size,
+                  solution, static_cast<blasint>(end));
+      for (int64_t c = begin; c < end; ++c) {
+        const int64_t i = n - 1 - c;
+        float* const row = factor.view().row<float>(i);
+        std::fill(row, row + i, 0.0f);
+        const double* const from = solution + (c - begin) * end;
+        for (int64_t j = i; j < n; ++j) row[j] = static_cast<float>(from[n - 1 - j]);
+      }
+    };
+    pool_.ParallelFor(CeilDiv(n, kColumns), 1, std::ref(invert));
     return factor;
   }
 
@@ -164,31 +186,37 @@ class CpuQuantizeOps final : public QuantizeOps {
     const auto& d = static_cast<const CpuDrift&>(drift);
     const int64_t n = weight.columns;
     CHECK(n == d.columns() && factor.rows() == n);
-    // Columns in sweep order, as the factor's.
-    NIBBLE_ASSIGN_OR_RETURN(const Matrix scaled, AllocateMatrix(n, n));
+    NIBBLE_RETURN_IF_ERROR(Grow(scaled_drift_, static_cast<size_t>(n * n)));
+    float* const scaled = scaled_drift_.as<float>();
     ForEach(n, 16, [&](int64_t i) {
       for (int64_t j = 0; j < n; ++j) {
-        scaled.view().row<float>(i)[j] =
-            static_cast<float>(2 * share * d.Mean(i, order[static_cast<size_t>(j)]));
+        scaled[i * n + j] = static_cast<float>(2 * share * d.Mean(i, j));
       }
     });
-    NIBBLE_ASSIGN_OR_RETURN(const Matrix change, AllocateMatrix(weight.rows, n));
+    NIBBLE_RETURN_IF_ERROR(Grow(swept_, static_cast<size_t>(weight.rows * n)));
     NIBBLE_ASSIGN_OR_RETURN(Matrix target, AllocateMatrix(weight.rows, n));
     const auto size = static_cast<blasint>(n);
     cpu::ForRowParts(weight.rows, pool_, [&](int64_t begin, int64_t count) {
       const auto rows = static_cast<blasint>(count);
-      float* const part = change.view().row<float>(begin);
       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, size, size, 1.0f,
-                  weight.row<float>(begin), static_cast<blasint>(weight.stride),
-                  scaled.view().row<float>(0), size, 0.0f, part, size);
+                  weight.row<float>(begin), static_cast<blasint>(weight.stride), scaled, size, 0.0f,
+                  target.view().row<float>(begin), size);
+      // Columns in sweep order, as the factor's.
+      float* const change = swept_.as<float>() + begin * n;
+      for (int64_t r = 0; r < count; ++r) {
+        const float* const row = target.view().row<float>(begin + r);
+        for (int64_t j = 0; j < n; ++j) change[r * n + j] = row[order[static_cast<size_t>(j)]];
+      }
       for (const CBLAS_TRANSPOSE transposed : {CblasTrans, CblasNoTrans}) {
         cblas_strmm(CblasRowMajor, CblasRight, CblasUpper, transposed, CblasNonUnit, rows, size,
-                    1.0f, factor.view().row<float>(0), size, part, size);
+                    1.0f, factor.view().row<float>(0), size, change, size);
       }
-      for (int64_t r = begin; r < begin + count; ++r) {
+      for (int64_t r = 0; r < count; ++r) {
+        const float* const row = weight.row<float>(begin + r);
+        float* const to = target.view().row<float>(begin + r);
         for (int64_t j = 0; j < n; ++j) {
           const int64_t k = order[static_cast<size_t>(j)];
-          target.view().row<float>(r)[k] = weight.row<float>(r)[k] + change.view().row<float>(r)[j];
+          to[k] = row[k] + change[r * n + j];
         }
       }
     });
@@ -203,15 +231,17 @@ class CpuQuantizeOps final : public QuantizeOps {
     const std::vector<float> squares = MeanSquares(statistics);
     GridTable grids(options.grid.spec, weight.rows, columns);
     // The weight in sweep order; what an always-zero input is multiplied with does not matter.
-    NIBBLE_ASSIGN_OR_RETURN(const Matrix swept, AllocateMatrix(weight.rows, columns));
-    NIBBLE_ASSIGN_OR_RETURN(const Matrix errors, AllocateMatrix(weight.rows, kMaxSweepBlock));
+    NIBBLE_RETURN_IF_ERROR(Grow(swept_, static_cast<size_t>(weight.rows * columns)));
+    NIBBLE_RETURN_IF_ERROR(Grow(errors_, static_cast<size_t>(weight.rows * kMaxSweepBlock)));
+    const MatrixView swept{swept_.data(), DType::kF32, weight.rows, columns, columns};
+    float* const errors = errors_.as<float>();
     std::vector<uint8_t> codes(static_cast<size_t>(weight.rows * columns));
     std::vector<float> importance;
     for (const int32_t k : options.order) importance.push_back(squares[static_cast<size_t>(k)]);
     ForEach(weight.rows, 8, [&](int64_t r) {
       for (int64_t i = 0; i < columns; ++i) {
         const auto at = static_cast<size_t>(i);
-        swept.view().row<float>(r)[i] =
+        swept.row<float>(r)[i] =
             importance[at] == 0 ? 0.0f : weight.row<float>(r)[options.order[at]];
       }
     });
@@ -224,10 +254,10 @@ class CpuQuantizeOps final : public QuantizeOps {
       const int64_t count = std::min(kMaxSweepBlock, columns - begin);
       ForEach(CeilDiv(weight.rows, kTileRows), 1, [&](int64_t t) {
         alignas(64) float tile[kMaxSweepBlock * kTileRows];
-        alignas(64) float error[kTileRows];
-        uint8_t code[kTileRows];
+        alignas(64) float error[kMaxSweepBlock * kTileRows];
+        uint8_t code[kMaxSweepBlock * kTileRows];
         const int64_t first = t * kTileRows, rows = std::min(kTileRows, weight.rows - first);
-        LoadTile(swept.view(), first, &ascending[static_cast<size_t>(begin)], count, tile);
+        LoadTile(swept, first, &ascending[static_cast<size_t>(begin)], count, tile);
         for (int64_t k = 0; k < count; ++k) {
           const int64_t column = options.order[static_cast<size_t>(begin + k)];
           TileGrid& grid = grids.At(t, column / grids.length());
@@ -236,10 +266,13 @@ class CpuQuantizeOps final : public QuantizeOps {
                          &importance[static_cast<size_t>(begin + k)], grid);
           }
           cpu::SweepColumn(tile, k, count, grid, factor.view().row<float>(begin + k) + begin + k,
-                           code, error);
-          for (int64_t r = 0; r < rows; ++r) {
-            codes[static_cast<size_t>((first + r) * columns + column)] = code[r];
-            errors.view().row<float>(first + r)[k] = error[r];
+                           code + k * kTileRows, error + k * kTileRows);
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t k = 0; k < count; ++k) {
+            const int64_t column = options.order[static_cast<size_t>(begin + k)];
+            codes[static_cast<size_t>((first + r) * columns + column)] = code[k * kTileRows + r];
+            errors[(first + r) * kMaxSweepBlock + k] = error[k * kTileRows + r];
           }
         }
       });
@@ -248,10 +281,9 @@ class CpuQuantizeOps final : public QuantizeOps {
       cpu::ForRowParts(weight.rows, pool_, [&](int64_t first, int64_t rows) {
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<blasint>(rows),
                     static_cast<blasint>(left), static_cast<blasint>(count), -1.0f,
-                    errors.view().row<float>(first), static_cast<blasint>(kMaxSweepBlock),
+                    errors + first * kMaxSweepBlock, static_cast<blasint>(kMaxSweepBlock),
                     factor.view().row<float>(begin) + begin + count, static_cast<blasint>(columns),
-                    1.0f, swept.view().row<float>(first) + begin + count,
-                    static_cast<blasint>(columns));
+                    1.0f, swept.row<float>(first) + begin + count, static_cast<blasint>(columns));
       });
     }
     return Assemble(options.grid.spec, weight.rows, columns, codes, grids);
@@ -374,8 +406,7 @@ class CpuQuantizeOps final : public QuantizeOps {
                      const InputStatistics& statistics) override {
     const CpuStatistics& s = Cpu(statistics);
     const int64_t n = s.columns(), rows = weight.rows;
-    delta_.resize(std::max(delta_.size(), static_cast<size_t>(rows * n)));
-    const MatrixView delta{delta_.data(), DType::kF32, rows, n, n};
+    const MatrixView delta = Differences(rows, n);
     ForEach(rows, 16, [&](int64_t r) {
       for (int64_t k = 0; k < n; ++k) {
         delta.row<float>(r)[k] = weight.row<float>(r)[k] - other.row<float>(r)[k];
@@ -407,6 +438,13 @@ class CpuQuantizeOps final : public QuantizeOps {
  private:
   static float* AlignedTo64(float* p) {
     return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63});
+  }
+
+  // Scratch memory, kept from call to call.
+  MatrixView Differences(int64_t rows, int64_t columns) {
+    const auto count = static_cast<size_t>(rows * columns);
+    if (differences_.size() < count) differences_.resize(count);
+    return {differences_.data(), DType::kF32, rows, columns, columns};
   }
 
   // For scratch memory of `count` floats, kept from call to call.
@@ -485,9 +523,11 @@ class CpuQuantizeOps final : public QuantizeOps {
 
   ThreadPool& pool_;
   MemoryTracker& memory_;
-  Buffer product_blocks_;     // see ForProductBlocks
-  Buffer hessian_;            // of Factorize
-  std::vector<float> delta_;  // of OutputError
+  // Scratch memory, of the largest call so far.
+  Buffer product_blocks_;                 // see ForProductBlocks
+  Buffer hessian_, solutions_;            // of Factorize
+  Buffer scaled_drift_, swept_, errors_;  // of Retarget and Sweep
+  std::vector<float> differences_;
 };
 
 }  // namespace

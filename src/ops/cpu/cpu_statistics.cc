@@ -57,20 +57,9 @@ Result<std::unique_ptr<CpuDrift>> CpuDrift::Create(int64_t columns, MemoryTracke
   return std::unique_ptr<CpuDrift>(new CpuDrift(columns, std::move(sums)));
 }
 
-void CpuDrift::Add(MatrixView unquantized, std::span<const float> scales, MatrixView x,
-                   float* scratch, ThreadPool& pool) {
+void CpuDrift::Add(MatrixView difference, MatrixView x, float* scratch, ThreadPool& pool) {
   CHECK(x.columns == columns_ && x.dtype == DType::kF32);
-  CHECK(unquantized.rows == x.rows && unquantized.columns == columns_);
-  difference_.resize(static_cast<size_t>(x.rows * columns_));
-  pool.ParallelFor(x.rows, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t k = 0; k < columns_; ++k) {
-        difference_[static_cast<size_t>(r * columns_ + k)] =
-            unquantized.row<float>(r)[k] / scales[static_cast<size_t>(k)] - x.row<float>(r)[k];
-      }
-    }
-  });
-  const MatrixView difference{difference_.data(), DType::kF32, x.rows, columns_, columns_};
+  CHECK(difference.rows == x.rows && difference.columns == columns_);
   AddProduct(difference, x, cpu::ProductPart::kAll, scratch, sums_.as<double>(), pool);
   tokens_ += x.rows;
 }

@@ -40,8 +40,8 @@ class CpuStatistics final : public InputStatistics {
 class CpuDrift final : public InputDrift {
  public:
   static Result<std::unique_ptr<CpuDrift>> Create(int64_t columns, MemoryTracker& memory);
-  void Add(MatrixView unquantized, std::span<const float> scales, MatrixView x, float* scratch,
-           ThreadPool& pool);
+  // `difference`: x̃ - x.
+  void Add(MatrixView difference, MatrixView x, float* scratch, ThreadPool& pool);
 
   // Of the mean over tokens of (x̃ - x)ᵀx.
   double Mean(int64_t i, int64_t j) const {
@@ -53,7 +53,6 @@ class CpuDrift final : public InputDrift {
   CpuDrift(int64_t columns, Buffer sums) : InputDrift(columns), sums_(std::move(sums)) {}
 
   Buffer sums_;  // double
-  std::vector<float> difference_;
 };
 
 }  // namespace nibble
