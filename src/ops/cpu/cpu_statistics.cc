@@ -7,24 +7,23 @@
 namespace nibble {
 namespace {
 
-// Zeros as double, [columns, columns].
+// [columns, columns] of double, which the first step writes.
 Result<Buffer> AllocateSums(int64_t columns, MemoryTracker& memory) {
-  const auto count = static_cast<size_t>(columns * columns);
-  NIBBLE_ASSIGN_OR_RETURN(Buffer sums,
-                          AllocateHost(memory, MemoryClass::kWorkspace, count * sizeof(double)));
-  std::fill_n(sums.as<double>(), count, 0.0);
-  return sums;
+  return AllocateHost(memory, MemoryClass::kWorkspace,
+                      static_cast<size_t>(columns * columns) * sizeof(double));
 }
 
-// sums += aᵀb: a step's tokens in float32, the steps' sum in double.
-void AddProduct(MatrixView a, MatrixView b, cpu::ProductPart part, float* scratch, double* sums,
-                ThreadPool& pool) {
+// sums += aᵀb, or = for the first step: a step's tokens in float32, the steps' sum in double.
+void AddProduct(MatrixView a, MatrixView b, cpu::ProductPart part, bool first, float* scratch,
+                double* sums, ThreadPool& pool) {
   cpu::ForProductBlocks(a, b, part, scratch, pool, [&](int64_t, const cpu::ProductBlock& block) {
     const bool triangle = part == cpu::ProductPart::kUpperTriangle && block.row == block.column;
     for (int64_t i = 0; i < block.rows; ++i) {
       double* const to = sums + (block.row + i) * b.columns + block.column;
       const float* const from = block.values + i * cpu::kProductBlock;
-      for (int64_t j = triangle ? i : 0; j < block.columns; ++j) to[j] += from[j];
+      for (int64_t j = triangle ? i : 0; j < block.columns; ++j) {
+        to[j] = first ? from[j] : to[j] + from[j];
+      }
     }
   });
 }
@@ -39,7 +38,7 @@ Result<std::unique_ptr<CpuStatistics>> CpuStatistics::Create(int64_t columns,
 
 void CpuStatistics::Add(MatrixView x, float* scratch, ThreadPool& pool) {
   CHECK(x.columns == columns_ && x.dtype == DType::kF32);
-  AddProduct(x, x, cpu::ProductPart::kUpperTriangle, scratch, gram(), pool);
+  AddProduct(x, x, cpu::ProductPart::kUpperTriangle, tokens_ == 0, scratch, gram(), pool);
   // Row after row of a few columns, which stay in the first-level cache.
   pool.ParallelFor(columns_, 64, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = 0; r < x.rows; ++r) {
@@ -60,7 +59,8 @@ Result<std::unique_ptr<CpuDrift>> CpuDrift::Create(int64_t columns, MemoryTracke
 void CpuDrift::Add(MatrixView difference, MatrixView x, float* scratch, ThreadPool& pool) {
   CHECK(x.columns == columns_ && x.dtype == DType::kF32);
   CHECK(difference.rows == x.rows && difference.columns == columns_);
-  AddProduct(difference, x, cpu::ProductPart::kAll, scratch, sums_.as<double>(), pool);
+  AddProduct(difference, x, cpu::ProductPart::kAll, tokens_ == 0, scratch, sums_.as<double>(),
+             pool);
   tokens_ += x.rows;
 }
 

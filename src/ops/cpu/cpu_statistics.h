@@ -19,7 +19,7 @@ class CpuStatistics final : public InputStatistics {
   // `scratch`: as for ForProductBlocks.
   void Add(MatrixView x, float* scratch, ThreadPool& pool);
 
-  // Σ xᵀx, double, row-major, the upper triangle.
+  // Σ xᵀx, double, row-major, the upper triangle; undefined before the first tokens.
   double* gram() const { return gram_.as<double>(); }
   double At(int64_t i, int64_t j) const {
     return gram()[std::min(i, j) * columns_ + std::max(i, j)];
@@ -43,7 +43,7 @@ class CpuDrift final : public InputDrift {
   // `difference`: x̃ - x.
   void Add(MatrixView difference, MatrixView x, float* scratch, ThreadPool& pool);
 
-  // Of the mean over tokens of (x̃ - x)ᵀx.
+  // Of the mean over tokens of (x̃ - x)ᵀx; undefined before the first tokens.
   double Mean(int64_t i, int64_t j) const {
     return sums_.as<double>()[i * columns_ + j] /
            static_cast<double>(std::max<int64_t>(1, tokens_));
