@@ -205,7 +205,9 @@ class GptqQuantizer final : public LayerQuantizer {
     if (unquantized_) {
       NIBBLE_RETURN_IF_ERROR((unquantized_.get()->*group.input)(layer, unquantized,
                                                                 CalibrationRunner::Ignore, cancel));
-      NIBBLE_ASSIGN_OR_RETURN(drift, context_.ops.CreateDrift(representative.name.in_features));
+      std::vector<MatrixView> views;
+      for (const LinearTensor* linear : group.linears) views.push_back(linear->view());
+      NIBBLE_ASSIGN_OR_RETURN(drift, context_.ops.CreateDrift(views));
       add_drift = [&](MatrixView x) {
         context_.ops.AccumulateDrift((unquantized_.get()->*group.stored)().Rows(row, x.rows),
                                      representative.scales, x, *drift);

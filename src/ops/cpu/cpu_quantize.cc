@@ -113,8 +113,8 @@ class CpuQuantizeOps final : public QuantizeOps {
     return mean;
   }
 
-  Result<std::unique_ptr<InputDrift>> CreateDrift(int64_t columns) override {
-    return CpuDrift::Create(columns, memory_);
+  Result<std::unique_ptr<InputDrift>> CreateDrift(std::span<const MatrixView> weights) override {
+    return CpuDrift::Create(weights, memory_);
   }
 
   void AccumulateDrift(MatrixView unquantized, std::span<const float> scales, MatrixView x,
@@ -186,9 +186,10 @@ class CpuQuantizeOps final : public QuantizeOps {
     const auto& d = static_cast<const CpuDrift&>(drift);
     const int64_t n = weight.columns;
     CHECK(n == d.columns() && factor.rows() == n);
-    NIBBLE_RETURN_IF_ERROR(Grow(scaled_drift_, static_cast<size_t>(n * n)));
+    CHECK(!d.has_weight() || d.rows() == weight.rows);
+    NIBBLE_RETURN_IF_ERROR(Grow(scaled_drift_, static_cast<size_t>(d.rows() * n)));
     float* const scaled = scaled_drift_.as<float>();
-    ForEach(n, 16, [&](int64_t i) {
+    ForEach(d.rows(), 16, [&](int64_t i) {
       for (int64_t j = 0; j < n; ++j) {
         scaled[i * n + j] = static_cast<float>(2 * share * d.Mean(i, j));
       }
@@ -198,13 +199,17 @@ class CpuQuantizeOps final : public QuantizeOps {
     const auto size = static_cast<blasint>(n);
     cpu::ForRowParts(weight.rows, pool_, [&](int64_t begin, int64_t count) {
       const auto rows = static_cast<blasint>(count);
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, size, size, 1.0f,
-                  weight.row<float>(begin), static_cast<blasint>(weight.stride), scaled, size, 0.0f,
-                  target.view().row<float>(begin), size);
+      const float* product = scaled + begin * n;
+      if (!d.has_weight()) {
+        product = target.view().row<float>(begin);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, size, size, 1.0f,
+                    weight.row<float>(begin), static_cast<blasint>(weight.stride), scaled, size,
+                    0.0f, target.view().row<float>(begin), size);
+      }
       // Columns in sweep order, as the factor's.
       float* const change = swept_.as<float>() + begin * n;
       for (int64_t r = 0; r < count; ++r) {
-        const float* const row = target.view().row<float>(begin + r);
+        const float* const row = product + r * n;
         for (int64_t j = 0; j < n; ++j) change[r * n + j] = row[order[static_cast<size_t>(j)]];
       }
       for (const CBLAS_TRANSPOSE transposed : {CblasTrans, CblasNoTrans}) {

@@ -7,10 +7,10 @@
 namespace nibble {
 namespace {
 
-// [columns, columns] of double, which the first step writes.
-Result<Buffer> AllocateSums(int64_t columns, MemoryTracker& memory) {
+// Of double, which the first step writes.
+Result<Buffer> AllocateSums(int64_t rows, int64_t columns, MemoryTracker& memory) {
   return AllocateHost(memory, MemoryClass::kWorkspace,
-                      static_cast<size_t>(columns * columns) * sizeof(double));
+                      static_cast<size_t>(rows * columns) * sizeof(double));
 }
 
 // sums += aᵀb, or = for the first step: a step's tokens in float32, the steps' sum in double.
@@ -32,7 +32,7 @@ void AddProduct(MatrixView a, MatrixView b, cpu::ProductPart part, bool first, f
 
 Result<std::unique_ptr<CpuStatistics>> CpuStatistics::Create(int64_t columns,
                                                              MemoryTracker& memory) {
-  NIBBLE_ASSIGN_OR_RETURN(Buffer sums, AllocateSums(columns, memory));
+  NIBBLE_ASSIGN_OR_RETURN(Buffer sums, AllocateSums(columns, columns, memory));
   return std::unique_ptr<CpuStatistics>(new CpuStatistics(columns, std::move(sums)));
 }
 
@@ -51,16 +51,32 @@ void CpuStatistics::Add(MatrixView x, float* scratch, ThreadPool& pool) {
   tokens_ += x.rows;
 }
 
-Result<std::unique_ptr<CpuDrift>> CpuDrift::Create(int64_t columns, MemoryTracker& memory) {
-  NIBBLE_ASSIGN_OR_RETURN(Buffer sums, AllocateSums(columns, memory));
-  return std::unique_ptr<CpuDrift>(new CpuDrift(columns, std::move(sums)));
+Result<std::unique_ptr<CpuDrift>> CpuDrift::Create(std::span<const MatrixView> weights,
+                                                   MemoryTracker& memory) {
+  const MatrixView first = weights.front();
+  std::unique_ptr<CpuDrift> drift(new CpuDrift(first.columns));
+  // Two products of the weight's size are less work than one of columns by columns.
+  if (weights.size() == 1 && 2 * first.rows < first.columns) drift->weight_ = first;
+  NIBBLE_ASSIGN_OR_RETURN(drift->sums_, AllocateSums(drift->rows(), first.columns, memory));
+  return drift;
 }
 
 void CpuDrift::Add(MatrixView difference, MatrixView x, float* scratch, ThreadPool& pool) {
   CHECK(x.columns == columns_ && x.dtype == DType::kF32);
   CHECK(difference.rows == x.rows && difference.columns == columns_);
-  AddProduct(difference, x, cpu::ProductPart::kAll, tokens_ == 0, scratch, sums_.as<double>(),
-             pool);
+  MatrixView left = difference;
+  if (has_weight()) {
+    outputs_.resize(static_cast<size_t>(x.rows * weight_.rows));
+    left = {outputs_.data(), DType::kF32, x.rows, weight_.rows, weight_.rows};
+    cpu::ForRowParts(x.rows, pool, [&](int64_t begin, int64_t count) {
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<blasint>(count),
+                  static_cast<blasint>(weight_.rows), static_cast<blasint>(columns_), 1.0f,
+                  difference.row<float>(begin), static_cast<blasint>(difference.stride),
+                  weight_.row<float>(0), static_cast<blasint>(weight_.stride), 0.0f,
+                  left.row<float>(begin), static_cast<blasint>(left.stride));
+    });
+  }
+  AddProduct(left, x, cpu::ProductPart::kAll, tokens_ == 0, scratch, sums_.as<double>(), pool);
   tokens_ += x.rows;
 }
 

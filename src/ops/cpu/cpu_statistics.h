@@ -39,20 +39,26 @@ class CpuStatistics final : public InputStatistics {
 
 class CpuDrift final : public InputDrift {
  public:
-  static Result<std::unique_ptr<CpuDrift>> Create(int64_t columns, MemoryTracker& memory);
+  static Result<std::unique_ptr<CpuDrift>> Create(std::span<const MatrixView> weights,
+                                                  MemoryTracker& memory);
   // `difference`: x̃ - x.
   void Add(MatrixView difference, MatrixView x, float* scratch, ThreadPool& pool);
 
-  // Of the mean over tokens of (x̃ - x)ᵀx; undefined before the first tokens.
+  // Whether it is of the weight's outputs.
+  bool has_weight() const { return weight_.data != nullptr; }
+  int64_t rows() const { return has_weight() ? weight_.rows : columns_; }
+  // Of the mean over tokens of (x̃ - x)ᵀx, or weight · that; undefined before the first tokens.
   double Mean(int64_t i, int64_t j) const {
     return sums_.as<double>()[i * columns_ + j] /
            static_cast<double>(std::max<int64_t>(1, tokens_));
   }
 
  private:
-  CpuDrift(int64_t columns, Buffer sums) : InputDrift(columns), sums_(std::move(sums)) {}
+  explicit CpuDrift(int64_t columns) : InputDrift(columns) {}
 
-  Buffer sums_;  // double
+  MatrixView weight_;
+  Buffer sums_;  // double, [rows, columns]
+  std::vector<float> outputs_;
 };
 
 }  // namespace nibble

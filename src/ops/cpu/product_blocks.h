@@ -82,8 +82,9 @@ void ForProductBlocks(MatrixView a, MatrixView b, ProductPart part, float* scrat
 // depend on each other; it may call OpenBLAS.
 template <typename Work>
 void ForRowParts(int64_t rows, ThreadPool& pool, const Work& work) {
-  constexpr int64_t kMostRows = 256;
-  const Parts parts{rows, kMostRows};
+  // As with blocks; and a multiple of four parts, so that few threads are done together.
+  constexpr int64_t kMostRows = 192, kMultiple = 4;
+  const Parts parts{rows, CeilDiv(rows, RoundUp(CeilDiv(rows, kMostRows), kMultiple))};
   openblas_set_num_threads(1);
   const auto body = [&](int64_t i, int64_t, int) { work(parts.begin(i), parts.length(i)); };
   pool.ParallelFor(parts.count(), 1, std::ref(body));
