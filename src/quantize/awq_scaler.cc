@@ -41,6 +41,7 @@ Status AwqScaler::Scale(int64_t layer, LayerTensors& t, const Rounded& rounded,
                         .prepared = weights.qkv,
                         .first_input = &CalibrationRunner::QkvInput,
                         .norm = t.input_norm,
+                        .prepared_norm = weights.input_norm,
                         .output = &CalibrationRunner::AttentionOutput,
                         .last = t.output,
                         .last_input = &CalibrationRunner::OutputInput,
@@ -50,6 +51,7 @@ Status AwqScaler::Scale(int64_t layer, LayerTensors& t, const Rounded& rounded,
                   .prepared = weights.gate_up,
                   .first_input = &CalibrationRunner::MlpInput,
                   .norm = t.post_attention_norm,
+                  .prepared_norm = weights.post_attention_norm,
                   .output = &CalibrationRunner::MlpOutput,
                   .last = t.down,
                   .last_input = &CalibrationRunner::DownInput,
@@ -105,24 +107,42 @@ Result<AwqSearch> AwqScaler::SearchFirst(int64_t layer, const LayerWeights& weig
     (runner_.get()->*block.output)(layer, weights, sequences, out.view());
   };
   run(want);
-  const auto loss = [&](std::span<const MatrixView> trial) -> Result<double> {
-    std::vector<Weight> trial_weights;
-    for (const MatrixView& view : trial) trial_weights.emplace_back(DenseWeightOf(view));
-    NIBBLE_ASSIGN_OR_RETURN(
-        std::unique_ptr<PreparedLinear> tried,
-        Prepare(context_.backend, block.interleave, block.first, trial_weights));
-    std::swap(block.prepared, tried);
+  std::vector<MatrixView> views;
+  for (const LinearTensor* linear : block.first) views.push_back(linear->view());
+  std::vector<float> scaled;
+  // The block as it would become: rounded weights, and the norm divided by their scales.
+  const auto loss = [&](std::span<const float> scales) -> Result<double> {
+    std::vector<Weight> trial;
+    for (const MatrixView& view : views) {
+      scaled.assign(view.row<float>(0), view.row<float>(view.rows));
+      context_.pool.ParallelFor(view.rows, 16, [&](int64_t begin, int64_t end, int) {
+        for (int64_t n = begin; n < end; ++n) {
+          float* const row = &scaled[static_cast<size_t>(n * view.columns)];
+          for (size_t k = 0; k < scales.size(); ++k) row[k] *= scales[k];
+        }
+      });
+      NIBBLE_ASSIGN_OR_RETURN(QuantizedWeight rounded,
+                              context_.ops.Round(ViewLike(view, scaled), context_.grid(), nullptr));
+      trial.emplace_back(std::move(rounded));
+    }
+    std::vector<float> gain = block.norm.gain;
+    for (size_t k = 0; k < scales.size(); ++k) gain[k] /= scales[k];
+    NIBBLE_ASSIGN_OR_RETURN(Matrix norm, context_.backend.Upload(gain));
+    NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<PreparedLinear> tried,
+                            Prepare(context_.backend, block.interleave, block.first, trial));
+    const auto exchange = [&] {
+      std::swap(block.prepared, tried);
+      std::swap(block.prepared_norm, norm);
+    };
+    exchange();
     run(got);
-    std::swap(block.prepared, tried);
+    exchange();
     NIBBLE_ASSIGN_OR_RETURN(const MatrixView a, context_.backend.ToHost(want.view()));
     NIBBLE_ASSIGN_OR_RETURN(const MatrixView b, context_.backend.ToHost(got.view()));
     return MeanSquaredDifference(a, b, context_.pool);
   };
-  std::vector<MatrixView> views;
-  for (const LinearTensor* linear : block.first) views.push_back(linear->view());
-  Result<AwqSearch> search =
-      SearchAwqScales(context_.ops, views, context_.ops.MeanMagnitudes(statistics), context_.grid(),
-                      context_.options.awq.forms, loss);
+  Result<AwqSearch> search = SearchAwqScales(views, context_.ops.MeanMagnitudes(statistics),
+                                             context_.plan.spec, context_.options.awq.forms, loss);
   if (!search) return tl::unexpected<Error>(search.error().In(block.first.front()->name.name));
   return search;
 }
@@ -130,11 +150,14 @@ Result<AwqSearch> AwqScaler::SearchFirst(int64_t layer, const LayerWeights& weig
 Result<AwqSearch> AwqScaler::SearchLast(const LinearTensor& linear,
                                         const InputStatistics& statistics) {
   const MatrixView views[] = {linear.view()};
-  Result<AwqSearch> search = SearchAwqScales(
-      context_.ops, views, context_.ops.MeanMagnitudes(statistics), context_.grid(),
-      context_.options.awq.forms, [&](std::span<const MatrixView> trial) -> Result<double> {
-        return context_.ops.OutputError(views[0], trial[0], statistics);
-      });
+  std::vector<float> memory(linear.weight.size());
+  const MatrixView trial = ViewLike(views[0], memory);
+  Result<AwqSearch> search =
+      SearchAwqScales(views, context_.ops.MeanMagnitudes(statistics), context_.plan.spec,
+                      context_.options.awq.forms, [&](std::span<const float> scales) {
+                        context_.ops.PseudoQuantize(views[0], context_.grid(), scales, trial);
+                        return context_.ops.OutputError(views[0], trial, statistics);
+                      });
   if (!search) return tl::unexpected<Error>(search.error().In(linear.name.name));
   return search;
 }

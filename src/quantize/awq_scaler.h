@@ -35,6 +35,7 @@ class AwqScaler {
     std::unique_ptr<PreparedLinear>& prepared;  // where the layer's weights hold `first`
     QuantizeContext::Stage first_input;
     NormTensor& norm;
+    Matrix& prepared_norm;
     void (CalibrationRunner::*output)(int64_t, const LayerWeights&, int64_t, MatrixView);
     LinearTensor& last;
     QuantizeContext::Stage last_input;

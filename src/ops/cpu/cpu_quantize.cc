@@ -1,7 +1,6 @@
 #include "src/ops/cpu/cpu_quantize.h"
 
 #include <cblas.h>
-#include <f77blas.h>
 
 #include <algorithm>
 #include <atomic>
@@ -12,12 +11,15 @@
 
 #include "src/base/checked.h"
 #include "src/ops/cpu/cpu_statistics.h"
+#include "src/ops/cpu/grid_table.h"
+#include "src/ops/cpu/inverse_factor.h"
 #include "src/ops/cpu/product_blocks.h"
 #include "src/ops/cpu/quantize_kernels.h"
 
 namespace nibble {
 namespace {
 
+using cpu::GridTable;
 using cpu::kMaxSweepBlock;
 using cpu::kProductBlock;
 using cpu::kTileRows;
@@ -46,41 +48,6 @@ std::vector<int32_t> Ascending(int64_t count) {
   std::iota(order.begin(), order.end(), 0);
   return order;
 }
-
-// Grids of rows × groups as the tiles' kernels make them.
-class GridTable {
- public:
-  GridTable(const QuantSpec& spec, int64_t rows, int64_t columns)
-      : length_(spec.GroupLength(columns)),
-        groups_(columns / length_),
-        tiles_(static_cast<size_t>(CeilDiv(rows, kTileRows) * groups_)) {}
-  int64_t length() const { return length_; }
-  int64_t groups() const { return groups_; }
-  TileGrid& At(int64_t tile, int64_t group) {
-    return tiles_[static_cast<size_t>(tile * groups_ + group)];
-  }
-
-  // Into the stored form; fails where a scale is not finite.
-  Status Store(QuantizedWeight& weight) {
-    for (int64_t n = 0; n < weight.rows; ++n) {
-      for (int64_t g = 0; g < groups_; ++g) {
-        const TileGrid& grid = At(n / kTileRows, g);
-        const float scale = grid.scales[n % kTileRows];
-        const auto at = static_cast<size_t>(n * groups_ + g);
-        weight.scales[at] = F16FromFloat(scale);
-        weight.zeros[at] = static_cast<uint8_t>(grid.zeros[n % kTileRows]);
-        if (!std::isfinite(FloatFromF16(weight.scales[at]))) {
-          return BadInput("row {}, group {}: needs a scale of {}, beyond float16", n, g, scale);
-        }
-      }
-    }
-    return {};
-  }
-
- private:
-  int64_t length_, groups_;
-  std::vector<TileGrid> tiles_;
-};
 
 class CpuQuantizeOps final : public QuantizeOps {
  public:
@@ -140,44 +107,18 @@ class CpuQuantizeOps final : public QuantizeOps {
     double trace = 0;
     for (int64_t k = 0; k < n; ++k) trace += s.At(k, k) == 0 ? 1 : s.At(k, k) * scale;
     const double ridge = damping * trace / static_cast<double>(n);
-    // With the order reversed, H = R·Rᵀ for an upper R is an ordinary Cholesky factorization, and
-    // U = R⁻¹ since H⁻¹ = R⁻ᵀR⁻¹: one factorization and one triangular inverse in all.
     const auto at = [&](int64_t i) { return order[static_cast<size_t>(n - 1 - i)]; };
     ForEach(n, 16, [&](int64_t i) {
       for (int64_t j = 0; j <= i; ++j) h[i * n + j] = s.At(at(i), at(j)) * scale;
       if (h[i * n + i] == 0) h[i * n + i] = 1;
       h[i * n + i] += ridge;
     });
-    // LAPACK counts columns first: its upper triangle is the lower one here.
-    char upper = 'U';
-    auto size = static_cast<blasint>(n);
-    blasint info = 0;
-    openblas_set_num_threads(1);
-    dpotrf_(&upper, &size, h, &size, &info);
-    if (info != 0) return BadInput("the Hessian is not positive definite");
-    NIBBLE_ASSIGN_OR_RETURN(Matrix factor, AllocateMatrix(n, n));
-    // The inverse by a few columns at a time, solving for the identity's.
-    constexpr int64_t kColumns = 64;
     NIBBLE_RETURN_IF_ERROR(
-        Grow(solutions_, static_cast<size_t>(pool_.threads() * n * kColumns) * 2));
-    const auto invert = [&](int64_t number, int64_t, int thread) {
-      // From the last, which are the most work.
-      const int64_t end = n - number * kColumns, begin = std::max<int64_t>(0, end - kColumns);
-      double* const solution = solutions_.as<double>() + thread * n * kColumns;
-      std::fill_n(solution, end * (end - begin), 0.0);
-      for (int64_t c = begin; c < end; ++c) solution[(c - begin) * end + c] = 1;
-      cblas_dtrsm(CblasColMajor, CblasLeft, CblasUpper, CblasNoTrans, CblasNonUnit,
-                  static_cast<blasint>(end), static_cast<blasint>(end - begin), 1.0, h, size,
-                  solution, static_cast<blasint>(end));
-      for (int64_t c = begin; c < end; ++c) {
-        const int64_t i = n - 1 - c;
-        float* const row = factor.view().row<float>(i);
-        std::fill(row, row + i, 0.0f);
-        const double* const from = solution + (c - begin) * end;
-        for (int64_t j = i; j < n; ++j) row[j] = static_cast<float>(from[n - 1 - j]);
-      }
-    };
-    pool_.ParallelFor(CeilDiv(n, kColumns), 1, std::ref(invert));
+        Grow(solutions_, static_cast<size_t>(pool_.threads() * cpu::kInverseColumns * n) * 2));
+    NIBBLE_ASSIGN_OR_RETURN(Matrix factor, AllocateMatrix(n, n));
+    if (!cpu::FactorizeInverse(h, n, solutions_.as<double>(), factor.view().row<float>(0), pool_)) {
+      return BadInput("the Hessian is not positive definite");
+    }
     return factor;
   }
 
