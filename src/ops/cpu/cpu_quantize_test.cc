@@ -274,24 +274,30 @@ TEST_F(CpuQuantizeTest, ClippingNeverCostsOutput) {
 }
 
 TEST_F(CpuQuantizeTest, TheResultDoesNotDependOnTheThreads) {
-  const Floats w = Floats::Random(70, 256, 13), x = Floats::Random(400, 256, 14);
-  std::vector<int32_t> order(256);
+  constexpr int64_t n = 1152;  // several of a product's blocks
+  const Floats w = Floats::Random(230, n, 13), x = Floats::Random(300, n, 14);
+  const Floats before = Floats::Random(300, n, 26);
+  std::vector<int32_t> order(n);
   std::iota(order.begin(), order.end(), 0);
+  const std::vector<float> ones(n, 1.0f);
+  const MatrixView weights[] = {w.view()};
   std::vector<QuantizedWeight> results;
+  std::vector<double> errors;
   for (const int threads : {1, 3}) {
     ThreadPool pool(threads);
     const auto ops = MakeCpuQuantizeOps(pool, memory_);
-    auto statistics = *ops->CreateStatistics(256);
+    auto statistics = *ops->CreateStatistics(n);
     ops->Accumulate(x.view(), *statistics);
     const Matrix factor = *ops->Factorize(*statistics, order, 0.05);
-    results.push_back(*ops->Sweep(w.view(), *statistics, factor, {.order = order}));
+    const auto drift = *ops->CreateDrift(weights);
+    ops->AccumulateDrift(before.view(), ones, x.view(), *drift);
+    const Matrix target = *ops->Retarget(w.view(), *drift, factor, order, 0.5);
+    results.push_back(*ops->Sweep(target.view(), *statistics, factor, {.order = order}));
+    errors.push_back(ops->OutputError(w.view(), target.view(), *statistics));
   }
-  int64_t equal = 0;
-  for (int64_t n = 0; n < 70; ++n) {
-    for (int64_t k = 0; k < 256; ++k) equal += results[0].Code(n, k) == results[1].Code(n, k);
-  }
-  // The matrix products' sums may be cut differently, which moves a code at a boundary.
-  EXPECT_GE(equal, 70 * 256 * 999 / 1000);
+  EXPECT_EQ(results[0].codes, results[1].codes);
+  EXPECT_EQ(results[0].scales, results[1].scales);
+  EXPECT_EQ(errors[0], errors[1]);
 }
 
 // Against the oracle, step by step: the same codes but where a value lies at a boundary.
