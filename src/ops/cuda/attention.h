@@ -11,6 +11,7 @@
 #include <cstddef>
 
 #include "src/ops/backend.h"
+#include "src/ops/cuda/cuda_backend.h"
 #include "src/ops/cuda/device_batch.h"
 #include "src/ops/cuda/stream.h"
 
@@ -27,7 +28,7 @@ size_t DecodeScratchBytes(int multiprocessors, int64_t sequences, const Attentio
 void AttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
                   MatrixView q, KvView kv, MatrixView out, void* scratch);
 void AttendPrefill(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
-                   MatrixView q, KvView kv, MatrixView out);
+                   MatrixView q, KvView kv, MatrixView out, CudaKernels kernels);
 
 // RopeAndStoreKv and AttendDecode in one kernel, for batches of sequences with one row each and heads
 // of 64, 128 or 256: as CanRopeAndAttendDecode says. qkv: as RopeAndStoreKv's; angles: as RopeTable's.

@@ -8,7 +8,7 @@
 namespace nibble::cuda {
 
 inline constexpr int kBlockTokens = 32;  // of the KV cache
-inline constexpr int kPrefillRows = 64;  // query rows of a prefill tile
+inline constexpr int kPrefillRows = 128;  // query rows of a prefill tile
 
 struct PrefillTile {
   int32_t sequence;
