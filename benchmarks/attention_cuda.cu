@@ -174,7 +174,11 @@ void Measure(Bench& bench, const Shape& shape, const std::string& name,
     row_begin.push_back(static_cast<int32_t>(positions.size()));
     tokens += context;
   }
-  std::reverse(tiles.begin(), tiles.end());
+  // As a plan orders them.
+  std::stable_sort(tiles.begin(), tiles.end(), [&](const PrefillTile& a, const PrefillTile& b) {
+    return positions[static_cast<size_t>(a.first_row)] >
+           positions[static_cast<size_t>(b.first_row)];
+  });
 
   const int64_t part = blocks * spec.kv_heads * kBlockTokens * spec.head_dim;
   const double bytes = 4 * tokens * static_cast<double>(spec.kv_heads * spec.head_dim);

@@ -167,8 +167,11 @@ void CudaPlan::SetBatch(const Batch& batch) {
     std::memcpy(choices, batch.choices.data(), batch.choices.size_bytes());
     choices_ = reinterpret_cast<const TokenChoice*>(device_choices);
   }
-  // Late tiles see the longest contexts; they go first, so that short ones fill the end.
-  std::reverse(tiles.begin(), tiles.end());
+  // Those that see the longest contexts go first, so that short ones fill the end.
+  std::stable_sort(tiles.begin(), tiles.end(), [&](const PrefillTile& a, const PrefillTile& b) {
+    return batch.positions[static_cast<size_t>(a.first_row)] >
+           batch.positions[static_cast<size_t>(b.first_row)];
+  });
   const auto [host_tiles, device_tiles] = place(2 * tiles.size());
   std::memcpy(host_tiles, tiles.data(), tiles.size() * sizeof(PrefillTile));
   batch_.prefill_tiles = reinterpret_cast<const PrefillTile*>(device_tiles);
