@@ -201,6 +201,7 @@ void Measure(Bench& bench, const Shape& shape, const std::string& name,
                           .sequences = sequences,
                           .table_stride = stride,
                           .prefill_tile_count = static_cast<int64_t>(tiles.size()),
+                          .longest_prefill = longest,
                           .has_decode = rows == 1};
   const MatrixView q_view{q.data(), DType::kF16, step_rows, columns, columns};
   const MatrixView out_view{out.data(), DType::kF16, step_rows, columns, columns};

@@ -6,6 +6,9 @@
 namespace nibble::cuda {
 namespace {
 
+// Contexts that are all shorter take the portable kernel less time (docs/results/kernels.md).
+constexpr int64_t kHopperFewestTokens = 129;
+
 // Head dimensions up to kDim are padded to it with zeros. A warp has 16 queries, a block half of a
 // tile's. Two blocks on a multiprocessor: for three, registers spill (nvcc 13.0).
 template <int kDim_>
@@ -274,7 +277,8 @@ void AttendPrefill(Stream& stream, const DeviceBatch& batch, const AttentionSpec
                                    .head_dim = static_cast<int>(attention.head_dim),
                                    .window = WindowOf(attention),
                                    .scale_log2 = attention.scale * kLog2E};
-  if (kernels == CudaKernels::kAuto && CanUseHopperPrefill(attention)) {
+  if (kernels == CudaKernels::kAuto && batch.longest_prefill >= kHopperFewestTokens &&
+      CanUseHopperPrefill(attention)) {
     HopperPrefill(stream, q.dtype, arguments, attention.heads, batch.prefill_tile_count);
     stream.CheckLaunch("prefill attention", q.rows, q.columns);
     return;

@@ -1,9 +1,10 @@
 // Prefill attention with Hopper's warpgroup products (after FlashAttention-3, arXiv:2407.08608).
 //
-// As many blocks as there are multiprocessors share the tasks: a tile's 128 queries of one head. Two
-// warpgroups have 64 of them each; a third brings keys and values, 128 at a time, through a ring each,
-// and the next task's while this one's are still being used. A warpgroup starts the scores of the next
-// keys before it adds this step's values, so that exponentials and products overlap.
+// As many blocks as there are multiprocessors share the tasks: a tile's 128 queries of one head.
+// Two warpgroups have 64 of them each; a third brings keys and values, 128 at a time, through a
+// ring each, and the next task's while this one's are still being used. A warpgroup starts the
+// scores of the next keys before it adds this step's values, so that exponentials and products
+// overlap.
 #include <algorithm>
 
 #include "src/ops/cuda/attention_common.cuh"
@@ -157,8 +158,8 @@ class Copier {
     const T* const base = static_cast<const T*>(part) + row_ * kDim + column_;
 #pragma unroll
     for (int i = 0; i < kPages; ++i) {
-      const T* from = base + (static_cast<int64_t>(pages[i]) * a_.kv_heads + kv_head) *
-                                 (kBlockTokens * kDim);
+      const T* from =
+          base + (static_cast<int64_t>(pages[i]) * a_.kv_heads + kv_head) * (kBlockTokens * kDim);
 #pragma unroll
       for (int slot = 0; slot < kBlockTokens; slot += kRowsAtOnce) {
         const int token = i * kBlockTokens + slot;
@@ -197,7 +198,6 @@ class Consumer {
   }
 
   __device__ void Run(int tasks) {
-    if (group_row_ > 0) GiveTurn();
     int n = 0;  // steps
     for (int i = 0; TaskIndex(i) < tasks; ++i) {
       const Place<kQueryStages> queries(i);
@@ -206,11 +206,7 @@ class Consumer {
       const int offset = queries.stage * kMatrixBytes<kDim> + group_row_ * 128;
       const int steps = task.end_step - task.first_step;
       const int done = Attend(task, n, offset);
-      for (int step = done; step < steps; ++step) {
-        if (step > 0) TakeTurn();
-        if (step > 0) GiveTurn();
-        Skip(n + step);
-      }
+      for (int step = done; step < steps; ++step) Skip(n + step);
       n += steps;
       __syncwarp();
       if (threadIdx.x % 32 == 0) Arrive(SharedAddress(&shared_.queries_empty[queries.stage]));
@@ -218,17 +214,6 @@ class Consumer {
   }
 
  private:
-  __device__ void TakeTurn() const {
-#ifdef PINGPONG
-    asm volatile("bar.sync %0, 256;" ::"r"(3 + group_row_ / kGroupRows) : "memory");
-#endif
-  }
-  __device__ void GiveTurn() const {
-#ifdef PINGPONG
-    asm volatile("bar.arrive %0, 256;" ::"r"(4 - group_row_ / kGroupRows) : "memory");
-#endif
-  }
-
   // The task's steps that this group's queries need, the first of which is the block's n-th; how
   // many they were.
   __device__ int Attend(const Task& task, int n, int queries_offset) {
@@ -252,10 +237,8 @@ class Consumer {
     }
     for (int step = first_step + 1; step < end_step; ++step, ++n) {
       float scores[kKeyTiles][4], factors[2];
-      TakeTurn();
       BeginScores(queries, n + 1, scores);
       BeginValues(n, weights, out);
-      GiveTurn();
       WaitForProducts<1>();
       PinAll(scores);
       Release(0, n + 1);

@@ -65,10 +65,17 @@ TEST_F(CudaAttentionTest, PrefillsWholeContexts) {
 TEST_F(CudaAttentionTest, PrefillsChunksOfContexts) {
   for (const DType type : kTypes) {
     for (const int64_t head_dim : {64, 72, 128, 192}) {
-      Compare(
-          {Spec(6, 2, head_dim),
-           type,
-           {{33, 2}, {64, 32}, {65, 64}, {200, 70}, {612, 65}, {613, 128}, {2000, 5}, {32, 31}, {900, 257}}});
+      Compare({Spec(6, 2, head_dim),
+               type,
+               {{33, 2},
+                {64, 32},
+                {65, 64},
+                {200, 70},
+                {612, 65},
+                {613, 128},
+                {2000, 5},
+                {32, 31},
+                {900, 257}}});
     }
   }
 }

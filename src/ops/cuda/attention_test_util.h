@@ -259,7 +259,12 @@ class CudaAttentionTest : public testing::Test {
                     .sequences = static_cast<int64_t>(s.pieces.size()),
                     .table_stride = host.max_blocks,
                     .prefill_tile_count = static_cast<int64_t>(host.tiles.size())};
-    for (const Piece& piece : s.pieces) device.batch.has_decode |= piece.rows == 1;
+    for (const Piece& piece : s.pieces) {
+      device.batch.has_decode |= piece.rows == 1;
+      if (piece.rows > 1) {
+        device.batch.longest_prefill = std::max(device.batch.longest_prefill, piece.context);
+      }
+    }
     device.q_view = {device.q.data(), s.type, s.rows(), s.columns(), host.stride()};
     device.out_view = device.q_view;
     device.out_view.data = device.out.as<uint16_t>() + kGuard;

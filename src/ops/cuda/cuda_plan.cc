@@ -141,6 +141,7 @@ void CudaPlan::SetBatch(const Batch& batch) {
   batch_.row_sequence = device_row_sequence;
   std::vector<PrefillTile> tiles;
   batch_.has_decode = false;
+  batch_.longest_prefill = 0;
   for (size_t s = 0; s + 1 < batch.row_begin.size(); ++s) {
     const int32_t begin = batch.row_begin[s], next = batch.row_begin[s + 1];
     std::fill(row_sequence + begin, row_sequence + next, static_cast<int32_t>(s));
@@ -149,6 +150,7 @@ void CudaPlan::SetBatch(const Batch& batch) {
       batch_.has_decode = true;
       continue;
     }
+    batch_.longest_prefill = std::max<int64_t>(batch_.longest_prefill, batch.context_lengths[s]);
     for (int32_t row = begin; row < next; row += kPrefillRows) {
       tiles.push_back({static_cast<int32_t>(s), row});
     }
