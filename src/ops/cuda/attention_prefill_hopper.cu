@@ -198,6 +198,7 @@ class Consumer {
   }
 
   __device__ void Run(int tasks) {
+    if (group_row_ > 0) GiveTurn();
     int n = 0;  // steps
     for (int i = 0; TaskIndex(i) < tasks; ++i) {
       const Place<kQueryStages> queries(i);
@@ -206,7 +207,11 @@ class Consumer {
       const int offset = queries.stage * kMatrixBytes<kDim> + group_row_ * 128;
       const int steps = task.end_step - task.first_step;
       const int done = Attend(task, n, offset);
-      for (int step = done; step < steps; ++step) Skip(n + step);
+      for (int step = done; step < steps; ++step) {
+        if (step > 0) TakeTurn();
+        if (step > 0) GiveTurn();
+        Skip(n + step);
+      }
       n += steps;
       __syncwarp();
       if (threadIdx.x % 32 == 0) Arrive(SharedAddress(&shared_.queries_empty[queries.stage]));
@@ -214,6 +219,16 @@ class Consumer {
   }
 
  private:
+  // The warpgroups issue their products in turns, one for each step of a task but the first, so
+  // that one's exponentials fall in the time of the other's products. Both take part in all steps.
+  __device__ void TakeTurn() const {
+    asm volatile("bar.sync %0, %1;" ::"r"(3 + group_row_ / kGroupRows), "n"(kConsumers) : "memory");
+  }
+  __device__ void GiveTurn() const {
+    asm volatile("bar.arrive %0, %1;" ::"r"(4 - group_row_ / kGroupRows), "n"(kConsumers)
+                 : "memory");
+  }
+
   // The task's steps that this group's queries need, the first of which is the block's n-th; how
   // many they were.
   __device__ int Attend(const Task& task, int n, int queries_offset) {
@@ -237,8 +252,10 @@ class Consumer {
     }
     for (int step = first_step + 1; step < end_step; ++step, ++n) {
       float scores[kKeyTiles][4], factors[2];
+      TakeTurn();
       BeginScores(queries, n + 1, scores);
       BeginValues(n, weights, out);
+      GiveTurn();
       WaitForProducts<1>();
       PinAll(scores);
       Release(0, n + 1);
