@@ -76,7 +76,9 @@ class QuantizeOps {
   virtual std::vector<float> MeanSquares(const InputStatistics& statistics) = 0;
   virtual std::vector<float> MeanMagnitudes(const InputStatistics& statistics) = 0;
 
-  virtual Result<std::unique_ptr<InputDrift>> CreateDrift(int64_t columns) = 0;
+  // For Retarget of these weights, which share the input and stay as they are until then: of one
+  // with few rows a device may keep weight · Σ(x̃ - x)ᵀx instead, a smaller product.
+  virtual Result<std::unique_ptr<InputDrift>> CreateDrift(std::span<const MatrixView> weights) = 0;
   // x̃ = unquantized · diag(scales)⁻¹, row by row of the same tokens as x.
   virtual void AccumulateDrift(MatrixView unquantized, std::span<const float> scales, MatrixView x,
                                InputDrift& drift) = 0;

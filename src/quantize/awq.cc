@@ -53,27 +53,16 @@ std::vector<float> MeanNormalizedWeights(std::span<const MatrixView> weights,
   return means;
 }
 
-Result<AwqSearch> SearchAwqScales(QuantizeOps& ops, std::span<const MatrixView> weights,
-                                  std::span<const float> mean_magnitudes,
-                                  const GridOptions& options, std::span<const AwqForm> forms,
-                                  const AwqLoss& loss) {
-  std::vector<std::vector<float>> memory;
-  std::vector<MatrixView> trial;
-  for (const MatrixView& weight : weights) {
-    memory.emplace_back(static_cast<size_t>(weight.rows * weight.columns));
-    trial.push_back(
-        {memory.back().data(), DType::kF32, weight.rows, weight.columns, weight.columns});
-  }
-  const std::vector<float> mean_weights = MeanNormalizedWeights(weights, options.spec);
+Result<AwqSearch> SearchAwqScales(std::span<const MatrixView> weights,
+                                  std::span<const float> mean_magnitudes, const QuantSpec& spec,
+                                  std::span<const AwqForm> forms, const AwqLoss& loss) {
+  const std::vector<float> mean_weights = MeanNormalizedWeights(weights, spec);
   AwqSearch search;
   for (const AwqForm form : forms) {
     for (int i = 0; i < kAwqRatios; ++i) {
       AwqTrial candidate{.form = form, .ratio = static_cast<double>(i) / kAwqRatios};
       std::vector<float> scales = AwqScales(form, candidate.ratio, mean_magnitudes, mean_weights);
-      for (size_t w = 0; w < weights.size(); ++w) {
-        ops.PseudoQuantize(weights[w], options, scales, trial[w]);
-      }
-      NIBBLE_ASSIGN_OR_RETURN(candidate.loss, loss(trial));
+      NIBBLE_ASSIGN_OR_RETURN(candidate.loss, loss(scales));
       if (!std::isfinite(candidate.loss)) {
         return BadInput("the loss at ratio {} is {}", candidate.ratio, candidate.loss);
       }

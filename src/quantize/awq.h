@@ -42,15 +42,14 @@ struct AwqSearch {
   double rtn_loss() const { return trials.front().loss; }
 };
 
-// What the trial weights, in the order of `weights`, cost at the block's output.
-using AwqLoss = std::function<Result<double>(std::span<const MatrixView> trial)>;
+// What it costs at the block's output to round the weights, their columns multiplied by `scales`.
+using AwqLoss = std::function<Result<double>(std::span<const float> scales)>;
 
 // The scales of least loss for linears that share an input; never worse than rounding to nearest,
 // which is the first trial.
-Result<AwqSearch> SearchAwqScales(QuantizeOps& ops, std::span<const MatrixView> weights,
-                                  std::span<const float> mean_magnitudes,
-                                  const GridOptions& options, std::span<const AwqForm> forms,
-                                  const AwqLoss& loss);
+Result<AwqSearch> SearchAwqScales(std::span<const MatrixView> weights,
+                                  std::span<const float> mean_magnitudes, const QuantSpec& spec,
+                                  std::span<const AwqForm> forms, const AwqLoss& loss);
 
 }  // namespace nibble
 

@@ -1,6 +1,7 @@
 #include "src/quantize/awq_scaler.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 namespace nibble {
@@ -14,28 +15,33 @@ Json Record(const AwqSearch& search) {
             {"rtn_loss", search.rtn_loss()}}}};
 }
 
-double MeanSquaredDifference(MatrixView a, MatrixView b) {
-  double sum = 0;
-  for (int64_t r = 0; r < a.rows; ++r) {
-    for (int64_t k = 0; k < a.columns; ++k) {
-      const double d = a.row<float>(r)[k] - b.row<float>(r)[k];
-      sum += d * d;
+double MeanSquaredDifference(MatrixView a, MatrixView b, ThreadPool& pool) {
+  // One sum for each row, added in order: the same figure whatever the number of threads.
+  std::vector<double> sums(static_cast<size_t>(a.rows));
+  pool.ParallelFor(a.rows, 16, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      double sum = 0;
+      for (int64_t k = 0; k < a.columns; ++k) {
+        const double d = a.row<float>(r)[k] - b.row<float>(r)[k];
+        sum += d * d;
+      }
+      sums[static_cast<size_t>(r)] = sum;
     }
-  }
-  return sum / static_cast<double>(a.rows * a.columns);
+  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0) / static_cast<double>(a.rows * a.columns);
 }
 
 }  // namespace
 
 Status AwqScaler::Scale(int64_t layer, LayerTensors& t, const Rounded& rounded,
                         const CancelToken& cancel) {
-  NIBBLE_ASSIGN_OR_RETURN(LayerWeights weights,
-                          LoadLayer(context_.checkpoint, context_.model, layer, context_.backend));
+  NIBBLE_ASSIGN_OR_RETURN(LayerWeights weights, PrepareLayer(context_.backend, t));
   const Block attention{.first = {&t.q, &t.k, &t.v},
                         .interleave = Interleave::kNone,
                         .prepared = weights.qkv,
                         .first_input = &CalibrationRunner::QkvInput,
                         .norm = t.input_norm,
+                        .prepared_norm = weights.input_norm,
                         .output = &CalibrationRunner::AttentionOutput,
                         .last = t.output,
                         .last_input = &CalibrationRunner::OutputInput,
@@ -45,19 +51,14 @@ Status AwqScaler::Scale(int64_t layer, LayerTensors& t, const Rounded& rounded,
                   .prepared = weights.gate_up,
                   .first_input = &CalibrationRunner::MlpInput,
                   .norm = t.post_attention_norm,
+                  .prepared_norm = weights.post_attention_norm,
                   .output = &CalibrationRunner::MlpOutput,
                   .last = t.down,
                   .last_input = &CalibrationRunner::DownInput,
                   .before = t.up};
   NIBBLE_RETURN_IF_ERROR(ScaleBlock(layer, weights, attention, rounded, cancel));
   NIBBLE_RETURN_IF_ERROR(ScaleBlock(layer, weights, mlp, rounded, cancel));
-  return runner_->LayerOutput(layer, weights, cancel);
-}
-
-Status AwqScaler::Replay(int64_t layer, const CancelToken& cancel) {
-  NIBBLE_ASSIGN_OR_RETURN(const LayerWeights weights,
-                          LoadLayer(context_.checkpoint, context_.model, layer, context_.backend));
-  return runner_->Layer(layer, weights, cancel);
+  return context_.IsLast(layer) ? Status() : runner_->LayerOutput(layer, weights, cancel);
 }
 
 Status AwqScaler::ScaleBlock(int64_t layer, const LayerWeights& weights, const Block& block,
@@ -106,24 +107,42 @@ Result<AwqSearch> AwqScaler::SearchFirst(int64_t layer, const LayerWeights& weig
     (runner_.get()->*block.output)(layer, weights, sequences, out.view());
   };
   run(want);
-  const auto loss = [&](std::span<const MatrixView> trial) -> Result<double> {
-    std::vector<Weight> trial_weights;
-    for (const MatrixView& view : trial) trial_weights.emplace_back(DenseWeightOf(view));
-    NIBBLE_ASSIGN_OR_RETURN(
-        std::unique_ptr<PreparedLinear> tried,
-        Prepare(context_.backend, block.interleave, block.first, trial_weights));
-    std::swap(block.prepared, tried);
-    run(got);
-    std::swap(block.prepared, tried);
-    NIBBLE_ASSIGN_OR_RETURN(const MatrixView a, context_.backend.ToHost(want.view()));
-    NIBBLE_ASSIGN_OR_RETURN(const MatrixView b, context_.backend.ToHost(got.view()));
-    return MeanSquaredDifference(a, b);
-  };
   std::vector<MatrixView> views;
   for (const LinearTensor* linear : block.first) views.push_back(linear->view());
-  Result<AwqSearch> search =
-      SearchAwqScales(context_.ops, views, context_.ops.MeanMagnitudes(statistics), context_.grid(),
-                      context_.options.awq.forms, loss);
+  std::vector<float> scaled;
+  // The block as it would become: rounded weights, and the norm divided by their scales.
+  const auto loss = [&](std::span<const float> scales) -> Result<double> {
+    std::vector<Weight> trial;
+    for (const MatrixView& view : views) {
+      scaled.assign(view.row<float>(0), view.row<float>(view.rows));
+      context_.pool.ParallelFor(view.rows, 16, [&](int64_t begin, int64_t end, int) {
+        for (int64_t n = begin; n < end; ++n) {
+          float* const row = &scaled[static_cast<size_t>(n * view.columns)];
+          for (size_t k = 0; k < scales.size(); ++k) row[k] *= scales[k];
+        }
+      });
+      NIBBLE_ASSIGN_OR_RETURN(QuantizedWeight rounded,
+                              context_.ops.Round(ViewLike(view, scaled), context_.grid(), nullptr));
+      trial.emplace_back(std::move(rounded));
+    }
+    std::vector<float> gain = block.norm.gain;
+    for (size_t k = 0; k < scales.size(); ++k) gain[k] /= scales[k];
+    NIBBLE_ASSIGN_OR_RETURN(Matrix norm, context_.backend.Upload(gain));
+    NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<PreparedLinear> tried,
+                            Prepare(context_.backend, block.interleave, block.first, trial));
+    const auto exchange = [&] {
+      std::swap(block.prepared, tried);
+      std::swap(block.prepared_norm, norm);
+    };
+    exchange();
+    run(got);
+    exchange();
+    NIBBLE_ASSIGN_OR_RETURN(const MatrixView a, context_.backend.ToHost(want.view()));
+    NIBBLE_ASSIGN_OR_RETURN(const MatrixView b, context_.backend.ToHost(got.view()));
+    return MeanSquaredDifference(a, b, context_.pool);
+  };
+  Result<AwqSearch> search = SearchAwqScales(views, context_.ops.MeanMagnitudes(statistics),
+                                             context_.plan.spec, context_.options.awq.forms, loss);
   if (!search) return tl::unexpected<Error>(search.error().In(block.first.front()->name.name));
   return search;
 }
@@ -131,11 +150,14 @@ Result<AwqSearch> AwqScaler::SearchFirst(int64_t layer, const LayerWeights& weig
 Result<AwqSearch> AwqScaler::SearchLast(const LinearTensor& linear,
                                         const InputStatistics& statistics) {
   const MatrixView views[] = {linear.view()};
-  Result<AwqSearch> search = SearchAwqScales(
-      context_.ops, views, context_.ops.MeanMagnitudes(statistics), context_.grid(),
-      context_.options.awq.forms, [&](std::span<const MatrixView> trial) -> Result<double> {
-        return context_.ops.OutputError(views[0], trial[0], statistics);
-      });
+  std::vector<float> memory(linear.weight.size());
+  const MatrixView trial = ViewLike(views[0], memory);
+  Result<AwqSearch> search =
+      SearchAwqScales(views, context_.ops.MeanMagnitudes(statistics), context_.plan.spec,
+                      context_.options.awq.forms, [&](std::span<const float> scales) {
+                        context_.ops.PseudoQuantize(views[0], context_.grid(), scales, trial);
+                        return context_.ops.OutputError(views[0], trial, statistics);
+                      });
   if (!search) return tl::unexpected<Error>(search.error().In(linear.name.name));
   return search;
 }

@@ -22,7 +22,9 @@ class AwqScaler {
   Status Scale(int64_t layer, LayerTensors& tensors, const Rounded& rounded,
                const CancelToken& cancel);
   // Takes the calibration tokens through the unquantized layer.
-  Status Replay(int64_t layer, const CancelToken& cancel);
+  Status Replay(int64_t layer, const LayerWeights& unquantized, const CancelToken& cancel) {
+    return runner_->Layer(layer, unquantized, cancel);
+  }
 
  private:
   // One half of a layer, attention or MLP: linears that share the block's input and whose scales go
@@ -33,6 +35,7 @@ class AwqScaler {
     std::unique_ptr<PreparedLinear>& prepared;  // where the layer's weights hold `first`
     QuantizeContext::Stage first_input;
     NormTensor& norm;
+    Matrix& prepared_norm;
     void (CalibrationRunner::*output)(int64_t, const LayerWeights&, int64_t, MatrixView);
     LinearTensor& last;
     QuantizeContext::Stage last_input;

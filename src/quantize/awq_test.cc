@@ -46,27 +46,28 @@ TEST(AwqSearchTest, AgreesWithTheOracle) {
                                           .kv_heads = 4,
                                           .head_dim = 64,
                                           .vocabulary = 32});
-  const auto prepare = [&](std::initializer_list<MatrixView> parts, Interleave interleave) {
-    std::vector<Weight> weights;
-    for (const MatrixView& part : parts) {
-      weights.push_back(DenseWeight{.dtype = DType::kF32,
-                                    .rows = part.rows,
-                                    .columns = part.columns,
-                                    .data = static_cast<const std::byte*>(part.data)});
-    }
+  const auto prepare = [&](std::span<const Weight> weights, Interleave interleave) {
     std::vector<LinearSource> sources;
     for (const Weight& weight : weights) sources.push_back({.weight = &weight});
     return *backend->Prepare(sources, interleave);
   };
-  const auto down_linear = prepare({down.view()}, Interleave::kNone);
-  const auto run = [&](MatrixView g, MatrixView u) {
-    FloatMatrix gated(inputs.rows, 384), out(inputs.rows, 256);
-    const auto gate_up = prepare({g, u}, Interleave::kGateUp);
-    backend->Linear(*plan, *gate_up, inputs.view(), Epilogue::kSiluMul, gated.view());
+  const auto dense = [](const FloatMatrix& matrix) -> Weight {
+    return DenseWeight{.dtype = DType::kF32,
+                       .rows = matrix.rows,
+                       .columns = matrix.columns,
+                       .data = reinterpret_cast<const std::byte*>(matrix.values.data())};
+  };
+  const Weight downs[] = {dense(down)};
+  const auto down_linear = prepare(downs, Interleave::kNone);
+  const auto run = [&](std::span<const Weight> gate_and_up, const FloatMatrix& x) {
+    FloatMatrix gated(x.rows, 384), out(x.rows, 256);
+    const auto gate_up = prepare(gate_and_up, Interleave::kGateUp);
+    backend->Linear(*plan, *gate_up, x.view(), Epilogue::kSiluMul, gated.view());
     backend->Linear(*plan, *down_linear, gated.view(), Epilogue::kNone, out.view());
     return out;
   };
-  const FloatMatrix want = run(gate.view(), up.view());
+  const Weight unquantized[] = {dense(gate), dense(up)};
+  const FloatMatrix want = run(unquantized, inputs);
 
   ThreadPool pool(2);
   MemoryTracker memory;
@@ -75,16 +76,28 @@ TEST(AwqSearchTest, AgreesWithTheOracle) {
   ops->Accumulate(inputs.view(), *statistics);
   const MatrixView weights[] = {gate.view(), up.view()};
   const AwqForm forms[] = {AwqForm::kActivations};
-  const auto search = SearchAwqScales(*ops, weights, ops->MeanMagnitudes(*statistics),
-                                      {.spec = {.group_size = 128}}, forms,
-                                      [&](std::span<const MatrixView> trial) -> Result<double> {
-                                        const FloatMatrix got = run(trial[0], trial[1]);
-                                        double sum = 0;
-                                        for (size_t i = 0; i < got.values.size(); ++i) {
-                                          sum += std::pow(got.values[i] - want.values[i], 2);
-                                        }
-                                        return sum / static_cast<double>(got.values.size());
-                                      });
+  const GridOptions grid{.spec = {.group_size = 128}};
+  // As it would become: rounded weights, and inputs divided by their scales.
+  const auto scaled = [](FloatMatrix matrix, std::span<const float> scales, double power) {
+    for (int64_t r = 0; r < matrix.rows; ++r) {
+      for (int64_t k = 0; k < matrix.columns; ++k) {
+        matrix.At(r, k) *= static_cast<float>(std::pow(scales[static_cast<size_t>(k)], power));
+      }
+    }
+    return matrix;
+  };
+  const auto loss = [&](std::span<const float> scales) -> Result<double> {
+    const Weight trial[] = {*ops->Round(scaled(gate, scales, 1).view(), grid, nullptr),
+                            *ops->Round(scaled(up, scales, 1).view(), grid, nullptr)};
+    const FloatMatrix got = run(trial, scaled(inputs, scales, -1));
+    double sum = 0;
+    for (size_t i = 0; i < got.values.size(); ++i) {
+      sum += std::pow(got.values[i] - want.values[i], 2);
+    }
+    return sum / static_cast<double>(got.values.size());
+  };
+  const auto search =
+      SearchAwqScales(weights, ops->MeanMagnitudes(*statistics), grid.spec, forms, loss);
   ASSERT_TRUE(search);
   for (int i = 0; i < kAwqRatios; ++i) {
     const double loss = oracle["loss"][static_cast<size_t>(i)];

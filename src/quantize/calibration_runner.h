@@ -58,7 +58,7 @@ class CalibrationRunner {
 
   // What a block adds to the residual stream for the first `sequences` sequences, [rows, hidden]
   // into `out`: attention, right after QkvInput; the MLP, right after MlpInput. `weights` may
-  // differ from the stages'.
+  // differ from the stages'; with another norm, block_input() is not the stage's any more.
   void AttentionOutput(int64_t layer, const LayerWeights& weights, int64_t sequences,
                        MatrixView out);
   void MlpOutput(int64_t layer, const LayerWeights& weights, int64_t sequences, MatrixView out);

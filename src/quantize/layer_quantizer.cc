@@ -88,7 +88,10 @@ class AwqQuantizer final : public LayerQuantizer {
   }
 
   Status Replay(int64_t layer, const QuantizedLayer&, const CancelToken& cancel) override {
-    return scaler_.Replay(layer, cancel);
+    if (context_.IsLast(layer)) return {};
+    NIBBLE_ASSIGN_OR_RETURN(const LayerTensors t, context_.ReadTensors(layer));
+    NIBBLE_ASSIGN_OR_RETURN(const LayerWeights weights, PrepareLayer(context_.backend, t));
+    return scaler_.Replay(layer, weights, cancel);
   }
 
  private:
@@ -111,12 +114,11 @@ class GptqQuantizer final : public LayerQuantizer {
   Result<QuantizedLayer> Quantize(int64_t layer, const LinearDone& done,
                                   const CancelToken& cancel) override {
     NIBBLE_ASSIGN_OR_RETURN(LayerTensors t, context_.ReadTensors(layer));
-    if (scaler_) NIBBLE_RETURN_IF_ERROR(scaler_->Scale(layer, t, nullptr, cancel));
     LayerWeights unquantized;
     if (unquantized_) {
-      NIBBLE_ASSIGN_OR_RETURN(
-          unquantized, LoadLayer(context_.checkpoint, context_.model, layer, context_.backend));
+      NIBBLE_ASSIGN_OR_RETURN(unquantized, PrepareLayer(context_.backend, t));
     }
+    if (scaler_) NIBBLE_RETURN_IF_ERROR(scaler_->Scale(layer, t, nullptr, cancel));
     QuantizedLayer result;
     NIBBLE_ASSIGN_OR_RETURN(LayerWeights weights, Norms(t));
     for (const Group& group : GroupsOf(t, weights)) {
@@ -124,16 +126,23 @@ class GptqQuantizer final : public LayerQuantizer {
           QuantizeGroup(group, layer, weights, unquantized, result, done, cancel));
       NIBBLE_RETURN_IF_ERROR(PrepareGroup(group, result));
     }
+    AddChangedVectors(t, result);
+    if (context_.IsLast(layer)) return result;
     NIBBLE_RETURN_IF_ERROR(runner_->LayerOutput(layer, weights, cancel));
     if (unquantized_) {
       NIBBLE_RETURN_IF_ERROR(unquantized_->LayerOutput(layer, unquantized, cancel));
     }
-    AddChangedVectors(t, result);
     return result;
   }
 
   Status Replay(int64_t layer, const QuantizedLayer& known, const CancelToken& cancel) override {
+    if (context_.IsLast(layer)) return {};
     NIBBLE_ASSIGN_OR_RETURN(LayerTensors t, context_.ReadTensors(layer));
+    if (scaler_ || unquantized_) {
+      NIBBLE_ASSIGN_OR_RETURN(const LayerWeights unquantized, PrepareLayer(context_.backend, t));
+      if (scaler_) NIBBLE_RETURN_IF_ERROR(scaler_->Replay(layer, unquantized, cancel));
+      if (unquantized_) NIBBLE_RETURN_IF_ERROR(unquantized_->Layer(layer, unquantized, cancel));
+    }
     for (const QuantizedLayer::Vector& vector : known.vectors) {
       for (NormTensor* norm : {&t.input_norm, &t.post_attention_norm}) {
         if (norm->name == vector.name) norm->gain = vector.values;
@@ -145,13 +154,6 @@ class GptqQuantizer final : public LayerQuantizer {
     NIBBLE_ASSIGN_OR_RETURN(LayerWeights weights, Norms(t));
     for (const Group& group : GroupsOf(t, weights)) {
       NIBBLE_RETURN_IF_ERROR(PrepareGroup(group, known));
-    }
-    if (scaler_) NIBBLE_RETURN_IF_ERROR(scaler_->Replay(layer, cancel));
-    if (unquantized_) {
-      NIBBLE_ASSIGN_OR_RETURN(
-          const LayerWeights unquantized,
-          LoadLayer(context_.checkpoint, context_.model, layer, context_.backend));
-      NIBBLE_RETURN_IF_ERROR(unquantized_->Layer(layer, unquantized, cancel));
     }
     return runner_->Layer(layer, weights, cancel);
   }
@@ -203,7 +205,9 @@ class GptqQuantizer final : public LayerQuantizer {
     if (unquantized_) {
       NIBBLE_RETURN_IF_ERROR((unquantized_.get()->*group.input)(layer, unquantized,
                                                                 CalibrationRunner::Ignore, cancel));
-      NIBBLE_ASSIGN_OR_RETURN(drift, context_.ops.CreateDrift(representative.name.in_features));
+      std::vector<MatrixView> views;
+      for (const LinearTensor* linear : group.linears) views.push_back(linear->view());
+      NIBBLE_ASSIGN_OR_RETURN(drift, context_.ops.CreateDrift(views));
       add_drift = [&](MatrixView x) {
         context_.ops.AccumulateDrift((unquantized_.get()->*group.stored)().Rows(row, x.rows),
                                      representative.scales, x, *drift);

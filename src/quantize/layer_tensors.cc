@@ -108,8 +108,25 @@ void FoldIntoNorm(NormTensor& norm, std::vector<float>& scales) {
   norm.changed = true;
 }
 
+Result<LayerWeights> PrepareLayer(Backend& backend, const LayerTensors& t) {
+  const auto prepare = [&](std::initializer_list<const LinearTensor*> linears,
+                           Interleave interleave) {
+    std::vector<Weight> weights;
+    for (const LinearTensor* linear : linears) weights.emplace_back(DenseWeightOf(linear->view()));
+    return Prepare(backend, interleave, {linears.begin(), linears.size()}, weights);
+  };
+  LayerWeights weights;
+  NIBBLE_ASSIGN_OR_RETURN(weights.input_norm, backend.Upload(t.input_norm.gain));
+  NIBBLE_ASSIGN_OR_RETURN(weights.post_attention_norm, backend.Upload(t.post_attention_norm.gain));
+  NIBBLE_ASSIGN_OR_RETURN(weights.qkv, prepare({&t.q, &t.k, &t.v}, Interleave::kNone));
+  NIBBLE_ASSIGN_OR_RETURN(weights.output, prepare({&t.output}, Interleave::kNone));
+  NIBBLE_ASSIGN_OR_RETURN(weights.gate_up, prepare({&t.gate, &t.up}, Interleave::kGateUp));
+  NIBBLE_ASSIGN_OR_RETURN(weights.down, prepare({&t.down}, Interleave::kNone));
+  return weights;
+}
+
 Result<std::unique_ptr<PreparedLinear>> Prepare(Backend& backend, Interleave interleave,
-                                                const Linears& linears,
+                                                std::span<const LinearTensor* const> linears,
                                                 std::span<const Weight> weights) {
   std::vector<LinearSource> sources;
   for (size_t i = 0; i < linears.size(); ++i) sources.push_back({&weights[i], linears[i]->bias});

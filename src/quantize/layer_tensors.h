@@ -57,9 +57,11 @@ void DivideRows(LinearTensor& linear, std::span<const float> scales);
 // becomes 1.
 void FoldIntoNorm(NormTensor& norm, std::vector<float>& scales);
 
+// The layer as its tensors are.
+Result<LayerWeights> PrepareLayer(Backend& backend, const LayerTensors& tensors);
 // Packs linears that form one prepared linear, with `weights` in their stead.
 Result<std::unique_ptr<PreparedLinear>> Prepare(Backend& backend, Interleave interleave,
-                                                const Linears& linears,
+                                                std::span<const LinearTensor* const> linears,
                                                 std::span<const Weight> weights);
 
 // A contiguous float32 matrix as a weight. Borrows it.

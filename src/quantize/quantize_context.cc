@@ -1,29 +1,38 @@
 #include "src/quantize/quantize_context.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
+
+#include "src/format/grid.h"
 
 namespace nibble {
 namespace {
 
 // values / scales, column by column.
-std::vector<float> Unscaled(MatrixView values, std::span<const float> scales) {
-  std::vector<float> out(static_cast<size_t>(values.rows * values.columns));
-  for (int64_t n = 0; n < values.rows; ++n) {
-    for (int64_t k = 0; k < values.columns; ++k) {
-      out[static_cast<size_t>(n * values.columns + k)] =
-          values.row<float>(n)[k] / scales[static_cast<size_t>(k)];
-    }
-  }
-  return out;
+void Unscale(std::vector<float>& values, std::span<const float> scales, ThreadPool& pool) {
+  const auto columns = static_cast<int64_t>(scales.size());
+  pool.ParallelFor(static_cast<int64_t>(values.size()) / columns, 16,
+                   [&](int64_t begin, int64_t end, int) {
+                     for (int64_t n = begin; n < end; ++n) {
+                       float* const row = &values[static_cast<size_t>(n * columns)];
+                       for (size_t k = 0; k < scales.size(); ++k) row[k] /= scales[k];
+                     }
+                   });
 }
 
 std::vector<float> Dequantized(const QuantizedWeight& weight, ThreadPool& pool) {
   std::vector<float> out(static_cast<size_t>(weight.rows * weight.columns));
+  const int64_t length = weight.group_length();
   pool.ParallelFor(weight.rows, 16, [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {
-      for (int64_t k = 0; k < weight.columns; ++k) {
-        out[static_cast<size_t>(n * weight.columns + k)] = weight.At(n, k);
+      float* const row = &out[static_cast<size_t>(n * weight.columns)];
+      for (int64_t g = 0; g < weight.groups(); ++g) {
+        const auto at = static_cast<size_t>(n * weight.groups() + g);
+        const GroupGrid grid{FloatFromF16(weight.scales[at]), weight.zeros[at]};
+        for (int64_t k = g * length; k < (g + 1) * length; ++k) {
+          row[k] = grid.Value(weight.Code(n, k));
+        }
       }
     }
   });
@@ -85,10 +94,17 @@ void QuantizeContext::Finish(const LinearTensor& linear, MatrixView aim, Quantiz
   const double weight_error = RelativeSquaredError(weight, ViewLike(weight, values), pool);
   Json entry = {{"name", linear.name.name}, {"error", weight_error}};
   if (statistics != nullptr) {
-    // Against the input as the statistics saw it, before it was divided by the scales.
-    std::vector<float> want = Unscaled(aim, linear.scales);
-    std::vector<float> got = Unscaled(ViewLike(weight, values), linear.scales);
-    const MatrixView reference = ViewLike(weight, want), other = ViewLike(weight, got);
+    MatrixView reference = aim;
+    const MatrixView other = ViewLike(weight, values);
+    std::vector<float> want;
+    if (std::ranges::any_of(linear.scales, [](float scale) { return scale != 1; })) {
+      // Against the input as the statistics saw it, before it was divided by the scales.
+      CHECK(aim.stride == aim.columns);
+      want.assign(aim.row<float>(0), aim.row<float>(aim.rows));
+      reference = ViewLike(aim, want);
+      Unscale(want, linear.scales, pool);
+      Unscale(values, linear.scales, pool);
+    }
     entry["error"] = ops.OutputError(reference, other, *statistics);
     const std::vector<float> ones(linear.scales.size(), 1.0f);
     ops.PseudoQuantize(reference, grid(), ones, other);

@@ -20,6 +20,8 @@ struct QuantizeContext {
   QuantizeOps& ops;
   ThreadPool& pool;
 
+  // Nothing comes behind it that wants the calibration tokens.
+  bool IsLast(int64_t layer) const { return layer + 1 == model.config.layers; }
   GridOptions grid() const { return {.spec = plan.spec}; }
   Result<LayerTensors> ReadTensors(int64_t layer) const {
     return ReadLayerTensors(checkpoint, model, plan, layer, pool);

@@ -1,7 +1,6 @@
 #include "src/ops/cpu/cpu_quantize.h"
 
 #include <cblas.h>
-#include <f77blas.h>
 
 #include <algorithm>
 #include <atomic>
@@ -12,12 +11,17 @@
 
 #include "src/base/checked.h"
 #include "src/ops/cpu/cpu_statistics.h"
+#include "src/ops/cpu/grid_table.h"
+#include "src/ops/cpu/inverse_factor.h"
+#include "src/ops/cpu/product_blocks.h"
 #include "src/ops/cpu/quantize_kernels.h"
 
 namespace nibble {
 namespace {
 
+using cpu::GridTable;
 using cpu::kMaxSweepBlock;
+using cpu::kProductBlock;
 using cpu::kTileRows;
 using cpu::TileGrid;
 
@@ -45,51 +49,18 @@ std::vector<int32_t> Ascending(int64_t count) {
   return order;
 }
 
-// Grids of rows × groups as the tiles' kernels make them.
-class GridTable {
- public:
-  GridTable(const QuantSpec& spec, int64_t rows, int64_t columns)
-      : length_(spec.GroupLength(columns)),
-        groups_(columns / length_),
-        tiles_(static_cast<size_t>(CeilDiv(rows, kTileRows) * groups_)) {}
-  int64_t length() const { return length_; }
-  int64_t groups() const { return groups_; }
-  TileGrid& At(int64_t tile, int64_t group) {
-    return tiles_[static_cast<size_t>(tile * groups_ + group)];
-  }
-
-  // Into the stored form; fails where a scale is not finite.
-  Status Store(QuantizedWeight& weight) {
-    for (int64_t n = 0; n < weight.rows; ++n) {
-      for (int64_t g = 0; g < groups_; ++g) {
-        const TileGrid& grid = At(n / kTileRows, g);
-        const float scale = grid.scales[n % kTileRows];
-        const auto at = static_cast<size_t>(n * groups_ + g);
-        weight.scales[at] = F16FromFloat(scale);
-        weight.zeros[at] = static_cast<uint8_t>(grid.zeros[n % kTileRows]);
-        if (!std::isfinite(FloatFromF16(weight.scales[at]))) {
-          return BadInput("row {}, group {}: needs a scale of {}, beyond float16", n, g, scale);
-        }
-      }
-    }
-    return {};
-  }
-
- private:
-  int64_t length_, groups_;
-  std::vector<TileGrid> tiles_;
-};
-
 class CpuQuantizeOps final : public QuantizeOps {
  public:
   CpuQuantizeOps(ThreadPool& pool, MemoryTracker& memory) : pool_(pool), memory_(memory) {}
 
   Result<std::unique_ptr<InputStatistics>> CreateStatistics(int64_t columns) override {
+    NIBBLE_RETURN_IF_ERROR(Grow(
+        product_blocks_, static_cast<size_t>(pool_.threads()) * kProductBlock * kProductBlock));
     return CpuStatistics::Create(columns, memory_);
   }
 
   void Accumulate(MatrixView x, InputStatistics& statistics) override {
-    static_cast<CpuStatistics&>(statistics).Add(x, pool_);
+    static_cast<CpuStatistics&>(statistics).Add(x, product_blocks_.as<float>(), pool_);
   }
 
   std::vector<float> MeanSquares(const InputStatistics& statistics) override {
@@ -109,13 +80,20 @@ class CpuQuantizeOps final : public QuantizeOps {
     return mean;
   }
 
-  Result<std::unique_ptr<InputDrift>> CreateDrift(int64_t columns) override {
-    return CpuDrift::Create(columns, memory_);
+  Result<std::unique_ptr<InputDrift>> CreateDrift(std::span<const MatrixView> weights) override {
+    return CpuDrift::Create(weights, memory_);
   }
 
   void AccumulateDrift(MatrixView unquantized, std::span<const float> scales, MatrixView x,
                        InputDrift& drift) override {
-    static_cast<CpuDrift&>(drift).Add(unquantized, scales, x, pool_);
+    const MatrixView difference = Differences(x.rows, x.columns);
+    ForEach(x.rows, 16, [&](int64_t r) {
+      for (int64_t k = 0; k < x.columns; ++k) {
+        difference.row<float>(r)[k] =
+            unquantized.row<float>(r)[k] / scales[static_cast<size_t>(k)] - x.row<float>(r)[k];
+      }
+    });
+    static_cast<CpuDrift&>(drift).Add(difference, x, product_blocks_.as<float>(), pool_);
   }
 
   Result<Matrix> Factorize(const InputStatistics& statistics, std::span<const int32_t> order,
@@ -123,37 +101,24 @@ class CpuQuantizeOps final : public QuantizeOps {
     const CpuStatistics& s = Cpu(statistics);
     const int64_t n = s.columns();
     CHECK(static_cast<int64_t>(order.size()) == n);
-    const auto count = static_cast<size_t>(n * n);
-    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
-                            AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(double)));
-    auto* const h = buffer.as<double>();
+    NIBBLE_RETURN_IF_ERROR(Grow(hessian_, static_cast<size_t>(n * n) * 2));
+    auto* const h = hessian_.as<double>();
     const double scale = 2 * s.mean_scale();
     double trace = 0;
     for (int64_t k = 0; k < n; ++k) trace += s.At(k, k) == 0 ? 1 : s.At(k, k) * scale;
     const double ridge = damping * trace / static_cast<double>(n);
-    // With the order reversed, H = R·Rᵀ for an upper R is an ordinary Cholesky factorization, and
-    // U = R⁻¹ since H⁻¹ = R⁻ᵀR⁻¹: one factorization and one triangular inverse in all.
     const auto at = [&](int64_t i) { return order[static_cast<size_t>(n - 1 - i)]; };
     ForEach(n, 16, [&](int64_t i) {
       for (int64_t j = 0; j <= i; ++j) h[i * n + j] = s.At(at(i), at(j)) * scale;
       if (h[i * n + i] == 0) h[i * n + i] = 1;
       h[i * n + i] += ridge;
     });
-    // LAPACK counts columns first: its upper triangle is the lower one here.
-    char upper = 'U', diagonal = 'N';
-    auto size = static_cast<blasint>(n);
-    blasint info = 0;
-    UseThreads();
-    dpotrf_(&upper, &size, h, &size, &info);
-    if (info == 0) dtrtri_(&upper, &diagonal, &size, h, &size, &info);
-    if (info != 0) return BadInput("the Hessian is not positive definite");
+    NIBBLE_RETURN_IF_ERROR(
+        Grow(solutions_, static_cast<size_t>(pool_.threads() * cpu::kInverseColumns * n) * 2));
     NIBBLE_ASSIGN_OR_RETURN(Matrix factor, AllocateMatrix(n, n));
-    ForEach(n, 16, [&](int64_t i) {
-      float* const row = factor.view().row<float>(i);
-      std::fill(row, row + i, 0.0f);
-      const double* const from = h + (n - 1 - i) * n;
-      for (int64_t j = i; j < n; ++j) row[j] = static_cast<float>(from[n - 1 - j]);
-    });
+    if (!cpu::FactorizeInverse(h, n, solutions_.as<double>(), factor.view().row<float>(0), pool_)) {
+      return BadInput("the Hessian is not positive definite");
+    }
     return factor;
   }
 
@@ -162,29 +127,43 @@ class CpuQuantizeOps final : public QuantizeOps {
     const auto& d = static_cast<const CpuDrift&>(drift);
     const int64_t n = weight.columns;
     CHECK(n == d.columns() && factor.rows() == n);
-    // Columns in sweep order, as the factor's.
-    NIBBLE_ASSIGN_OR_RETURN(const Matrix scaled, AllocateMatrix(n, n));
-    ForEach(n, 16, [&](int64_t i) {
+    CHECK(!d.has_weight() || d.rows() == weight.rows);
+    NIBBLE_RETURN_IF_ERROR(Grow(scaled_drift_, static_cast<size_t>(d.rows() * n)));
+    float* const scaled = scaled_drift_.as<float>();
+    ForEach(d.rows(), 16, [&](int64_t i) {
       for (int64_t j = 0; j < n; ++j) {
-        scaled.view().row<float>(i)[j] =
-            static_cast<float>(2 * share * d.Mean(i, order[static_cast<size_t>(j)]));
+        scaled[i * n + j] = static_cast<float>(2 * share * d.Mean(i, j));
       }
     });
-    NIBBLE_ASSIGN_OR_RETURN(const Matrix change, AllocateMatrix(weight.rows, n));
-    const auto rows = static_cast<blasint>(weight.rows), size = static_cast<blasint>(n);
-    UseThreads();
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, size, size, 1.0f,
-                weight.row<float>(0), static_cast<blasint>(weight.stride),
-                scaled.view().row<float>(0), size, 0.0f, change.view().row<float>(0), size);
-    for (const CBLAS_TRANSPOSE transposed : {CblasTrans, CblasNoTrans}) {
-      cblas_strmm(CblasRowMajor, CblasRight, CblasUpper, transposed, CblasNonUnit, rows, size, 1.0f,
-                  factor.view().row<float>(0), size, change.view().row<float>(0), size);
-    }
+    NIBBLE_RETURN_IF_ERROR(Grow(swept_, static_cast<size_t>(weight.rows * n)));
     NIBBLE_ASSIGN_OR_RETURN(Matrix target, AllocateMatrix(weight.rows, n));
-    ForEach(weight.rows, 8, [&](int64_t r) {
-      for (int64_t j = 0; j < n; ++j) {
-        const int64_t k = order[static_cast<size_t>(j)];
-        target.view().row<float>(r)[k] = weight.row<float>(r)[k] + change.view().row<float>(r)[j];
+    const auto size = static_cast<blasint>(n);
+    cpu::ForRowParts(weight.rows, pool_, [&](int64_t begin, int64_t count) {
+      const auto rows = static_cast<blasint>(count);
+      const float* product = scaled + begin * n;
+      if (!d.has_weight()) {
+        product = target.view().row<float>(begin);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, size, size, 1.0f,
+                    weight.row<float>(begin), static_cast<blasint>(weight.stride), scaled, size,
+                    0.0f, target.view().row<float>(begin), size);
+      }
+      // Columns in sweep order, as the factor's.
+      float* const change = swept_.as<float>() + begin * n;
+      for (int64_t r = 0; r < count; ++r) {
+        const float* const row = product + r * n;
+        for (int64_t j = 0; j < n; ++j) change[r * n + j] = row[order[static_cast<size_t>(j)]];
+      }
+      for (const CBLAS_TRANSPOSE transposed : {CblasTrans, CblasNoTrans}) {
+        cblas_strmm(CblasRowMajor, CblasRight, CblasUpper, transposed, CblasNonUnit, rows, size,
+                    1.0f, factor.view().row<float>(0), size, change, size);
+      }
+      for (int64_t r = 0; r < count; ++r) {
+        const float* const row = weight.row<float>(begin + r);
+        float* const to = target.view().row<float>(begin + r);
+        for (int64_t j = 0; j < n; ++j) {
+          const int64_t k = order[static_cast<size_t>(j)];
+          to[k] = row[k] + change[r * n + j];
+        }
       }
     });
     return target;
@@ -198,15 +177,17 @@ class CpuQuantizeOps final : public QuantizeOps {
     const std::vector<float> squares = MeanSquares(statistics);
     GridTable grids(options.grid.spec, weight.rows, columns);
     // The weight in sweep order; what an always-zero input is multiplied with does not matter.
-    NIBBLE_ASSIGN_OR_RETURN(const Matrix swept, AllocateMatrix(weight.rows, columns));
-    NIBBLE_ASSIGN_OR_RETURN(const Matrix errors, AllocateMatrix(weight.rows, kMaxSweepBlock));
+    NIBBLE_RETURN_IF_ERROR(Grow(swept_, static_cast<size_t>(weight.rows * columns)));
+    NIBBLE_RETURN_IF_ERROR(Grow(errors_, static_cast<size_t>(weight.rows * kMaxSweepBlock)));
+    const MatrixView swept{swept_.data(), DType::kF32, weight.rows, columns, columns};
+    float* const errors = errors_.as<float>();
     std::vector<uint8_t> codes(static_cast<size_t>(weight.rows * columns));
     std::vector<float> importance;
     for (const int32_t k : options.order) importance.push_back(squares[static_cast<size_t>(k)]);
     ForEach(weight.rows, 8, [&](int64_t r) {
       for (int64_t i = 0; i < columns; ++i) {
         const auto at = static_cast<size_t>(i);
-        swept.view().row<float>(r)[i] =
+        swept.row<float>(r)[i] =
             importance[at] == 0 ? 0.0f : weight.row<float>(r)[options.order[at]];
       }
     });
@@ -219,10 +200,10 @@ class CpuQuantizeOps final : public QuantizeOps {
       const int64_t count = std::min(kMaxSweepBlock, columns - begin);
       ForEach(CeilDiv(weight.rows, kTileRows), 1, [&](int64_t t) {
         alignas(64) float tile[kMaxSweepBlock * kTileRows];
-        alignas(64) float error[kTileRows];
-        uint8_t code[kTileRows];
+        alignas(64) float error[kMaxSweepBlock * kTileRows];
+        uint8_t code[kMaxSweepBlock * kTileRows];
         const int64_t first = t * kTileRows, rows = std::min(kTileRows, weight.rows - first);
-        LoadTile(swept.view(), first, &ascending[static_cast<size_t>(begin)], count, tile);
+        LoadTile(swept, first, &ascending[static_cast<size_t>(begin)], count, tile);
         for (int64_t k = 0; k < count; ++k) {
           const int64_t column = options.order[static_cast<size_t>(begin + k)];
           TileGrid& grid = grids.At(t, column / grids.length());
@@ -231,21 +212,25 @@ class CpuQuantizeOps final : public QuantizeOps {
                          &importance[static_cast<size_t>(begin + k)], grid);
           }
           cpu::SweepColumn(tile, k, count, grid, factor.view().row<float>(begin + k) + begin + k,
-                           code, error);
-          for (int64_t r = 0; r < rows; ++r) {
-            codes[static_cast<size_t>((first + r) * columns + column)] = code[r];
-            errors.view().row<float>(first + r)[k] = error[r];
+                           code + k * kTileRows, error + k * kTileRows);
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t k = 0; k < count; ++k) {
+            const int64_t column = options.order[static_cast<size_t>(begin + k)];
+            codes[static_cast<size_t>((first + r) * columns + column)] = code[k * kTileRows + r];
+            errors[(first + r) * kMaxSweepBlock + k] = error[k * kTileRows + r];
           }
         }
       });
       const int64_t left = columns - begin - count;
       if (left == 0) break;
-      UseThreads();
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<blasint>(weight.rows),
-                  static_cast<blasint>(left), static_cast<blasint>(count), -1.0f,
-                  errors.view().row<float>(0), static_cast<blasint>(kMaxSweepBlock),
-                  factor.view().row<float>(begin) + begin + count, static_cast<blasint>(columns),
-                  1.0f, swept.view().row<float>(0) + begin + count, static_cast<blasint>(columns));
+      cpu::ForRowParts(weight.rows, pool_, [&](int64_t first, int64_t rows) {
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<blasint>(rows),
+                    static_cast<blasint>(left), static_cast<blasint>(count), -1.0f,
+                    errors + first * kMaxSweepBlock, static_cast<blasint>(kMaxSweepBlock),
+                    factor.view().row<float>(begin) + begin + count, static_cast<blasint>(columns),
+                    1.0f, swept.row<float>(first) + begin + count, static_cast<blasint>(columns));
+      });
     }
     return Assemble(options.grid.spec, weight.rows, columns, codes, grids);
   }
@@ -367,32 +352,33 @@ class CpuQuantizeOps final : public QuantizeOps {
                      const InputStatistics& statistics) override {
     const CpuStatistics& s = Cpu(statistics);
     const int64_t n = s.columns(), rows = weight.rows;
-    std::vector<float> delta(static_cast<size_t>(rows * n)), product(delta.size());
+    const MatrixView delta = Differences(rows, n);
     ForEach(rows, 16, [&](int64_t r) {
       for (int64_t k = 0; k < n; ++k) {
-        delta[static_cast<size_t>(r * n + k)] = weight.row<float>(r)[k] - other.row<float>(r)[k];
+        delta.row<float>(r)[k] = weight.row<float>(r)[k] - other.row<float>(r)[k];
       }
     });
-    ForEach(n, 16, [&](int64_t i) {
-      for (int64_t j = i; j < n; ++j) {
-        s.product()[i * n + j] = static_cast<float>(s.gram()[i * n + j] * s.mean_scale());
-      }
-    });
-    UseThreads();
-    cblas_ssymm(CblasRowMajor, CblasRight, CblasUpper, static_cast<blasint>(rows),
-                static_cast<blasint>(n), 1.0f, s.product(), static_cast<blasint>(n), delta.data(),
-                static_cast<blasint>(n), 0.0f, product.data(), static_cast<blasint>(n));
-    // One sum for each row, added in order: the same figure whatever the number of threads.
-    std::vector<double> sums(static_cast<size_t>(rows));
-    ForEach(rows, 16, [&](int64_t r) {
-      double sum = 0;
-      for (int64_t k = 0; k < n; ++k) {
-        const auto at = static_cast<size_t>(r * n + k);
-        sum += static_cast<double>(delta[at]) * product[at];
-      }
-      sums[static_cast<size_t>(r)] = sum;
-    });
-    return std::accumulate(sums.begin(), sums.end(), 0.0);
+    // tr(Δ · G · Δᵀ) is the sum of G times ΔᵀΔ by elements, and both are symmetric. One sum for
+    // each block, added in order: the same figure whatever the number of threads.
+    constexpr auto kPart = cpu::ProductPart::kUpperTriangle;
+    std::vector<double> sums(static_cast<size_t>(cpu::ProductBlocks(n, n, kPart)));
+    cpu::ForProductBlocks(delta, delta, kPart, product_blocks_.as<float>(), pool_,
+                          [&](int64_t number, const cpu::ProductBlock& block) {
+                            double sum = 0;
+                            for (int64_t i = 0; i < block.rows; ++i) {
+                              const double* const gram =
+                                  s.gram() + (block.row + i) * n + block.column;
+                              const float* const values = block.values + i * kProductBlock;
+                              int64_t j = 0;
+                              if (block.row == block.column) {
+                                sum += gram[i] * values[i] / 2;
+                                j = i + 1;
+                              }
+                              for (; j < block.columns; ++j) sum += gram[j] * values[j];
+                            }
+                            sums[static_cast<size_t>(number)] = sum;
+                          });
+    return 2 * std::accumulate(sums.begin(), sums.end(), 0.0) * s.mean_scale();
   }
 
  private:
@@ -400,7 +386,21 @@ class CpuQuantizeOps final : public QuantizeOps {
     return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63});
   }
 
-  void UseThreads() const { openblas_set_num_threads(pool_.threads()); }
+  // Scratch memory, kept from call to call.
+  MatrixView Differences(int64_t rows, int64_t columns) {
+    const auto count = static_cast<size_t>(rows * columns);
+    if (differences_.size() < count) differences_.resize(count);
+    return {differences_.data(), DType::kF32, rows, columns, columns};
+  }
+
+  // For scratch memory of `count` floats, kept from call to call.
+  Status Grow(Buffer& buffer, size_t count) {
+    if (buffer.size() >= count * sizeof(float)) return {};
+    buffer = Buffer();
+    NIBBLE_ASSIGN_OR_RETURN(buffer,
+                            AllocateHost(memory_, MemoryClass::kWorkspace, count * sizeof(float)));
+    return {};
+  }
 
   Result<Matrix> AllocateMatrix(int64_t rows, int64_t columns) {
     NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
@@ -469,6 +469,11 @@ class CpuQuantizeOps final : public QuantizeOps {
 
   ThreadPool& pool_;
   MemoryTracker& memory_;
+  // Scratch memory, of the largest call so far.
+  Buffer product_blocks_;                 // see ForProductBlocks
+  Buffer hessian_, solutions_;            // of Factorize
+  Buffer scaled_drift_, swept_, errors_;  // of Retarget and Sweep
+  std::vector<float> differences_;
 };
 
 }  // namespace

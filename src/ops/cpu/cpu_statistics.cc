@@ -1,50 +1,44 @@
 #include "src/ops/cpu/cpu_statistics.h"
 
-#include <cblas.h>
-
 #include <cmath>
+
+#include "src/ops/cpu/product_blocks.h"
 
 namespace nibble {
 namespace {
 
-struct SquareBuffers {
-  Buffer sums, product;
-};
-// Zeros as double, and scratch as float32, [columns, columns].
-Result<SquareBuffers> AllocateSquares(int64_t columns, MemoryTracker& memory) {
-  const auto count = static_cast<size_t>(columns * columns);
-  SquareBuffers buffers;
-  NIBBLE_ASSIGN_OR_RETURN(buffers.sums,
-                          AllocateHost(memory, MemoryClass::kWorkspace, count * sizeof(double)));
-  NIBBLE_ASSIGN_OR_RETURN(buffers.product,
-                          AllocateHost(memory, MemoryClass::kWorkspace, count * sizeof(float)));
-  std::fill_n(buffers.sums.as<double>(), count, 0.0);
-  return buffers;
+// Of double, which the first step writes.
+Result<Buffer> AllocateSums(int64_t rows, int64_t columns, MemoryTracker& memory) {
+  return AllocateHost(memory, MemoryClass::kWorkspace,
+                      static_cast<size_t>(rows * columns) * sizeof(double));
+}
+
+// sums += aᵀb, or = for the first step: a step's tokens in float32, the steps' sum in double.
+void AddProduct(MatrixView a, MatrixView b, cpu::ProductPart part, bool first, float* scratch,
+                double* sums, ThreadPool& pool) {
+  cpu::ForProductBlocks(a, b, part, scratch, pool, [&](int64_t, const cpu::ProductBlock& block) {
+    const bool triangle = part == cpu::ProductPart::kUpperTriangle && block.row == block.column;
+    for (int64_t i = 0; i < block.rows; ++i) {
+      double* const to = sums + (block.row + i) * b.columns + block.column;
+      const float* const from = block.values + i * cpu::kProductBlock;
+      for (int64_t j = triangle ? i : 0; j < block.columns; ++j) {
+        to[j] = first ? from[j] : to[j] + from[j];
+      }
+    }
+  });
 }
 
 }  // namespace
 
 Result<std::unique_ptr<CpuStatistics>> CpuStatistics::Create(int64_t columns,
                                                              MemoryTracker& memory) {
-  NIBBLE_ASSIGN_OR_RETURN(SquareBuffers buffers, AllocateSquares(columns, memory));
-  return std::unique_ptr<CpuStatistics>(
-      new CpuStatistics(columns, std::move(buffers.sums), std::move(buffers.product)));
+  NIBBLE_ASSIGN_OR_RETURN(Buffer sums, AllocateSums(columns, columns, memory));
+  return std::unique_ptr<CpuStatistics>(new CpuStatistics(columns, std::move(sums)));
 }
 
-void CpuStatistics::Add(MatrixView x, ThreadPool& pool) {
+void CpuStatistics::Add(MatrixView x, float* scratch, ThreadPool& pool) {
   CHECK(x.columns == columns_ && x.dtype == DType::kF32);
-  const auto n = static_cast<blasint>(columns_);
-  openblas_set_num_threads(pool.threads());
-  // A step's tokens in float32, the steps' sum in double.
-  cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, n, static_cast<blasint>(x.rows), 1.0f,
-              x.row<float>(0), static_cast<blasint>(x.stride), 0.0f, product(), n);
-  pool.ParallelFor(columns_, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t j = i; j < columns_; ++j) {
-        gram()[i * columns_ + j] += product()[i * columns_ + j];
-      }
-    }
-  });
+  AddProduct(x, x, cpu::ProductPart::kUpperTriangle, tokens_ == 0, scratch, gram(), pool);
   // Row after row of a few columns, which stay in the first-level cache.
   pool.ParallelFor(columns_, 64, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = 0; r < x.rows; ++r) {
@@ -57,33 +51,32 @@ void CpuStatistics::Add(MatrixView x, ThreadPool& pool) {
   tokens_ += x.rows;
 }
 
-Result<std::unique_ptr<CpuDrift>> CpuDrift::Create(int64_t columns, MemoryTracker& memory) {
-  NIBBLE_ASSIGN_OR_RETURN(SquareBuffers buffers, AllocateSquares(columns, memory));
-  return std::unique_ptr<CpuDrift>(
-      new CpuDrift(columns, std::move(buffers.sums), std::move(buffers.product)));
+Result<std::unique_ptr<CpuDrift>> CpuDrift::Create(std::span<const MatrixView> weights,
+                                                   MemoryTracker& memory) {
+  const MatrixView first = weights.front();
+  std::unique_ptr<CpuDrift> drift(new CpuDrift(first.columns));
+  // Two products of the weight's size are less work than one of columns by columns.
+  if (weights.size() == 1 && 2 * first.rows < first.columns) drift->weight_ = first;
+  NIBBLE_ASSIGN_OR_RETURN(drift->sums_, AllocateSums(drift->rows(), first.columns, memory));
+  return drift;
 }
 
-void CpuDrift::Add(MatrixView unquantized, std::span<const float> scales, MatrixView x,
-                   ThreadPool& pool) {
+void CpuDrift::Add(MatrixView difference, MatrixView x, float* scratch, ThreadPool& pool) {
   CHECK(x.columns == columns_ && x.dtype == DType::kF32);
-  CHECK(unquantized.rows == x.rows && unquantized.columns == columns_);
-  difference_.resize(static_cast<size_t>(x.rows * columns_));
-  pool.ParallelFor(x.rows, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t k = 0; k < columns_; ++k) {
-        difference_[static_cast<size_t>(r * columns_ + k)] =
-            unquantized.row<float>(r)[k] / scales[static_cast<size_t>(k)] - x.row<float>(r)[k];
-      }
-    }
-  });
-  const auto n = static_cast<blasint>(columns_);
-  openblas_set_num_threads(pool.threads());
-  cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n, n, static_cast<blasint>(x.rows), 1.0f,
-              difference_.data(), n, x.row<float>(0), static_cast<blasint>(x.stride), 0.0f,
-              product_.as<float>(), n);
-  pool.ParallelFor(columns_ * columns_, 4096, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) sums_.as<double>()[i] += product_.as<float>()[i];
-  });
+  CHECK(difference.rows == x.rows && difference.columns == columns_);
+  MatrixView left = difference;
+  if (has_weight()) {
+    outputs_.resize(static_cast<size_t>(x.rows * weight_.rows));
+    left = {outputs_.data(), DType::kF32, x.rows, weight_.rows, weight_.rows};
+    cpu::ForRowParts(x.rows, pool, [&](int64_t begin, int64_t count) {
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<blasint>(count),
+                  static_cast<blasint>(weight_.rows), static_cast<blasint>(columns_), 1.0f,
+                  difference.row<float>(begin), static_cast<blasint>(difference.stride),
+                  weight_.row<float>(0), static_cast<blasint>(weight_.stride), 0.0f,
+                  left.row<float>(begin), static_cast<blasint>(left.stride));
+    });
+  }
+  AddProduct(left, x, cpu::ProductPart::kAll, tokens_ == 0, scratch, sums_.as<double>(), pool);
   tokens_ += x.rows;
 }
 

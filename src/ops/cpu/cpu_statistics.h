@@ -16,45 +16,49 @@ namespace nibble {
 class CpuStatistics final : public InputStatistics {
  public:
   static Result<std::unique_ptr<CpuStatistics>> Create(int64_t columns, MemoryTracker& memory);
-  void Add(MatrixView x, ThreadPool& pool);
+  // `scratch`: as for ForProductBlocks.
+  void Add(MatrixView x, float* scratch, ThreadPool& pool);
 
-  // Σ xᵀx, double, row-major, the upper triangle.
+  // Σ xᵀx, double, row-major, the upper triangle; undefined before the first tokens.
   double* gram() const { return gram_.as<double>(); }
   double At(int64_t i, int64_t j) const {
     return gram()[std::min(i, j) * columns_ + std::max(i, j)];
   }
-  float* product() const { return product_.as<float>(); }  // scratch of the same shape
   const std::vector<double>& magnitudes() const { return magnitudes_; }
   double mean_scale() const { return 1.0 / static_cast<double>(std::max<int64_t>(1, tokens_)); }
 
  private:
-  CpuStatistics(int64_t columns, Buffer gram, Buffer product)
+  CpuStatistics(int64_t columns, Buffer gram)
       : InputStatistics(columns),
         gram_(std::move(gram)),
-        product_(std::move(product)),
         magnitudes_(static_cast<size_t>(columns)) {}
 
-  Buffer gram_, product_;
+  Buffer gram_;
   std::vector<double> magnitudes_;
 };
 
 class CpuDrift final : public InputDrift {
  public:
-  static Result<std::unique_ptr<CpuDrift>> Create(int64_t columns, MemoryTracker& memory);
-  void Add(MatrixView unquantized, std::span<const float> scales, MatrixView x, ThreadPool& pool);
+  static Result<std::unique_ptr<CpuDrift>> Create(std::span<const MatrixView> weights,
+                                                  MemoryTracker& memory);
+  // `difference`: x̃ - x.
+  void Add(MatrixView difference, MatrixView x, float* scratch, ThreadPool& pool);
 
-  // Of the mean over tokens of (x̃ - x)ᵀx.
+  // Whether it is of the weight's outputs.
+  bool has_weight() const { return weight_.data != nullptr; }
+  int64_t rows() const { return has_weight() ? weight_.rows : columns_; }
+  // Of the mean over tokens of (x̃ - x)ᵀx, or weight · that; undefined before the first tokens.
   double Mean(int64_t i, int64_t j) const {
     return sums_.as<double>()[i * columns_ + j] /
            static_cast<double>(std::max<int64_t>(1, tokens_));
   }
 
  private:
-  CpuDrift(int64_t columns, Buffer sums, Buffer product)
-      : InputDrift(columns), sums_(std::move(sums)), product_(std::move(product)) {}
+  explicit CpuDrift(int64_t columns) : InputDrift(columns) {}
 
-  Buffer sums_, product_;  // double; float32, scratch
-  std::vector<float> difference_;
+  MatrixView weight_;
+  Buffer sums_;  // double, [rows, columns]
+  std::vector<float> outputs_;
 };
 
 }  // namespace nibble

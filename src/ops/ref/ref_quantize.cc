@@ -119,8 +119,8 @@ class RefQuantizeOps final : public QuantizeOps {
     return means;
   }
 
-  Result<std::unique_ptr<InputDrift>> CreateDrift(int64_t columns) override {
-    return std::make_unique<RefDrift>(columns);
+  Result<std::unique_ptr<InputDrift>> CreateDrift(std::span<const MatrixView> weights) override {
+    return std::make_unique<RefDrift>(weights.front().columns);
   }
 
   void AccumulateDrift(MatrixView unquantized, std::span<const float> scales, MatrixView x,
