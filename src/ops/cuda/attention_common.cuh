@@ -102,10 +102,10 @@ __device__ void LoadQueries(const T* low, const T* high, int head_dim,
 // scores: of 16 queries and kKeyTiles · 8 keys, -infinity where a query does not see a key; become
 // exp2(scores · scale_log2 - the row's highest so far). The rest is what the tiles before gave:
 // highest: of scores · scale_log2; sums: this lane's share. factors: what the weighted sums of the
-// values before are to be multiplied by.
-template <int kKeyTiles>
+// values before are to be multiplied by; on_half(0 or 1) is called once that of a half is known.
+template <int kKeyTiles, typename OnHalf>
 __device__ void SoftmaxWeights(float scale_log2, float (&scores)[kKeyTiles][4], float (&highest)[2],
-                               float (&sums)[2], float (&factors)[2]) {
+                               float (&sums)[2], float (&factors)[2], const OnHalf& on_half) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float top = -INFINITY;
@@ -130,16 +130,7 @@ __device__ void SoftmaxWeights(float scale_log2, float (&scores)[kKeyTiles][4], 
       }
     }
     sums[half] = sums[half] * factors[half] + sum;
-  }
-}
-
-// out: rows of SoftmaxWeights' factors.
-template <int kDimTiles>
-__device__ void ScaleRows(const float (&factors)[2], float (&out)[kDimTiles][4]) {
-#pragma unroll
-  for (int tile = 0; tile < kDimTiles; ++tile) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) out[tile][i] *= factors[i / 2];
+    on_half(half);
   }
 }
 
@@ -148,8 +139,13 @@ template <int kKeyTiles, int kDimTiles>
 __device__ void SoftmaxStep(float scale_log2, float (&scores)[kKeyTiles][4], float (&highest)[2],
                             float (&sums)[2], float (&out)[kDimTiles][4]) {
   float factors[2];
-  SoftmaxWeights(scale_log2, scores, highest, sums, factors);
-  ScaleRows(factors, out);
+  SoftmaxWeights(scale_log2, scores, highest, sums, factors, [&](int half) {
+#pragma unroll
+    for (int tile = 0; tile < kDimTiles; ++tile) {
+      out[tile][2 * half] *= factors[half];
+      out[tile][2 * half + 1] *= factors[half];
+    }
+  });
 }
 
 inline __device__ float SumOverQuad(float value) {  // of the lanes that share a row

@@ -247,7 +247,7 @@ class Consumer {
       PinAll(scores);
       Release(0, n);
       Mask(first_step, scores);
-      SoftmaxWeights(a_.scale_log2, scores, highest, sums, factors);
+      SoftmaxWeights(a_.scale_log2, scores, highest, sums, factors, [](int) {});
       Pack(scores, weights);
     }
     for (int step = first_step + 1; step < end_step; ++step, ++n) {
@@ -260,7 +260,7 @@ class Consumer {
       PinAll(scores);
       Release(0, n + 1);
       Mask(step, scores);
-      SoftmaxWeights(a_.scale_log2, scores, highest, sums, factors);
+      SoftmaxWeights(a_.scale_log2, scores, highest, sums, factors, [](int) {});
       WaitForProducts<0>();
       PinAll(out);
       Release(1, n);
@@ -335,6 +335,14 @@ class Consumer {
         const int key = first + t * 8 + j % 2, at = first_position_ + Row(j / 2);
         if (key > at || key <= at - a_.window) scores[t][j] = -INFINITY;
       }
+    }
+  }
+
+  __device__ static void ScaleRows(const float (&factors)[2], float (&out)[kDimTiles][4]) {
+#pragma unroll
+    for (int t = 0; t < kDimTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out[t][i] *= factors[i / 2];
     }
   }
 
