@@ -1,6 +1,8 @@
 // The CUDA backend's attention at the shapes of a few models.
 //
-//   benchmark_attention_cuda [FILTER]    only shapes whose line begins with FILTER
+//   benchmark_attention_cuda [--portable] [FILTER]    only shapes whose line begins with FILTER
+//
+// --portable: with the kernels that run on any GPU.
 //
 // Each time is that of one layer inside a CUDA graph of many layers, whose keys and values together
 // exceed the second-level cache several times. Decode is compared with the speed of reading,
@@ -138,7 +140,8 @@ constexpr Shape kLlama2{"llama-2-7b", 32, 32, 128}, kLlama3{"llama-3-8b", 32, 8,
 
 // Sequences of the contexts, the last `rows` of each being the step's.
 void Measure(Bench& bench, const Shape& shape, const std::string& name,
-             const std::vector<int32_t>& contexts, int64_t rows, double read_bandwidth) {
+             const std::vector<int32_t>& contexts, int64_t rows, CudaKernels kernels,
+             double read_bandwidth) {
   const AttentionSpec spec{.heads = shape.heads,
                            .kv_heads = shape.kv_heads,
                            .head_dim = shape.head_dim,
@@ -171,7 +174,11 @@ void Measure(Bench& bench, const Shape& shape, const std::string& name,
     row_begin.push_back(static_cast<int32_t>(positions.size()));
     tokens += context;
   }
-  std::reverse(tiles.begin(), tiles.end());
+  // As a plan orders them.
+  std::stable_sort(tiles.begin(), tiles.end(), [&](const PrefillTile& a, const PrefillTile& b) {
+    return positions[static_cast<size_t>(a.first_row)] >
+           positions[static_cast<size_t>(b.first_row)];
+  });
 
   const int64_t part = blocks * spec.kv_heads * kBlockTokens * spec.head_dim;
   const double bytes = 4 * tokens * static_cast<double>(spec.kv_heads * spec.head_dim);
@@ -194,6 +201,7 @@ void Measure(Bench& bench, const Shape& shape, const std::string& name,
                           .sequences = sequences,
                           .table_stride = stride,
                           .prefill_tile_count = static_cast<int64_t>(tiles.size()),
+                          .longest_prefill = longest,
                           .has_decode = rows == 1};
   const MatrixView q_view{q.data(), DType::kF16, step_rows, columns, columns};
   const MatrixView out_view{out.data(), DType::kF16, step_rows, columns, columns};
@@ -203,7 +211,7 @@ void Measure(Bench& bench, const Shape& shape, const std::string& name,
       if (rows == 1) {
         AttendDecode(bench.stream(), batch, spec, q_view, kv, out_view, scratch.data());
       } else {
-        AttendPrefill(bench.stream(), batch, spec, q_view, kv, out_view);
+        AttendPrefill(bench.stream(), batch, spec, q_view, kv, out_view, kernels);
       }
     }
   }) / static_cast<double>(layers);
@@ -217,7 +225,7 @@ void Measure(Bench& bench, const Shape& shape, const std::string& name,
   }
 }
 
-void Run(const std::string& filter) {
+void Run(const std::string& filter, CudaKernels kernels) {
   Bench bench;
   const double read_bandwidth = bench.ReadBandwidth();
   std::printf("reading: %.1f GB/s\n", 1e-9 * read_bandwidth);
@@ -227,7 +235,7 @@ void Run(const std::string& filter) {
         fmt::format("{} {} {}x {} {}", rows == 1 ? "decode" : "prefill", shape.model,
                     contexts.size(), lengths, rows == 1 ? 0 : rows);
     if (name.compare(0, filter.size(), filter) != 0) return;
-    Measure(bench, shape, name, contexts, rows, read_bandwidth);
+    Measure(bench, shape, name, contexts, rows, kernels, read_bandwidth);
   };
   const auto same = [](size_t sequences, int32_t context) {
     return std::vector<int32_t>(sequences, context);
@@ -242,8 +250,12 @@ void Run(const std::string& filter) {
     measure(shape, "100..1124", ragged, 1);
   }
   for (const Shape& shape : {kLlama2, kLlama3, kTiny}) {
+    measure(shape, "33", same(16, 33), 33);
+    measure(shape, "128", same(1, 128), 128);
+    measure(shape, "600", same(16, 600), 20);
     measure(shape, "512", same(8, 512), 512);
     measure(shape, "512", same(1, 512), 512);
+    measure(shape, "1024", same(1, 1024), 1024);
     measure(shape, "4096", same(1, 4096), 4096);
     measure(shape, "4096", same(1, 4096), 512);
   }
@@ -253,6 +265,15 @@ void Run(const std::string& filter) {
 }  // namespace nibble::cuda
 
 int main(int argc, char** argv) {
-  nibble::cuda::Run(argc > 1 ? argv[1] : "");
+  std::string filter;
+  auto kernels = nibble::CudaKernels::kAuto;
+  for (int i = 1; i < argc; ++i) {
+    if (std::string(argv[i]) == "--portable") {
+      kernels = nibble::CudaKernels::kPortable;
+    } else {
+      filter = argv[i];
+    }
+  }
+  nibble::cuda::Run(filter, kernels);
   return 0;
 }

@@ -3,14 +3,16 @@
 // Decode is flash decoding (Dao et al., 2023): all contexts, laid end to end, are cut into as many
 // equal parts as there is room for blocks on the device, each with an online softmax
 // (arXiv:1805.02867); parts of one context are merged. Lengths and block tables are read on the
-// device. Prefill is FlashAttention-2 (arXiv:2307.08691) over tiles of query rows. Scores and sums
-// are float32; weights are rounded to the activations' type before they multiply the values.
+// device. Prefill is FlashAttention-2 (arXiv:2307.08691) over tiles of query rows, on Hopper
+// FlashAttention-3 (arXiv:2407.08608) for heads of 64 and 128. Scores and sums are float32;
+// weights are rounded to the activations' type before they multiply the values.
 #ifndef NIBBLE_OPS_CUDA_ATTENTION_H_
 #define NIBBLE_OPS_CUDA_ATTENTION_H_
 
 #include <cstddef>
 
 #include "src/ops/backend.h"
+#include "src/ops/cuda/cuda_backend.h"
 #include "src/ops/cuda/device_batch.h"
 #include "src/ops/cuda/stream.h"
 
@@ -22,12 +24,12 @@ size_t DecodeScratchBytes(int multiprocessors, int64_t sequences, const Attentio
 
 // q, out: [rows, heads · head_dim], 16-bit, rows aligned to 16 bytes; head_dim a multiple of 8, at
 // most 256. Each handles the rows of its own kind (of sequences with one row, with more than one)
-// and leaves the others alone. AttendDecode reads the batch before the kernels that were issued
-// just before it are done; none of them may write it.
+// and leaves the others alone. AttendDecode reads the batch before the kernels that were issued just
+// before it are done; none of them may write it. `kernels`: which prefill may use.
 void AttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
                   MatrixView q, KvView kv, MatrixView out, void* scratch);
 void AttendPrefill(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
-                   MatrixView q, KvView kv, MatrixView out);
+                   MatrixView q, KvView kv, MatrixView out, CudaKernels kernels);
 
 // RopeAndStoreKv and AttendDecode in one kernel, for batches of sequences with one row each and heads
 // of 64, 128 or 256: as CanRopeAndAttendDecode says. qkv: as RopeAndStoreKv's; angles: as RopeTable's.

@@ -101,10 +101,11 @@ __device__ void LoadQueries(const T* low, const T* high, int head_dim,
 
 // scores: of 16 queries and kKeyTiles · 8 keys, -infinity where a query does not see a key; become
 // exp2(scores · scale_log2 - the row's highest so far). The rest is what the tiles before gave:
-// highest: of scores · scale_log2; sums: this lane's share; out: the weighted sums of the values.
-template <int kKeyTiles, int kDimTiles>
-__device__ void SoftmaxStep(float scale_log2, float (&scores)[kKeyTiles][4], float (&highest)[2],
-                            float (&sums)[2], float (&out)[kDimTiles][4]) {
+// highest: of scores · scale_log2; sums: this lane's share. factors: what the weighted sums of the
+// values before are to be multiplied by; on_half(0 or 1) is called once that of a half is known.
+template <int kKeyTiles, typename OnHalf>
+__device__ void SoftmaxWeights(float scale_log2, float (&scores)[kKeyTiles][4], float (&highest)[2],
+                               float (&sums)[2], float (&factors)[2], const OnHalf& on_half) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float top = -INFINITY;
@@ -117,7 +118,7 @@ __device__ void SoftmaxStep(float scale_log2, float (&scores)[kKeyTiles][4], flo
     top = fmaxf(highest[half], top * scale_log2);
     // A row that has seen no key yet keeps its zeros.
     const float shift = top == -INFINITY ? 0.0f : top;
-    const float factor = Exp2(highest[half] - shift);
+    factors[half] = Exp2(highest[half] - shift);
     highest[half] = top;
     float sum = 0;
 #pragma unroll
@@ -128,13 +129,23 @@ __device__ void SoftmaxStep(float scale_log2, float (&scores)[kKeyTiles][4], flo
         sum += scores[tile][i];
       }
     }
-    sums[half] = sums[half] * factor + sum;
+    sums[half] = sums[half] * factors[half] + sum;
+    on_half(half);
+  }
+}
+
+// Both, where the sums of the values are at hand.
+template <int kKeyTiles, int kDimTiles>
+__device__ void SoftmaxStep(float scale_log2, float (&scores)[kKeyTiles][4], float (&highest)[2],
+                            float (&sums)[2], float (&out)[kDimTiles][4]) {
+  float factors[2];
+  SoftmaxWeights(scale_log2, scores, highest, sums, factors, [&](int half) {
 #pragma unroll
     for (int tile = 0; tile < kDimTiles; ++tile) {
-      out[tile][2 * half] *= factor;
-      out[tile][2 * half + 1] *= factor;
+      out[tile][2 * half] *= factors[half];
+      out[tile][2 * half + 1] *= factors[half];
     }
-  }
+  });
 }
 
 inline __device__ float SumOverQuad(float value) {  // of the lanes that share a row

@@ -1,32 +1,23 @@
+// Prefill attention on any GPU, and which kernel a call gets.
 #include "src/base/checked.h"
-#include "src/ops/cuda/attention.h"
 #include "src/ops/cuda/attention_common.cuh"
+#include "src/ops/cuda/attention_prefill.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-struct PrefillArguments {
-  const void* keys;             // [blocks, kv_heads, kBlockTokens, head_dim]
-  const void* values;           // likewise
-  const void* q;                // [rows, q_stride]
-  void* out;                    // [rows, out_stride]
-  const int32_t* positions;     // [rows]
-  const int32_t* row_begin;     // [sequences + 1]
-  const int32_t* block_tables;  // [sequences, table_stride]
-  const PrefillTile* tiles;
-  int64_t q_stride, out_stride, table_stride;
-  int kv_heads, group, head_dim, window;
-  float scale_log2;
-};
+// Contexts that are all shorter take the portable kernel less time (docs/results/kernels.md).
+constexpr int64_t kHopperFewestTokens = 129;
 
-// Head dimensions up to kDim are padded to it with zeros. A warp has 16 queries. Two blocks on a
-// multiprocessor: for three, registers spill (nvcc 13.0).
+// Head dimensions up to kDim are padded to it with zeros. A warp has 16 queries, a block half of a
+// tile's. Two blocks on a multiprocessor: for three, registers spill (nvcc 13.0).
 template <int kDim_>
 struct PrefillShape {
   static constexpr int kDim = kDim_;
   static constexpr int kBlocks = kDim == 64 ? 3 : 2;   // on a multiprocessor
   static constexpr int kKeys = kDim == 256 ? 32 : 64;  // of a tile
-  static constexpr int kThreads = kPrefillRows / 16 * 32;
+  static constexpr int kRows = kPrefillRows / 2;
+  static constexpr int kThreads = kRows / 16 * 32;
   static constexpr bool kQueriesInRegisters = kDim <= 128;
   static constexpr int kRowBytes = kDim * 2;
   static constexpr int kTileBytes = kKeys * kRowBytes;
@@ -34,8 +25,8 @@ struct PrefillShape {
   // tile's place where that is not needed yet and no more.
   static constexpr int kQueries = (kQueriesInRegisters ? 2 : 4) * kTileBytes;
   static constexpr int kSharedBytes =
-      kQueriesInRegisters ? 4 * kTileBytes : kQueries + kPrefillRows * kRowBytes;
-  static_assert(kQueries + kPrefillRows * kRowBytes <= kSharedBytes);
+      kQueriesInRegisters ? 4 * kTileBytes : kQueries + kRows * kRowBytes;
+  static_assert(kQueries + kRows * kRowBytes <= kSharedBytes);
 };
 
 // Where a row's 16-byte chunk lies: eight rows of the same chunk are in different banks.
@@ -123,16 +114,18 @@ __device__ void AddValues(const float (&weights)[Shape::kKeys / 8][4],
   }
 }
 
-// Grid: [heads, tiles].
+// Grid: [heads, 2 · tiles], of a tile the late half first.
 template <typename T, int kDim>
 __global__ void __launch_bounds__(PrefillShape<kDim>::kThreads, PrefillShape<kDim>::kBlocks)
     PrefillKernel(const __grid_constant__ PrefillArguments a) {
   using Shape = PrefillShape<kDim>;
   constexpr int kChunks = kDim / 8;
-  const PrefillTile tile = a.tiles[blockIdx.y];
+  PrefillTile tile = a.tiles[blockIdx.y / 2];
+  tile.first_row += blockIdx.y % 2 == 0 ? Shape::kRows : 0;
   const int head = static_cast<int>(blockIdx.x), kv_head = head / a.group;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int rows = min(kPrefillRows, a.row_begin[tile.sequence + 1] - tile.first_row);
+  const int rows = min(Shape::kRows, a.row_begin[tile.sequence + 1] - tile.first_row);
+  if (rows <= 0) return;
   const int first_position = a.positions[tile.first_row];
   const int end_token = a.positions[tile.first_row + rows - 1] + 1;
   const int32_t* table = a.block_tables + tile.sequence * a.table_stride;
@@ -265,7 +258,7 @@ void Launch(Stream& stream, const PrefillArguments& arguments, dim3 grid) {
 }  // namespace
 
 void AttendPrefill(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
-                   MatrixView q, KvView kv, MatrixView out) {
+                   MatrixView q, KvView kv, MatrixView out, CudaKernels kernels) {
   if (batch.prefill_tile_count == 0) return;
   CheckAttention(attention, q, out);
   const PrefillArguments arguments{.keys = kv.keys,
@@ -284,8 +277,14 @@ void AttendPrefill(Stream& stream, const DeviceBatch& batch, const AttentionSpec
                                    .head_dim = static_cast<int>(attention.head_dim),
                                    .window = WindowOf(attention),
                                    .scale_log2 = attention.scale * kLog2E};
+  if (kernels == CudaKernels::kAuto && batch.longest_prefill >= kHopperFewestTokens &&
+      CanUseHopperPrefill(attention)) {
+    HopperPrefill(stream, q.dtype, arguments, attention.heads, batch.prefill_tile_count);
+    stream.CheckLaunch("prefill attention", q.rows, q.columns);
+    return;
+  }
   const dim3 grid(static_cast<unsigned>(attention.heads),
-                  static_cast<unsigned>(batch.prefill_tile_count));
+                  static_cast<unsigned>(2 * batch.prefill_tile_count));
   WithHalfType(q.dtype, [&]<typename T>() {
     if (attention.head_dim <= 64) {
       Launch<T, 64>(stream, arguments, grid);

@@ -65,10 +65,17 @@ TEST_F(CudaAttentionTest, PrefillsWholeContexts) {
 TEST_F(CudaAttentionTest, PrefillsChunksOfContexts) {
   for (const DType type : kTypes) {
     for (const int64_t head_dim : {64, 72, 128, 192}) {
-      Compare(
-          {Spec(6, 2, head_dim),
-           type,
-           {{33, 2}, {64, 32}, {65, 64}, {200, 70}, {612, 65}, {613, 128}, {2000, 5}, {32, 31}}});
+      Compare({Spec(6, 2, head_dim),
+               type,
+               {{33, 2},
+                {64, 32},
+                {65, 64},
+                {200, 70},
+                {612, 65},
+                {613, 128},
+                {2000, 5},
+                {32, 31},
+                {900, 257}}});
     }
   }
 }
@@ -118,9 +125,14 @@ TEST_F(CudaAttentionTest, RandomSettings) {
 }
 
 TEST_F(CudaAttentionTest, NaNStaysInItsSequence) {
-  for (const int64_t head_dim : {64, 80, 128}) {
+  using enum CudaKernels;
+  for (const auto& [head_dim, kernels] :
+       {std::pair{64, kAuto}, {64, kPortable}, {80, kAuto}, {128, kAuto}, {128, kPortable}}) {
     Normals normals(3);
-    HostCase host({Spec(4, 2, head_dim), DType::kF16, {{70}, {300}, {100, 40}, {90}, {200, 130}}},
+    HostCase host({.spec = Spec(4, 2, head_dim),
+                   .type = DType::kF16,
+                   .pieces = {{70}, {300}, {100, 40}, {90}, {200, 130}},
+                   .kernels = kernels},
                   normals);
     const std::vector<uint16_t> clean = Run(host);
     for (const size_t poisoned : {size_t{1}, size_t{2}}) {
@@ -151,16 +163,19 @@ TEST_F(CudaAttentionTest, HugeScoresDoNotOverflow) {
       if (value != kPoison) value = BF16FromFloat(1000 * FloatFromBF16(value));
     }
   }
-  const std::vector<uint16_t> got = Run(host);
   const std::vector<float> want = host.Reference();
-  double error = 0, total = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    // Nearly all weighs on one token; scores of 1e7 carry an error of about 1.
-    ASSERT_TRUE(std::abs(FloatFromBF16(got[i])) <= 5) << i;
-    error += std::pow(FloatFromBF16(got[i]) - want[i], 2);
-    total += std::pow(want[i], 2);
+  for (const CudaKernels kernels : {CudaKernels::kAuto, CudaKernels::kPortable}) {
+    host.setting.kernels = kernels;
+    const std::vector<uint16_t> got = Run(host);
+    double error = 0, total = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      // Nearly all weighs on one token; scores of 1e7 carry an error of about 1.
+      ASSERT_TRUE(std::abs(FloatFromBF16(got[i])) <= 5) << i;
+      error += std::pow(FloatFromBF16(got[i]) - want[i], 2);
+      total += std::pow(want[i], 2);
+    }
+    EXPECT_LT(error, 1e-3 * total);
   }
-  EXPECT_LT(error, 1e-3 * total);
 }
 
 // One scratch memory serves batches of different sizes, in any order; results repeat bit for bit.

@@ -236,7 +236,7 @@ class CudaBackend final : public Backend {
       AttendDecode(*stream_, p.batch(), attention, q, kv, out, p.at<void>(p.layout().decode));
     }
     if (p.batch().prefill_tile_count > 0) {
-      AttendPrefill(*stream_, p.batch(), attention, q, kv, out);
+      AttendPrefill(*stream_, p.batch(), attention, q, kv, out, kernels_);
     }
   }
 

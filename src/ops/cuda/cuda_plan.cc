@@ -141,6 +141,7 @@ void CudaPlan::SetBatch(const Batch& batch) {
   batch_.row_sequence = device_row_sequence;
   std::vector<PrefillTile> tiles;
   batch_.has_decode = false;
+  batch_.longest_prefill = 0;
   for (size_t s = 0; s + 1 < batch.row_begin.size(); ++s) {
     const int32_t begin = batch.row_begin[s], next = batch.row_begin[s + 1];
     std::fill(row_sequence + begin, row_sequence + next, static_cast<int32_t>(s));
@@ -149,6 +150,7 @@ void CudaPlan::SetBatch(const Batch& batch) {
       batch_.has_decode = true;
       continue;
     }
+    batch_.longest_prefill = std::max<int64_t>(batch_.longest_prefill, batch.context_lengths[s]);
     for (int32_t row = begin; row < next; row += kPrefillRows) {
       tiles.push_back({static_cast<int32_t>(s), row});
     }
@@ -167,8 +169,11 @@ void CudaPlan::SetBatch(const Batch& batch) {
     std::memcpy(choices, batch.choices.data(), batch.choices.size_bytes());
     choices_ = reinterpret_cast<const TokenChoice*>(device_choices);
   }
-  // Late tiles see the longest contexts; they go first, so that short ones fill the end.
-  std::reverse(tiles.begin(), tiles.end());
+  // Those that see the longest contexts go first, so that short ones fill the end.
+  std::stable_sort(tiles.begin(), tiles.end(), [&](const PrefillTile& a, const PrefillTile& b) {
+    return batch.positions[static_cast<size_t>(a.first_row)] >
+           batch.positions[static_cast<size_t>(b.first_row)];
+  });
   const auto [host_tiles, device_tiles] = place(2 * tiles.size());
   std::memcpy(host_tiles, tiles.data(), tiles.size() * sizeof(PrefillTile));
   batch_.prefill_tiles = reinterpret_cast<const PrefillTile*>(device_tiles);

@@ -7,8 +7,8 @@
 
 namespace nibble::cuda {
 
-inline constexpr int kBlockTokens = 32;  // of the KV cache
-inline constexpr int kPrefillRows = 64;  // query rows of a prefill tile
+inline constexpr int kBlockTokens = 32;   // of the KV cache
+inline constexpr int kPrefillRows = 128;  // query rows of a prefill tile
 
 struct PrefillTile {
   int32_t sequence;
@@ -32,6 +32,7 @@ struct DeviceBatch {
   int64_t sequences = 0;
   int64_t table_stride = 0;
   int64_t prefill_tile_count = 0;
+  int64_t longest_prefill = 0;  // the longest context of a sequence that has tiles, in tokens
   bool has_decode = false;  // whether some sequence has exactly one row
 };
 

@@ -93,10 +93,32 @@ __device__ inline uint64_t OperandDescriptor(uint32_t shared, int depth_bytes) {
          static_cast<uint64_t>(depth_bytes >> 4) << 16 | uint64_t{128 >> 4} << 32;
 }
 
+// A matrix whose rows of 64 elements lie one after the other, 128 bytes each, at a multiple of 1024
+// bytes, their 16-byte chunk c at place c ^ (row % 8); `panel_bytes` from 64 columns to the next.
+// As an operand whose depth runs along the rows, 32 bytes further is the next step's. As a
+// transposed one, whose depth runs from row to row, that lies 16 rows further, and panels follow by
+// themselves.
+__device__ inline uint64_t SwizzledDescriptor(uint32_t shared, int panel_bytes) {
+  return static_cast<uint64_t>((shared & 0x3ffff) >> 4) |
+         static_cast<uint64_t>(panel_bytes >> 4) << 16 | uint64_t{1024 >> 4} << 32 |
+         uint64_t{1} << 62;
+}
+// What threads wrote to shared memory, and others have waited for, becomes visible to products.
+__device__ inline void ShowToProducts() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // accumulate: 0 replaces the sums.
 template <typename T, int kColumns>
 __device__ void MultiplyWarpgroup(float (&s)[kColumns / 2], const uint32_t (&a)[4], uint64_t b,
                                   int accumulate);
+// The same with b transposed.
+template <typename T, int kColumns>
+__device__ void MultiplyTransposed(float (&s)[kColumns / 2], const uint32_t (&a)[4], uint64_t b,
+                                   int accumulate);
+// The same with a in shared memory too.
+template <typename T, int kColumns>
+__device__ void MultiplyShared(float (&s)[kColumns / 2], uint64_t a, uint64_t b, int accumulate);
 
 #define NIBBLE_REGISTERS_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define NIBBLE_REGISTERS_32 \
@@ -115,24 +137,39 @@ __device__ void MultiplyWarpgroup(float (&s)[kColumns / 2], const uint32_t (&a)[
   NIBBLE_SUMS_32(s), NIBBLE_SUMS_8(s, 32), NIBBLE_SUMS_8(s, 40), NIBBLE_SUMS_8(s, 48), \
       NIBBLE_SUMS_8(s, 56)
 // A, B, P: the numbers of the operands after the sums.
-#define NIBBLE_PRODUCT(T, TYPE, COLUMNS, SUMS, A, B, P)                                        \
-  template <>                                                                                  \
-  __device__ inline void MultiplyWarpgroup<T, COLUMNS>(float(&s)[SUMS], const uint32_t(&a)[4], \
-                                                       uint64_t b, int accumulate) {           \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P                                         \
-                 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32." TYPE "." TYPE   \
-                 " {" NIBBLE_REGISTERS_##SUMS "}, {" A "}, " B ", p, 1, 1, 0;\n}"              \
-                 : NIBBLE_SUMS_##SUMS(s)                                                       \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate)         \
-                 : "memory");                                                                  \
+#define NIBBLE_PRODUCT(NAME, T, TYPE, COLUMNS, SUMS, A, B, P, TRANSPOSED)                       \
+  template <>                                                                                   \
+  __device__ inline void NAME<T, COLUMNS>(float(&s)[SUMS], const uint32_t(&a)[4], uint64_t b,   \
+                                          int accumulate) {                                     \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P                                          \
+                 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32." TYPE "." TYPE    \
+                 " {" NIBBLE_REGISTERS_##SUMS "}, {" A "}, " B ", p, 1, 1, " #TRANSPOSED ";\n}" \
+                 : NIBBLE_SUMS_##SUMS(s)                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate)          \
+                 : "memory");                                                                   \
   }
-#define NIBBLE_PRODUCTS(T, TYPE)                                      \
-  NIBBLE_PRODUCT(T, TYPE, 64, 32, "%32, %33, %34, %35", "%36", "%37") \
-  NIBBLE_PRODUCT(T, TYPE, 128, 64, "%64, %65, %66, %67", "%68", "%69")
+#define NIBBLE_SHARED_PRODUCT(T, TYPE, COLUMNS, SUMS, A, B, P)                               \
+  template <>                                                                                \
+  __device__ inline void MultiplyShared<T, COLUMNS>(float(&s)[SUMS], uint64_t a, uint64_t b, \
+                                                    int accumulate) {                        \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P                                       \
+                 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32." TYPE "." TYPE \
+                 " {" NIBBLE_REGISTERS_##SUMS "}, " A ", " B ", p, 1, 1, 0, 0;\n}"           \
+                 : NIBBLE_SUMS_##SUMS(s)                                                     \
+                 : "l"(a), "l"(b), "r"(accumulate)                                           \
+                 : "memory");                                                                \
+  }
+#define NIBBLE_PRODUCTS(T, TYPE)                                                              \
+  NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 64, 32, "%32, %33, %34, %35", "%36", "%37", 0)   \
+  NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 128, 64, "%64, %65, %66, %67", "%68", "%69", 0)  \
+  NIBBLE_PRODUCT(MultiplyTransposed, T, TYPE, 64, 32, "%32, %33, %34, %35", "%36", "%37", 1)  \
+  NIBBLE_PRODUCT(MultiplyTransposed, T, TYPE, 128, 64, "%64, %65, %66, %67", "%68", "%69", 1) \
+  NIBBLE_SHARED_PRODUCT(T, TYPE, 128, 64, "%64", "%65", "%66")
 NIBBLE_PRODUCTS(__half, "f16")
 NIBBLE_PRODUCTS(__nv_bfloat16, "bf16")
 #undef NIBBLE_PRODUCTS
 #undef NIBBLE_PRODUCT
+#undef NIBBLE_SHARED_PRODUCT
 #undef NIBBLE_SUMS_64
 #undef NIBBLE_SUMS_32
 #undef NIBBLE_SUMS_16
