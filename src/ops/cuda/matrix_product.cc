@@ -105,9 +105,11 @@ void MatrixProduct::Run(Stream& stream, MatrixView x, const void* w, Output outp
                                            1, &c.heuristic, &found));
     }
     cublasLtMatmulPreferenceDestroy(preference);
-    for (const cublasLtMatrixLayout_t layout : {c.x, c.out}) {
-      check(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &rows,
-                                             sizeof(rows)));
+    if (c.status == CUBLAS_STATUS_SUCCESS && chosen_for != rows) {
+      for (const cublasLtMatrixLayout_t layout : {c.x, c.out}) {
+        check(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &rows,
+                                               sizeof(rows)));
+      }
     }
   }
   const float alpha = 1, beta = output == Output::kAdd ? 1.0f : 0.0f;
