@@ -19,6 +19,7 @@
 #include "src/base/error.h"
 #include "src/format/weight.h"
 #include "src/ops/kv.h"
+#include "src/ops/quantize_ops.h"
 #include "src/tensor/tensor.h"
 
 namespace nibble {
@@ -120,8 +121,13 @@ class Backend {
                                   int64_t columns) = 0;
   // A vector that operations read, such as a norm's gain, as a [1, n] matrix of class kWeights.
   virtual Result<Matrix> Upload(std::span<const float> values) = 0;
+  // Memory beside this device's that its operations can use, more slowly, and that is not counted:
+  // on a CPU a file without a name in `directory`, on a GPU page-locked memory of the host.
+  virtual Result<Matrix> AllocateBeside(const std::string& directory, DType dtype, int64_t rows,
+                                        int64_t columns) = 0;
   // Concatenates the sources by rows and packs them. All have the same columns; dense sources share
-  // one type and quantized ones one spec and one order of columns.
+  // one type and quantized ones one spec and one order of columns. A dense source's values may lie in
+  // this device's memory.
   virtual Result<std::unique_ptr<PreparedLinear>> Prepare(std::span<const LinearSource> sources,
                                                           Interleave interleave) = 0;
   // bytes() of the linear that Prepare would make of one weight of this form, so that memory can be
@@ -179,6 +185,9 @@ class Backend {
   // Whether a step that was issued is still to be computed, so that it pays to issue the next one
   // before the tokens of the last are received.
   virtual bool queues_steps() const = 0;
+
+  // What quantizers ask of this device; borrows the backend.
+  virtual Result<std::unique_ptr<QuantizeOps>> CreateQuantizeOps() = 0;
 
   // The matrix where the host can read it, once everything issued so far is done; valid until the
   // next operation.

@@ -1,8 +1,10 @@
 // The contract of quantization: what GPTQ (arXiv:2210.17323) and AWQ (arXiv:2306.00978) ask of a
 // device. Implemented by ref (scalar, double: the oracle), cpu and, in time, cuda.
 //
-// Weights are float32 matrices [out, in] on the device; x is the input of a linear layer, one row
-// for each calibration token. H = 2/n Σ xᵀx over n tokens is the layer's Hessian.
+// Weights are contiguous float32 matrices [out, in] in the memory of the backend that the operations
+// belong to; x is the input of a linear layer, one row for each calibration token, of the backend's
+// activation type. H = 2/n Σ xᵀx over n tokens is the layer's Hessian. Operations follow the
+// backend's in order; those that return numbers or weights of the host wait for the device.
 #ifndef NIBBLE_OPS_QUANTIZE_OPS_H_
 #define NIBBLE_OPS_QUANTIZE_OPS_H_
 
@@ -70,6 +72,18 @@ class QuantizeOps {
  public:
   virtual ~QuantizeOps() = default;
 
+  // A checkpoint's weight as float32 on the device. kBadInput, saying which row, where a value is not
+  // finite.
+  virtual Result<Matrix> Load(const DenseWeight& weight) = 0;
+  // What the codes stand for; `out` is [out, in], its columns in the weight's order.
+  virtual void Dequantize(const QuantizedWeight& weight, MatrixView out) = 0;
+  // out = diag(rows) · weight · diag(columns); an empty span stands for ones. `out` may be `weight`.
+  virtual void Scale(MatrixView weight, std::span<const float> rows, std::span<const float> columns,
+                     MatrixView out) = 0;
+  // Σ a² and Σ (a - b)² over all elements, of float32 matrices or of activations.
+  virtual double SumOfSquares(MatrixView a) = 0;
+  virtual double SquaredDifference(MatrixView a, MatrixView b) = 0;
+
   virtual Result<std::unique_ptr<InputStatistics>> CreateStatistics(int64_t columns) = 0;
   virtual void Accumulate(MatrixView x, InputStatistics& statistics) = 0;
   // Of each column over the tokens: mean x², mean |x|.
@@ -105,6 +119,10 @@ class QuantizeOps {
   // `out` may be `weight`.
   virtual void PseudoQuantize(MatrixView weight, const GridOptions& options,
                               std::span<const float> scales, MatrixView out) = 0;
+  // weight · diag(scales) as Round leaves it, in the form that the device prepares sooner: quantized,
+  // or dense in `memory`, a float32 matrix of the weight's shape that must outlive it.
+  virtual Result<Weight> Trial(MatrixView weight, const GridOptions& options,
+                               std::span<const float> scales, MatrixView memory) = 0;
   // AWQ's clipping: limits the weights of each row and group to ±max|w| · (1 - i/20), i = 0 … 9,
   // whichever i leaves the least error δᵀ H_gg δ, δ = diag(scales)⁻¹ (w - Q(w)); in groups longer
   // than 128, H_gg counts in blocks of 128. `weight` is already multiplied by `scales`; the
