@@ -1,14 +1,16 @@
 """Whole models on a GPU against the scalar reference: gpu_test.py NIBBLE SHARED_DATA.
 
-Log-probabilities of every fixture, the text of a small model, graphs and batches, bad devices.
+Log-probabilities of every fixture, the text of a small model, graphs and batches, quantizing, bad devices.
 """
 
+import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 NIBBLE, SHARED = "", ""
@@ -164,6 +166,89 @@ class Models(unittest.TestCase):
         errors = nibble("bench", "random:llama-2-7b", "--device", "cuda", "--batch-sizes", 4096,
                         status=4)
         self.assertIn("the largest batch that fits", errors)
+
+
+def quantized_codes(directory, layer):
+    """The codes' words of a layer's linears, by tensor."""
+    with open(os.path.join(directory, "model.safetensors"), "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        begin = file.tell()
+        codes = {}
+        for name, tensor in header.items():
+            if f"layers.{layer}." in name and name.endswith("qweight"):
+                first, last = tensor["data_offsets"]
+                file.seek(begin + first)
+                codes[name] = file.read(last - first)
+    return codes
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+class Quantizing(unittest.TestCase):
+    def setUp(self):
+        self.directory = tempfile.TemporaryDirectory()
+        self.addCleanup(self.directory.cleanup)
+
+    def path(self, name):
+        return os.path.join(self.directory.name, name)
+
+    def test_agrees_with_the_cpu(self):
+        model = os.path.join(SHARED, "models", "stories260K")
+        if not os.path.isdir(model):
+            self.skipTest(f"{model} is absent")
+        with open(self.path("text"), "w") as file:
+            for seed in range(12):
+                file.write(nibble("generate", model, "--max-tokens", 200, "--temperature", 1,
+                                  "--seed", seed, "--device", "cpu"))
+        for method in ("rtn", "awq", "gptq", "awq+gptq"):
+            for device in ("cpu", "cuda"):
+                nibble("quantize", model, "--method", method, "--grid", "asym", "--group-size", 32,
+                       "--calibration", self.path("text"), "--samples", 8, "--sequence-length", 128,
+                       "--dtype", "f16", "--device", device, "--output", self.path(device + method))
+            want, got = (quantized_codes(self.path(device + method), 0) for device in ("cpu", "cuda"))
+            self.assertEqual(want.keys(), got.keys())
+            same = total = 0
+            for name, codes in want.items():
+                for a, b in zip(codes, got[name], strict=True):
+                    same += (a & 15 == b & 15) + (a >> 4 == b >> 4)
+                total += 2 * len(codes)
+            records = []
+            for device in ("cpu", "cuda"):
+                with open(self.path(device + method) + "/quantize.json") as file:
+                    records.append(json.load(file))
+            for cpu, cuda in zip(records[0]["modules"], records[1]["modules"]):
+                if ".layers.0." in cpu["name"]:
+                    self.assertAlmostEqual(cuda["error"] / cpu["error"], 1, delta=0.01,
+                                           msg=f"{method} {cpu['name']}")
+            print(f"{method}: {same / total:.4%} of the first layer's codes as the CPU's")
+            self.assertGreaterEqual(same / total, 0.995, method)
+            self.assertGreater(records[1]["peak_device_memory_bytes"], 0)
+
+    def test_same_bits_whatever_happens(self):
+        options = (NIBBLE, "quantize", "random:smollm2-135m", "--method", "gptq", "--group-size",
+                   "64", "--samples", "16", "--sequence-length", "256", "--device", "cuda",
+                   "--quiet", "--output")
+        subprocess.run([*options, self.path("whole")], check=True, capture_output=True)
+        want = sha256(self.path("whole/model.safetensors"))
+        subprocess.run([*options, self.path("little"), "--max-device-memory", "1GiB"], check=True,
+                       capture_output=True)
+        self.assertEqual(sha256(self.path("little/model.safetensors")), want)
+        for layers in (1, 7, 20):
+            killed = self.path(f"killed{layers}")
+            process = subprocess.Popen([*options, killed], stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.DEVNULL)
+            while process.poll() is None and (not os.path.isdir(killed + ".quantizing") or
+                                              len(os.listdir(killed + ".quantizing")) < layers):
+                time.sleep(0.005)
+            self.assertIsNone(process.poll(), "was done before it could be killed")
+            process.kill()
+            process.wait()
+            self.assertFalse(os.path.exists(killed))
+            subprocess.run([*options, killed], check=True, capture_output=True)
+            self.assertEqual(sha256(killed + "/model.safetensors"), want)
 
 
 if __name__ == "__main__":
