@@ -2,7 +2,6 @@
 
 #include <memory>
 
-#include "src/base/thread_pool.h"
 #include "src/base/units.h"
 #include "src/checkpoint/checkpoint_writer.h"
 #include "src/cli/command.h"
@@ -59,15 +58,13 @@ Status Quantize(const QuantizeCommandOptions& options, const CommandContext& con
     NIBBLE_ASSIGN_OR_RETURN(quantize.max_activation_bytes, ParseSize(options.max_host_memory));
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
-                          MakeQuantizingBackend(context.common.device, model.description.config));
-  ThreadPool pool(ThreadsFor(context.common.device));
-  const std::unique_ptr<QuantizeOps> ops = MakeQuantizeOps(*backend, pool);
+                          MakeBackend(context.common.device, model.description.config));
   Json record;
   {
     Progress progress(context.common.progress(), "quantizing", 1);
     NIBBLE_ASSIGN_OR_RETURN(
         record, QuantizeCheckpoint(
-                    *model.checkpoint, model.description, quantize, *backend, *ops, pool,
+                    *model.checkpoint, model.description, quantize, *backend,
                     [&](int64_t done, int64_t total, std::string_view name, const Json& module) {
                       progress.Update(
                           done, total,

@@ -53,10 +53,9 @@ std::vector<float> MeanNormalizedWeights(std::span<const MatrixView> weights,
   return means;
 }
 
-Result<AwqSearch> SearchAwqScales(std::span<const MatrixView> weights,
-                                  std::span<const float> mean_magnitudes, const QuantSpec& spec,
+Result<AwqSearch> SearchAwqScales(std::span<const float> mean_magnitudes,
+                                  std::span<const float> mean_weights,
                                   std::span<const AwqForm> forms, const AwqLoss& loss) {
-  const std::vector<float> mean_weights = MeanNormalizedWeights(weights, spec);
   AwqSearch search;
   for (const AwqForm form : forms) {
     for (int i = 0; i < kAwqRatios; ++i) {

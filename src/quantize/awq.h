@@ -25,7 +25,8 @@ inline constexpr int kAwqRatios = 20;  // r = 0, 0.05 … 0.95
 // Positive and finite, normalized so that max · min = 1. kActivations with r = 0 gives ones.
 std::vector<float> AwqScales(AwqForm form, double ratio, std::span<const float> mean_magnitudes,
                              std::span<const float> mean_weights);
-// Over all rows of all weights: the mean of |w| ÷ the largest |w| of its row's group, each column.
+// Over all rows of all weights, which the host can read: the mean of |w| ÷ the largest |w| of its
+// row's group, each column.
 std::vector<float> MeanNormalizedWeights(std::span<const MatrixView> weights,
                                          const QuantSpec& spec);
 
@@ -46,9 +47,9 @@ struct AwqSearch {
 using AwqLoss = std::function<Result<double>(std::span<const float> scales)>;
 
 // The scales of least loss for linears that share an input; never worse than rounding to nearest,
-// which is the first trial.
-Result<AwqSearch> SearchAwqScales(std::span<const MatrixView> weights,
-                                  std::span<const float> mean_magnitudes, const QuantSpec& spec,
+// which is the first trial. `mean_weights` is for kActivationsAndWeights alone.
+Result<AwqSearch> SearchAwqScales(std::span<const float> mean_magnitudes,
+                                  std::span<const float> mean_weights,
                                   std::span<const AwqForm> forms, const AwqLoss& loss);
 
 }  // namespace nibble

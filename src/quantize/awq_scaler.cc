@@ -1,7 +1,6 @@
 #include "src/quantize/awq_scaler.h"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 namespace nibble {
@@ -13,22 +12,6 @@ Json Record(const AwqSearch& search) {
             {"ratio", search.best.ratio},
             {"loss", search.best.loss},
             {"rtn_loss", search.rtn_loss()}}}};
-}
-
-double MeanSquaredDifference(MatrixView a, MatrixView b, ThreadPool& pool) {
-  // One sum for each row, added in order: the same figure whatever the number of threads.
-  std::vector<double> sums(static_cast<size_t>(a.rows));
-  pool.ParallelFor(a.rows, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t r = begin; r < end; ++r) {
-      double sum = 0;
-      for (int64_t k = 0; k < a.columns; ++k) {
-        const double d = a.row<float>(r)[k] - b.row<float>(r)[k];
-        sum += d * d;
-      }
-      sums[static_cast<size_t>(r)] = sum;
-    }
-  });
-  return std::accumulate(sums.begin(), sums.end(), 0.0) / static_cast<double>(a.rows * a.columns);
 }
 
 }  // namespace
@@ -66,23 +49,23 @@ Status AwqScaler::ScaleBlock(int64_t layer, const LayerWeights& weights, const B
   const LinearTensor& representative = *block.first.front();
   NIBBLE_ASSIGN_OR_RETURN(const auto first_input,
                           context_.Gather(*runner_, block.first_input, layer, weights,
-                                          representative, CalibrationRunner::Ignore, cancel));
+                                          representative, QuantizeContext::Ignore, cancel));
   Json first_record = Json::object(), last_record = Json::object();
   if (representative.quantized) {
     NIBBLE_ASSIGN_OR_RETURN(AwqSearch search, SearchFirst(layer, weights, block, *first_input));
     FoldIntoNorm(block.norm, search.scales);
-    for (LinearTensor* linear : block.first) ScaleColumns(*linear, search.scales);
+    for (LinearTensor* linear : block.first) ScaleColumns(context_.ops, *linear, search.scales);
     first_record = Record(search);
   }
   NIBBLE_ASSIGN_OR_RETURN(const auto last_input,
                           context_.Gather(*runner_, block.last_input, layer, weights, block.last,
-                                          CalibrationRunner::Ignore, cancel));
+                                          QuantizeContext::Ignore, cancel));
   // Under grouped-query attention a value's row feeds several of o's columns.
   if (block.last.quantized && block.before.quantized &&
       block.last.name.in_features == block.before.name.out_features) {
     NIBBLE_ASSIGN_OR_RETURN(const AwqSearch search, SearchLast(block.last, *last_input));
-    DivideRows(block.before, search.scales);
-    ScaleColumns(block.last, search.scales);
+    DivideRows(context_.ops, block.before, search.scales);
+    ScaleColumns(context_.ops, block.last, search.scales);
     last_record = Record(search);
   }
   if (!rounded) return {};
@@ -108,22 +91,17 @@ Result<AwqSearch> AwqScaler::SearchFirst(int64_t layer, const LayerWeights& weig
   };
   run(want);
   std::vector<MatrixView> views;
-  for (const LinearTensor* linear : block.first) views.push_back(linear->view());
-  std::vector<float> scaled;
+  std::vector<Matrix> memory;
+  for (const LinearTensor* linear : block.first) {
+    views.push_back(linear->view());
+    NIBBLE_ASSIGN_OR_RETURN(memory.emplace_back(), context_.MatrixLike(linear->view()));
+  }
   // The block as it would become: rounded weights, and the norm divided by their scales.
   const auto loss = [&](std::span<const float> scales) -> Result<double> {
     std::vector<Weight> trial;
-    for (const MatrixView& view : views) {
-      scaled.assign(view.row<float>(0), view.row<float>(view.rows));
-      context_.pool.ParallelFor(view.rows, 16, [&](int64_t begin, int64_t end, int) {
-        for (int64_t n = begin; n < end; ++n) {
-          float* const row = &scaled[static_cast<size_t>(n * view.columns)];
-          for (size_t k = 0; k < scales.size(); ++k) row[k] *= scales[k];
-        }
-      });
-      NIBBLE_ASSIGN_OR_RETURN(QuantizedWeight rounded,
-                              context_.ops.Round(ViewLike(view, scaled), context_.grid(), nullptr));
-      trial.emplace_back(std::move(rounded));
+    for (size_t i = 0; i < views.size(); ++i) {
+      NIBBLE_ASSIGN_OR_RETURN(trial.emplace_back(), context_.ops.Trial(views[i], context_.grid(),
+                                                                       scales, memory[i].view()));
     }
     std::vector<float> gain = block.norm.gain;
     for (size_t k = 0; k < scales.size(); ++k) gain[k] /= scales[k];
@@ -137,12 +115,10 @@ Result<AwqSearch> AwqScaler::SearchFirst(int64_t layer, const LayerWeights& weig
     exchange();
     run(got);
     exchange();
-    NIBBLE_ASSIGN_OR_RETURN(const MatrixView a, context_.backend.ToHost(want.view()));
-    NIBBLE_ASSIGN_OR_RETURN(const MatrixView b, context_.backend.ToHost(got.view()));
-    return MeanSquaredDifference(a, b, context_.pool);
+    return context_.ops.SquaredDifference(want.view(), got.view()) /
+           static_cast<double>(want.rows() * want.columns());
   };
-  Result<AwqSearch> search = SearchAwqScales(views, context_.ops.MeanMagnitudes(statistics),
-                                             context_.plan.spec, context_.options.awq.forms, loss);
+  Result<AwqSearch> search = Search(views, statistics, loss);
   if (!search) return tl::unexpected<Error>(search.error().In(block.first.front()->name.name));
   return search;
 }
@@ -150,16 +126,31 @@ Result<AwqSearch> AwqScaler::SearchFirst(int64_t layer, const LayerWeights& weig
 Result<AwqSearch> AwqScaler::SearchLast(const LinearTensor& linear,
                                         const InputStatistics& statistics) {
   const MatrixView views[] = {linear.view()};
-  std::vector<float> memory(linear.weight.size());
-  const MatrixView trial = ViewLike(views[0], memory);
-  Result<AwqSearch> search =
-      SearchAwqScales(views, context_.ops.MeanMagnitudes(statistics), context_.plan.spec,
-                      context_.options.awq.forms, [&](std::span<const float> scales) {
-                        context_.ops.PseudoQuantize(views[0], context_.grid(), scales, trial);
-                        return context_.ops.OutputError(views[0], trial, statistics);
-                      });
+  NIBBLE_ASSIGN_OR_RETURN(const Matrix trial, context_.MatrixLike(views[0]));
+  Result<AwqSearch> search = Search(views, statistics, [&](std::span<const float> scales) {
+    context_.ops.PseudoQuantize(views[0], context_.grid(), scales, trial.view());
+    return context_.ops.OutputError(views[0], trial.view(), statistics);
+  });
   if (!search) return tl::unexpected<Error>(search.error().In(linear.name.name));
   return search;
+}
+
+Result<AwqSearch> AwqScaler::Search(std::span<const MatrixView> weights,
+                                    const InputStatistics& statistics, const AwqLoss& loss) {
+  const std::span<const AwqForm> forms = context_.options.awq.forms;
+  std::vector<float> mean_weights;
+  if (std::ranges::find(forms, AwqForm::kActivationsAndWeights) != forms.end()) {
+    std::vector<std::vector<float>> values;
+    std::vector<MatrixView> on_host;
+    for (const MatrixView& weight : weights) {
+      NIBBLE_ASSIGN_OR_RETURN(MatrixView view, context_.backend.ToHost(weight));
+      values.emplace_back(view.row<float>(0), view.row<float>(view.rows));
+      view.data = values.back().data();
+      on_host.push_back(view);
+    }
+    mean_weights = MeanNormalizedWeights(on_host, context_.plan.spec);
+  }
+  return SearchAwqScales(context_.ops.MeanMagnitudes(statistics), mean_weights, forms, loss);
 }
 
 }  // namespace nibble

@@ -49,6 +49,8 @@ class AwqScaler {
                                 const InputStatistics& statistics);
   // By the linear's own output.
   Result<AwqSearch> SearchLast(const LinearTensor& linear, const InputStatistics& statistics);
+  Result<AwqSearch> Search(std::span<const MatrixView> weights, const InputStatistics& statistics,
+                           const AwqLoss& loss);
 
   QuantizeContext context_;
   std::unique_ptr<CalibrationRunner> runner_;

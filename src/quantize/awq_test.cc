@@ -96,8 +96,8 @@ TEST(AwqSearchTest, AgreesWithTheOracle) {
     }
     return sum / static_cast<double>(got.values.size());
   };
-  const auto search =
-      SearchAwqScales(weights, ops->MeanMagnitudes(*statistics), grid.spec, forms, loss);
+  const auto search = SearchAwqScales(ops->MeanMagnitudes(*statistics),
+                                      MeanNormalizedWeights(weights, grid.spec), forms, loss);
   ASSERT_TRUE(search);
   for (int i = 0; i < kAwqRatios; ++i) {
     const double loss = oracle["loss"][static_cast<size_t>(i)];

@@ -8,7 +8,8 @@
 namespace nibble {
 namespace {
 
-// Enough rows to keep matrix products efficient, few enough that a step's scratch memory is small.
+// At least; enough rows to keep matrix products efficient, few enough that a step's scratch memory
+// is small.
 constexpr int64_t kRowsPerStep = 2048;
 
 }  // namespace
@@ -19,8 +20,8 @@ Result<std::unique_ptr<CalibrationRunner>> CalibrationRunner::Create(
   std::unique_ptr<CalibrationRunner> runner(new CalibrationRunner(config, set, backend));
   runner->rope_frequencies_ = RopeFrequencies(config.rope, config.head_dim);
   const int64_t length = set.sequence_length;
-  runner->sequences_per_step_ =
-      std::clamp<int64_t>(kRowsPerStep / length, 1, std::max<int64_t>(1, set.samples));
+  runner->sequences_per_step_ = std::clamp<int64_t>(
+      std::max(kRowsPerStep, backend.step_rows()) / length, 1, std::max<int64_t>(1, set.samples));
   const int64_t rows = runner->sequences_per_step_ * length;
   NIBBLE_ASSIGN_OR_RETURN(
       runner->plan_,
@@ -36,26 +37,38 @@ Result<std::unique_ptr<CalibrationRunner>> CalibrationRunner::Create(
                           backend.CreateKvCache(layout, runner->sequences_per_step_ *
                                                             CeilDiv(length, layout.block_tokens)));
 
-  const DType type = backend.activation_type();
-  const auto store = [&](int64_t columns) -> Result<Matrix> {
-    const uint64_t bytes = static_cast<uint64_t>(set.token_count() * columns) * BytesOf(type);
-    if (backend.memory().current().total() + bytes <= storage.max_bytes) {
-      return backend.Allocate(MemoryClass::kWorkspace, type, set.token_count(), columns);
-    }
-    NIBBLE_ASSIGN_OR_RETURN(Buffer file, AllocateInFile(storage.spill_directory, bytes));
-    return Matrix(std::move(file), type, set.token_count(), columns);
-  };
-  const auto scratch = [&](int64_t columns) {
-    return backend.Allocate(MemoryClass::kWorkspace, type, rows, columns);
-  };
-  NIBBLE_ASSIGN_OR_RETURN(runner->qkv_, scratch(config.qkv_features()));
-  NIBBLE_ASSIGN_OR_RETURN(runner->attention_scratch_, scratch(config.q_features()));
-  NIBBLE_ASSIGN_OR_RETURN(runner->gated_scratch_, scratch(config.intermediate));
-  NIBBLE_ASSIGN_OR_RETURN(runner->residual_, store(config.hidden));
-  NIBBLE_ASSIGN_OR_RETURN(runner->block_input_, store(config.hidden));
-  NIBBLE_ASSIGN_OR_RETURN(runner->attention_, store(config.q_features()));
-  NIBBLE_ASSIGN_OR_RETURN(runner->gated_, store(config.intermediate));
+  NIBBLE_RETURN_IF_ERROR(runner->Allocate(storage));
   return runner;
+}
+
+Status CalibrationRunner::Allocate(const ActivationStorage& storage) {
+  const DType type = backend_.activation_type();
+  const auto fits = [&](int64_t columns) {
+    const uint64_t bytes = static_cast<uint64_t>(set_.token_count() * columns) * BytesOf(type);
+    return backend_.memory().current().total() + bytes <= storage.max_bytes;
+  };
+  const auto allocate = [&](int64_t rows, int64_t columns) {
+    return backend_.Allocate(MemoryClass::kWorkspace, type, rows, columns);
+  };
+  const auto beside = [&](int64_t columns) {
+    return backend_.AllocateBeside(storage.directory, type, set_.token_count(), columns);
+  };
+  const int64_t rows = sequences_per_step_ * set_.sequence_length;
+  const int64_t widest = std::max(config_.q_features(), config_.intermediate);
+  NIBBLE_ASSIGN_OR_RETURN(block_input_, allocate(rows, config_.hidden));
+  NIBBLE_ASSIGN_OR_RETURN(qkv_, allocate(rows, config_.qkv_features()));
+  NIBBLE_ASSIGN_OR_RETURN(wide_, allocate(rows, widest));
+  NIBBLE_ASSIGN_OR_RETURN(residual_, fits(config_.hidden)
+                                         ? allocate(set_.token_count(), config_.hidden)
+                                         : beside(config_.hidden));
+  if (fits(widest)) {
+    NIBBLE_ASSIGN_OR_RETURN(waiting_, allocate(set_.token_count(), widest));
+  } else if (storage.beyond == ActivationStorage::Beyond::kBeside) {
+    NIBBLE_ASSIGN_OR_RETURN(waiting_, beside(widest));
+  } else if (fits(config_.q_features())) {
+    NIBBLE_ASSIGN_OR_RETURN(waiting_, allocate(set_.token_count(), config_.q_features()));
+  }
+  return {};
 }
 
 LayerContext CalibrationRunner::Context(int64_t layer, const LayerWeights& weights) const {
@@ -69,7 +82,15 @@ LayerContext CalibrationRunner::Context(int64_t layer, const LayerWeights& weigh
           .cache_layer = 0};
 }
 
-void CalibrationRunner::SetBatch(const Step& step) {
+std::vector<CalibrationRunner::Step> CalibrationRunner::Steps(int64_t sequences) const {
+  std::vector<Step> steps;
+  for (int64_t first = 0; first < sequences; first += sequences_per_step_) {
+    steps.push_back({first, std::min(sequences_per_step_, sequences - first)});
+  }
+  return steps;
+}
+
+MatrixView CalibrationRunner::SetStep(const Step& step) {
   const int64_t length = set_.sequence_length;
   const int64_t blocks = CeilDiv(length, cache_->layout().block_tokens);
   std::vector<int32_t> positions, row_begin = {0}, contexts, tables;
@@ -81,114 +102,117 @@ void CalibrationRunner::SetBatch(const Step& step) {
   }
   backend_.SetBatch(*plan_, {.tokens = std::span(set_.tokens)
                                            .subspan(static_cast<size_t>(step.first * length),
-                                                    static_cast<size_t>(step.sequences * length)),
+                                                    static_cast<size_t>(RowsOf(step))),
                              .positions = positions,
                              .row_begin = row_begin,
                              .context_lengths = contexts,
                              .block_tables = tables,
                              .max_blocks = blocks,
                              .logit_rows = {}});
+  return residual_.view().Rows(step.first * length, RowsOf(step));
 }
 
-MatrixView CalibrationRunner::RowsOf(const Matrix& matrix, const Step& step) const {
-  return matrix.view().Rows(step.first * set_.sequence_length,
-                            step.sequences * set_.sequence_length);
+MatrixView CalibrationRunner::Waiting(const Step& step, int64_t columns) const {
+  if (!Waits(columns)) return Scratch(step, columns);
+  const MatrixView all{waiting_.view().data, backend_.activation_type(), set_.token_count(),
+                       columns, columns};
+  return all.Rows(step.first * set_.sequence_length, RowsOf(step));
 }
 
-template <typename Work>
-Status CalibrationRunner::ForEachStep(int64_t sequences, const CancelToken& cancel,
-                                      const Work& work) {
-  for (int64_t first = 0; first < sequences; first += sequences_per_step_) {
-    NIBBLE_RETURN_IF_ERROR(cancel.Check());
-    const Step step{first, std::min(sequences_per_step_, sequences - first)};
-    SetBatch(step);
-    work(step, step.sequences * set_.sequence_length);
-  }
-  return {};
+MatrixView CalibrationRunner::ComputeAttention(const LayerContext& context, const Step& step,
+                                               MatrixView residual, MatrixView out) {
+  nibble::OutputInput(context, residual, block_input_.Rows(RowsOf(step)), qkv_.Rows(RowsOf(step)),
+                      out);
+  return out;
+}
+
+MatrixView CalibrationRunner::ComputeGated(const LayerContext& context, const Step& step,
+                                           MatrixView residual, MatrixView out) {
+  nibble::DownInput(context, residual, block_input_.Rows(RowsOf(step)), out);
+  return out;
 }
 
 void CalibrationRunner::Embed(const PreparedLinear& table) {
-  CHECK(ForEachStep(set_.samples, CancelToken(), [&](const Step& step, int64_t) {
-          backend_.Embed(*plan_, table, RowsOf(residual_, step));
-        }).has_value());
+  for (const Step& step : Steps()) backend_.Embed(*plan_, table, SetStep(step));
 }
 
-Status CalibrationRunner::QkvInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
-                                   const CancelToken& cancel) {
-  return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t) {
-    const MatrixView out = RowsOf(block_input_, step);
-    nibble::QkvInput(Context(layer, weights), RowsOf(residual_, step), out);
-    sink(out);
-  });
+MatrixView CalibrationRunner::QkvInput(const Step& step, int64_t layer,
+                                       const LayerWeights& weights) {
+  const MatrixView out = block_input_.Rows(RowsOf(step));
+  nibble::QkvInput(Context(layer, weights), SetStep(step), out);
+  return out;
 }
 
-Status CalibrationRunner::OutputInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
-                                      const CancelToken& cancel) {
-  return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t rows) {
-    const MatrixView out = RowsOf(attention_, step);
-    nibble::OutputInput(Context(layer, weights), RowsOf(residual_, step), RowsOf(block_input_, step),
-                        qkv_.Rows(rows), out);
-    sink(out);
-  });
+MatrixView CalibrationRunner::OutputInput(const Step& step, int64_t layer,
+                                          const LayerWeights& weights) {
+  const MatrixView residual = SetStep(step);
+  return ComputeAttention(Context(layer, weights), step, residual,
+                          Waiting(step, config_.q_features()));
 }
 
-Status CalibrationRunner::MlpInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
-                                   const CancelToken& cancel) {
-  return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t) {
-    const MatrixView residual = RowsOf(residual_, step), out = RowsOf(block_input_, step);
-    const LayerContext context = Context(layer, weights);
-    nibble::AddOutput(context, RowsOf(attention_, step), residual);
-    nibble::MlpInput(context, residual, out);
-    sink(out);
-  });
+MatrixView CalibrationRunner::MlpInput(const Step& step, int64_t layer,
+                                       const LayerWeights& weights) {
+  const MatrixView residual = SetStep(step), attention = Waiting(step, config_.q_features());
+  const LayerContext context = Context(layer, weights);
+  if (!Waits(config_.q_features())) ComputeAttention(context, step, residual, attention);
+  nibble::AddOutput(context, attention, residual);
+  const MatrixView out = block_input_.Rows(RowsOf(step));
+  nibble::MlpInput(context, residual, out);
+  return out;
 }
 
-Status CalibrationRunner::DownInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
-                                    const CancelToken& cancel) {
-  return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t) {
-    const MatrixView out = RowsOf(gated_, step);
-    nibble::DownInput(Context(layer, weights), RowsOf(residual_, step), RowsOf(block_input_, step),
-                      out);
-    sink(out);
-  });
+MatrixView CalibrationRunner::DownInput(const Step& step, int64_t layer,
+                                        const LayerWeights& weights) {
+  const MatrixView residual = SetStep(step);
+  return ComputeGated(Context(layer, weights), step, residual, Waiting(step, config_.intermediate));
 }
 
 Status CalibrationRunner::LayerOutput(int64_t layer, const LayerWeights& weights,
                                       const CancelToken& cancel) {
-  return ForEachStep(set_.samples, cancel, [&](const Step& step, int64_t) {
-    nibble::AddDown(Context(layer, weights), RowsOf(gated_, step), RowsOf(residual_, step));
-  });
+  const LayerContext context = Context(layer, weights);
+  for (const Step& step : Steps()) {
+    NIBBLE_RETURN_IF_ERROR(cancel.Check());
+    const MatrixView residual = SetStep(step), gated = Waiting(step, config_.intermediate);
+    if (!Waits(config_.intermediate)) ComputeGated(context, step, residual, gated);
+    nibble::AddDown(context, gated, residual);
+  }
+  return {};
 }
 
 Status CalibrationRunner::Layer(int64_t layer, const LayerWeights& weights,
                                 const CancelToken& cancel) {
-  NIBBLE_RETURN_IF_ERROR(OutputInput(layer, weights, Ignore, cancel));
-  NIBBLE_RETURN_IF_ERROR(MlpInput(layer, weights, Ignore, cancel));
-  NIBBLE_RETURN_IF_ERROR(DownInput(layer, weights, Ignore, cancel));
-  return LayerOutput(layer, weights, cancel);
+  for (const Step& step : Steps()) {
+    NIBBLE_RETURN_IF_ERROR(cancel.Check());
+    OutputInput(step, layer, weights);
+    MlpInput(step, layer, weights);
+    const MatrixView gated = DownInput(step, layer, weights);
+    nibble::AddDown(Context(layer, weights), gated, SetStep(step));
+  }
+  return {};
 }
 
 void CalibrationRunner::AttentionOutput(int64_t layer, const LayerWeights& weights,
                                         int64_t sequences, MatrixView out) {
-  CHECK(ForEachStep(sequences, CancelToken(), [&](const Step& step, int64_t rows) {
-          const LayerContext context = Context(layer, weights);
-          const MatrixView attention = attention_scratch_.Rows(rows);
-          nibble::OutputInput(context, RowsOf(residual_, step), RowsOf(block_input_, step),
-                              qkv_.Rows(rows), attention);
-          backend_.Linear(*plan_, *weights.output, attention, Epilogue::kNone,
-                          out.Rows(step.first * set_.sequence_length, rows));
-        }).has_value());
+  const LayerContext context = Context(layer, weights);
+  for (const Step& step : Steps(sequences)) {
+    const MatrixView residual = SetStep(step);
+    const MatrixView attention =
+        ComputeAttention(context, step, residual, Scratch(step, config_.q_features()));
+    backend_.Linear(*plan_, *weights.output, attention, Epilogue::kNone,
+                    out.Rows(step.first * set_.sequence_length, RowsOf(step)));
+  }
 }
 
 void CalibrationRunner::MlpOutput(int64_t layer, const LayerWeights& weights, int64_t sequences,
                                   MatrixView out) {
-  CHECK(ForEachStep(sequences, CancelToken(), [&](const Step& step, int64_t rows) {
-          const LayerContext context = Context(layer, weights);
-          const MatrixView gated = gated_scratch_.Rows(rows);
-          nibble::DownInput(context, RowsOf(residual_, step), RowsOf(block_input_, step), gated);
-          backend_.Linear(*plan_, *weights.down, gated, Epilogue::kNone,
-                          out.Rows(step.first * set_.sequence_length, rows));
-        }).has_value());
+  const LayerContext context = Context(layer, weights);
+  for (const Step& step : Steps(sequences)) {
+    const MatrixView residual = SetStep(step);
+    const MatrixView gated =
+        ComputeGated(context, step, residual, Scratch(step, config_.intermediate));
+    backend_.Linear(*plan_, *weights.down, gated, Epilogue::kNone,
+                    out.Rows(step.first * set_.sequence_length, RowsOf(step)));
+  }
 }
 
 }  // namespace nibble

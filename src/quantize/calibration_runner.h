@@ -1,10 +1,9 @@
-// Takes all calibration tokens through a model's layers, one stage of one layer at a time: each
-// stage runs over every sequence before the next begins, so that a quantizer can change a layer's
-// linears between them (true-sequential). One layer's weights at a time.
+// Takes the calibration tokens through a model's layers, one stage of one layer at a time and a few
+// sequences in a step, so that a quantizer can change a layer's linears between the stages
+// (true-sequential). One layer's weights at a time.
 #ifndef NIBBLE_QUANTIZE_CALIBRATION_RUNNER_H_
 #define NIBBLE_QUANTIZE_CALIBRATION_RUNNER_H_
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,11 +14,15 @@
 
 namespace nibble {
 
-// Where the activations of all tokens are kept: in memory, or, beyond `max_bytes` of it, in files
-// without a name in `spill_directory`.
+// Where the activations of all tokens are kept: in the device's memory up to `max_bytes` of it, and
+// beyond. The residual stream then lies beside the device's memory (Backend::AllocateBeside), with
+// files without a name in `directory`. So do the inputs that wait for a linear under kBeside; under
+// kComputeAgain they are computed a second time, which a GPU does sooner than it moves them.
 struct ActivationStorage {
+  enum class Beyond { kBeside, kComputeAgain };
   uint64_t max_bytes = UINT64_MAX;
-  std::string spill_directory = ".";
+  std::string directory = ".";
+  Beyond beyond = Beyond::kBeside;
 };
 
 class CalibrationRunner {
@@ -33,32 +36,28 @@ class CalibrationRunner {
   // The residual stream before the first layer.
   void Embed(const PreparedLinear& table);
 
-  // A layer's stages, in this order, with `weights` complete up to the stage's end; QkvInput only
-  // looks. `sink` sees a few sequences' input of the next linears at a time, [rows, features]; the
-  // sequences in order.
-  using Sink = std::function<void(MatrixView x)>;
-  static void Ignore(MatrixView) {}
-  Status QkvInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
-                  const CancelToken& cancel);
-  Status OutputInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
-                     const CancelToken& cancel);
-  Status MlpInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
-                  const CancelToken& cancel);
-  Status DownInput(int64_t layer, const LayerWeights& weights, const Sink& sink,
-                   const CancelToken& cancel);
+  // Some sequences of the set.
+  struct Step {
+    int64_t first = 0, sequences = 0;
+  };
+  // Steps that cover the first `sequences` sequences, in order.
+  std::vector<Step> Steps(int64_t sequences) const;
+  std::vector<Step> Steps() const { return Steps(set_.samples); }
+
+  // A layer's stages, in this order, each for all steps before the next, with `weights` complete up
+  // to the stage's end: they return the input of the next linears, [rows, features], which is valid
+  // until the next call. QkvInput only looks.
+  MatrixView QkvInput(const Step& step, int64_t layer, const LayerWeights& weights);
+  MatrixView OutputInput(const Step& step, int64_t layer, const LayerWeights& weights);
+  MatrixView MlpInput(const Step& step, int64_t layer, const LayerWeights& weights);
+  MatrixView DownInput(const Step& step, int64_t layer, const LayerWeights& weights);
   Status LayerOutput(int64_t layer, const LayerWeights& weights, const CancelToken& cancel);
   // All that change something.
   Status Layer(int64_t layer, const LayerWeights& weights, const CancelToken& cancel);
 
-  // Of all tokens, as the latest stage gave them to its sink, [tokens, features]: the input of q, k
-  // and v or of gate and up; of o; of down.
-  MatrixView block_input() const { return block_input_.view(); }
-  MatrixView attention() const { return attention_.view(); }
-  MatrixView gated() const { return gated_.view(); }
-
   // What a block adds to the residual stream for the first `sequences` sequences, [rows, hidden]
   // into `out`: attention, right after QkvInput; the MLP, right after MlpInput. `weights` may
-  // differ from the stages'; with another norm, block_input() is not the stage's any more.
+  // differ from the stages'.
   void AttentionOutput(int64_t layer, const LayerWeights& weights, int64_t sequences,
                        MatrixView out);
   void MlpOutput(int64_t layer, const LayerWeights& weights, int64_t sequences, MatrixView out);
@@ -68,18 +67,24 @@ class CalibrationRunner {
   const ModelConfig& config() const { return config_; }
 
  private:
-  struct Step {
-    int64_t first = 0, sequences = 0;  // of the set
-  };
-
   CalibrationRunner(const ModelConfig& config, const CalibrationSet& set, Backend& backend)
       : config_(config), set_(set), backend_(backend) {}
+  Status Allocate(const ActivationStorage& storage);
   LayerContext Context(int64_t layer, const LayerWeights& weights) const;
-  void SetBatch(const Step& step);
-  MatrixView RowsOf(const Matrix& matrix, const Step& step) const;
-  // Runs `work` for steps that cover the first `sequences` sequences.
-  template <typename Work>
-  Status ForEachStep(int64_t sequences, const CancelToken& cancel, const Work& work);
+  // Makes the step the backend's batch; returns its part of the residual stream.
+  MatrixView SetStep(const Step& step);
+  int64_t RowsOf(const Step& step) const { return step.sequences * set_.sequence_length; }
+  // A step's part of an input of all tokens that waits for its linear, `columns` wide; scratch
+  // memory where it does not wait.
+  MatrixView Waiting(const Step& step, int64_t columns) const;
+  MatrixView Scratch(const Step& step, int64_t columns) const {
+    return {wide_.view().data, backend_.activation_type(), RowsOf(step), columns, columns};
+  }
+  bool Waits(int64_t columns) const { return columns <= waiting_.columns(); }
+  MatrixView ComputeAttention(const LayerContext& context, const Step& step, MatrixView residual,
+                              MatrixView out);
+  MatrixView ComputeGated(const LayerContext& context, const Step& step, MatrixView residual,
+                          MatrixView out);
 
   const ModelConfig& config_;
   const CalibrationSet& set_;
@@ -89,13 +94,12 @@ class CalibrationRunner {
   std::unique_ptr<BatchPlan> plan_;
   std::unique_ptr<KvCache> cache_;  // one layer, one step
   // Of all tokens.
-  Matrix residual_;     // [tokens, hidden]
-  Matrix block_input_;  // [tokens, hidden], behind the norm of attention, then of the MLP; the
-                        // stages behind a norm write it again, and the same
-  Matrix attention_;    // [tokens, heads · head_dim]
-  Matrix gated_;        // [tokens, intermediate]
+  Matrix residual_;  // [tokens, hidden]
+  Matrix waiting_;   // the input of o, then of down; as wide as the wider that is kept, or empty
   // Of one step.
-  Matrix qkv_, attention_scratch_, gated_scratch_;
+  Matrix block_input_;  // [rows, hidden], behind a norm
+  Matrix qkv_;
+  Matrix wide_;  // [rows, the wider of heads · head_dim and intermediate]
 };
 
 }  // namespace nibble

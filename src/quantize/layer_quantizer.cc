@@ -29,8 +29,8 @@ class RtnQuantizer final : public LayerQuantizer {
       Result<QuantizedWeight> quantized =
           context_.ops.Round(linear->view(), context_.grid(), nullptr);
       if (!quantized) return tl::unexpected<Error>(quantized.error().In(linear->name.name));
-      context_.Finish(*linear, linear->view(), *std::move(quantized), nullptr, Json::object(),
-                      start, result, done);
+      NIBBLE_RETURN_IF_ERROR(context_.Finish(*linear, linear->view(), *std::move(quantized),
+                                             nullptr, Json::object(), start, result, done));
     }
     return result;
   }
@@ -68,16 +68,17 @@ class AwqQuantizer final : public LayerQuantizer {
         [&](const Linears& linears, const InputStatistics& statistics,
             const Json& record) -> Status {
           for (LinearTensor* linear : linears) {
-            std::vector<float> clipped = linear->weight;
-            const MatrixView view = ViewLike(linear->view(), clipped);
+            NIBBLE_ASSIGN_OR_RETURN(const Matrix clipped, context_.MatrixLike(linear->view()));
+            const MatrixView view = clipped.view();
+            context_.ops.Scale(linear->view(), {}, {}, view);
             // Queries and keys meet in a product whose error their own outputs do not show.
             if (linear != &t.q && linear != &t.k) {
               context_.ops.Clip(view, context_.grid(), linear->scales, statistics);
             }
             Result<QuantizedWeight> quantized = context_.ops.Round(view, context_.grid(), nullptr);
             if (!quantized) return tl::unexpected<Error>(quantized.error().In(linear->name.name));
-            context_.Finish(*linear, linear->view(), *std::move(quantized), &statistics, record,
-                            start, result, done);
+            NIBBLE_RETURN_IF_ERROR(context_.Finish(*linear, linear->view(), *std::move(quantized),
+                                                   &statistics, record, start, result, done));
             start = Clock::now();
           }
           return {};
@@ -162,26 +163,16 @@ class GptqQuantizer final : public LayerQuantizer {
   // Linears that share an input, in the order of the stages.
   struct Group {
     QuantizeContext::Stage input;
-    MatrixView (CalibrationRunner::*stored)() const;  // that input, of all tokens
     Linears linears;
     Interleave interleave;
     std::unique_ptr<PreparedLinear>& prepared;
   };
   static std::vector<Group> GroupsOf(LayerTensors& t, LayerWeights& weights) {
     using Runner = CalibrationRunner;
-    return {
-        {&Runner::QkvInput,
-         &Runner::block_input,
-         {&t.q, &t.k, &t.v},
-         Interleave::kNone,
-         weights.qkv},
-        {&Runner::OutputInput, &Runner::attention, {&t.output}, Interleave::kNone, weights.output},
-        {&Runner::MlpInput,
-         &Runner::block_input,
-         {&t.gate, &t.up},
-         Interleave::kGateUp,
-         weights.gate_up},
-        {&Runner::DownInput, &Runner::gated, {&t.down}, Interleave::kNone, weights.down}};
+    return {{&Runner::QkvInput, {&t.q, &t.k, &t.v}, Interleave::kNone, weights.qkv},
+            {&Runner::OutputInput, {&t.output}, Interleave::kNone, weights.output},
+            {&Runner::MlpInput, {&t.gate, &t.up}, Interleave::kGateUp, weights.gate_up},
+            {&Runner::DownInput, {&t.down}, Interleave::kNone, weights.down}};
   }
 
   Result<LayerWeights> Norms(const LayerTensors& t) {
@@ -200,18 +191,14 @@ class GptqQuantizer final : public LayerQuantizer {
     auto start = Clock::now();
     const LinearTensor& representative = *group.linears.front();
     std::unique_ptr<InputDrift> drift;
-    CalibrationRunner::Sink add_drift = CalibrationRunner::Ignore;
-    int64_t row = 0;
+    QuantizeContext::Sink add_drift = QuantizeContext::Ignore;
     if (unquantized_) {
-      NIBBLE_RETURN_IF_ERROR((unquantized_.get()->*group.input)(layer, unquantized,
-                                                                CalibrationRunner::Ignore, cancel));
       std::vector<MatrixView> views;
       for (const LinearTensor* linear : group.linears) views.push_back(linear->view());
       NIBBLE_ASSIGN_OR_RETURN(drift, context_.ops.CreateDrift(views));
-      add_drift = [&](MatrixView x) {
-        context_.ops.AccumulateDrift((unquantized_.get()->*group.stored)().Rows(row, x.rows),
+      add_drift = [&](const CalibrationRunner::Step& step, MatrixView x) {
+        context_.ops.AccumulateDrift((unquantized_.get()->*group.input)(step, layer, unquantized),
                                      representative.scales, x, *drift);
-        row += x.rows;
       };
     }
     NIBBLE_ASSIGN_OR_RETURN(
@@ -234,8 +221,9 @@ class GptqQuantizer final : public LayerQuantizer {
       }
       Result<QuantizedWeight> solved = solver->Solve(aim);
       if (!solved) return tl::unexpected<Error>(solved.error().In(linear->name.name));
-      context_.Finish(*linear, aim, *std::move(solved), statistics.get(),
-                      {{"damping", solver->damping()}}, start, result, done);
+      NIBBLE_RETURN_IF_ERROR(context_.Finish(*linear, aim, *std::move(solved), statistics.get(),
+                                             {{"damping", solver->damping()}}, start, result,
+                                             done));
       start = Clock::now();
     }
     return {};
@@ -270,8 +258,8 @@ class GptqQuantizer final : public LayerQuantizer {
 Result<std::unique_ptr<LayerQuantizer>> LayerQuantizer::Create(
     const Checkpoint& checkpoint, const ModelDescription& model, const QuantizationPlan& plan,
     QuantMethod method, const SolverOptions& options, const CalibrationSet* calibration,
-    Backend& backend, QuantizeOps& ops, ThreadPool& pool, const ActivationStorage& storage) {
-  const QuantizeContext context{checkpoint, model, plan, options, backend, ops, pool};
+    Backend& backend, QuantizeOps& ops, const ActivationStorage& storage) {
+  const QuantizeContext context{checkpoint, model, plan, options, backend, ops};
   if (method == QuantMethod::kRtn) return std::make_unique<RtnQuantizer>(context);
   CHECK(calibration != nullptr);
   for (const int32_t token : calibration->tokens) {

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "src/base/json.h"
-#include "src/base/thread_pool.h"
 #include "src/quantize/awq.h"
 #include "src/quantize/calibration_runner.h"
 #include "src/quantize/gptq.h"
@@ -54,7 +53,7 @@ class LayerQuantizer {
   static Result<std::unique_ptr<LayerQuantizer>> Create(
       const Checkpoint& checkpoint, const ModelDescription& model, const QuantizationPlan& plan,
       QuantMethod method, const SolverOptions& options, const CalibrationSet* calibration,
-      Backend& backend, QuantizeOps& ops, ThreadPool& pool, const ActivationStorage& storage);
+      Backend& backend, QuantizeOps& ops, const ActivationStorage& storage);
   virtual ~LayerQuantizer() = default;
 
   // The layers are taken in order, each by Quantize or, where its result is known from an

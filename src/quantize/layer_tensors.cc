@@ -1,37 +1,24 @@
 #include "src/quantize/layer_tensors.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 
 namespace nibble {
 namespace {
 
 Result<LinearTensor> ReadLinear(const Checkpoint& checkpoint, const LinearName& name,
-                                const QuantizationPlan& plan, ThreadPool& pool) {
+                                const QuantizationPlan& plan, QuantizeOps& ops) {
   LinearTensor linear{.name = name};
   linear.quantized = plan.Quantizes(name.name);
-  linear.weight.resize(static_cast<size_t>(name.out_features * name.in_features));
   linear.scales.assign(static_cast<size_t>(name.in_features), 1.0f);
   NIBBLE_ASSIGN_OR_RETURN(const Weight weight, ReadWeight(checkpoint, name.name, name.out_features,
                                                           name.in_features, std::nullopt));
-  const DenseWeight& dense = std::get<DenseWeight>(weight);
-  std::atomic<int64_t> bad_row{-1};
-  pool.ParallelFor(name.out_features, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t n = begin; n < end; ++n) {
-      float* const row = &linear.weight[static_cast<size_t>(n * name.in_features)];
-      bool finite = true;
-      for (int64_t k = 0; k < name.in_features; ++k) {
-        row[k] = dense.At(n, k);
-        finite &= std::isfinite(row[k]);
-      }
-      if (!finite) bad_row = n;
-    }
-  });
-  if (bad_row >= 0) {
-    return BadInput("{}: {}.weight: row {} is not finite", checkpoint.path(), name.name,
-                    bad_row.load());
+  Result<Matrix> loaded = ops.Load(std::get<DenseWeight>(weight));
+  if (!loaded) {
+    return tl::unexpected<Error>(
+        loaded.error().In(fmt::format("{}: {}.weight", checkpoint.path(), name.name)));
   }
+  linear.weight = *std::move(loaded);
   checkpoint.Release(name.name + ".weight");
   if (name.bias) {
     NIBBLE_ASSIGN_OR_RETURN(linear.bias,
@@ -59,39 +46,38 @@ float RoundTo(DType type, float value) {
 
 Result<LayerTensors> ReadLayerTensors(const Checkpoint& checkpoint, const ModelDescription& model,
                                       const QuantizationPlan& plan, int64_t layer,
-                                      ThreadPool& pool) {
+                                      QuantizeOps& ops) {
   const LayerLinears names = LinearsOfLayer(model.config, layer);
   LayerTensors tensors;
   NIBBLE_ASSIGN_OR_RETURN(tensors.input_norm,
                           ReadNorm(checkpoint, InputNormName(layer), model.config.hidden));
   NIBBLE_ASSIGN_OR_RETURN(tensors.post_attention_norm,
                           ReadNorm(checkpoint, PostAttentionNormName(layer), model.config.hidden));
-  NIBBLE_ASSIGN_OR_RETURN(tensors.q, ReadLinear(checkpoint, names.q, plan, pool));
-  NIBBLE_ASSIGN_OR_RETURN(tensors.k, ReadLinear(checkpoint, names.k, plan, pool));
-  NIBBLE_ASSIGN_OR_RETURN(tensors.v, ReadLinear(checkpoint, names.v, plan, pool));
-  NIBBLE_ASSIGN_OR_RETURN(tensors.output, ReadLinear(checkpoint, names.output, plan, pool));
-  NIBBLE_ASSIGN_OR_RETURN(tensors.gate, ReadLinear(checkpoint, names.gate, plan, pool));
-  NIBBLE_ASSIGN_OR_RETURN(tensors.up, ReadLinear(checkpoint, names.up, plan, pool));
-  NIBBLE_ASSIGN_OR_RETURN(tensors.down, ReadLinear(checkpoint, names.down, plan, pool));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.q, ReadLinear(checkpoint, names.q, plan, ops));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.k, ReadLinear(checkpoint, names.k, plan, ops));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.v, ReadLinear(checkpoint, names.v, plan, ops));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.output, ReadLinear(checkpoint, names.output, plan, ops));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.gate, ReadLinear(checkpoint, names.gate, plan, ops));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.up, ReadLinear(checkpoint, names.up, plan, ops));
+  NIBBLE_ASSIGN_OR_RETURN(tensors.down, ReadLinear(checkpoint, names.down, plan, ops));
   return tensors;
 }
 
-void ScaleColumns(LinearTensor& linear, std::span<const float> scales) {
+void ScaleColumns(QuantizeOps& ops, LinearTensor& linear, std::span<const float> scales) {
   for (size_t k = 0; k < scales.size(); ++k) linear.scales[k] *= scales[k];
-  for (int64_t n = 0; n < linear.name.out_features; ++n) {
-    float* const row = linear.view().row<float>(n);
-    for (size_t k = 0; k < scales.size(); ++k) row[k] *= scales[k];
-  }
+  ops.Scale(linear.view(), {}, scales, linear.view());
 }
 
-void DivideRows(LinearTensor& linear, std::span<const float> scales) {
-  for (int64_t n = 0; n < linear.name.out_features; ++n) {
-    float* const row = linear.view().row<float>(n);
-    const float scale = scales[static_cast<size_t>(n)];
-    for (int64_t k = 0; k < linear.name.in_features; ++k) row[k] /= scale;
-    if (!linear.bias.empty()) linear.bias[static_cast<size_t>(n)] /= scale;
-  }
+void DivideRows(QuantizeOps& ops, LinearTensor& linear, std::span<const float> scales) {
+  ops.Scale(linear.view(), Reciprocals(scales), {}, linear.view());
+  for (size_t n = 0; n < linear.bias.size(); ++n) linear.bias[n] /= scales[n];
   linear.bias_changed = !linear.bias.empty();
+}
+
+std::vector<float> Reciprocals(std::span<const float> scales) {
+  std::vector<float> reciprocals;
+  for (const float scale : scales) reciprocals.push_back(1 / scale);
+  return reciprocals;
 }
 
 void FoldIntoNorm(NormTensor& norm, std::vector<float>& scales) {
@@ -139,10 +125,6 @@ DenseWeight DenseWeightOf(MatrixView matrix) {
           .rows = matrix.rows,
           .columns = matrix.columns,
           .data = static_cast<const std::byte*>(matrix.data)};
-}
-
-MatrixView ViewLike(MatrixView shape, std::vector<float>& values) {
-  return {values.data(), DType::kF32, shape.rows, shape.columns, shape.columns};
 }
 
 }  // namespace nibble

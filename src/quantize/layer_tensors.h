@@ -1,4 +1,5 @@
-// One layer's tensors as float32 on the host, while the layer is being quantized.
+// One layer's tensors while the layer is being quantized: its matrices as float32 in the device's
+// memory, its vectors on the host.
 #ifndef NIBBLE_QUANTIZE_LAYER_TENSORS_H_
 #define NIBBLE_QUANTIZE_LAYER_TENSORS_H_
 
@@ -7,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "src/base/thread_pool.h"
 #include "src/model/model_weights.h"
+#include "src/ops/quantize_ops.h"
 #include "src/quantize/plan.h"
 
 namespace nibble {
@@ -16,15 +17,12 @@ namespace nibble {
 struct LinearTensor {
   LinearName name;
   bool quantized = false;     // by the plan; else it stays as it is
-  std::vector<float> weight;  // [out, in]
+  Matrix weight;              // float32 [out, in]
   std::vector<float> bias;    // [out], or empty
   std::vector<float> scales;  // [in] that the columns were multiplied by
   bool bias_changed = false;
 
-  MatrixView view() const {
-    return {const_cast<float*>(weight.data()), DType::kF32, name.out_features, name.in_features,
-            name.in_features};
-  }
+  MatrixView view() const { return weight.view(); }
 };
 
 struct NormTensor {
@@ -46,12 +44,13 @@ struct LayerTensors {
 // kBadInput, naming the tensor, where a value is not finite.
 Result<LayerTensors> ReadLayerTensors(const Checkpoint& checkpoint, const ModelDescription& model,
                                       const QuantizationPlan& plan, int64_t layer,
-                                      ThreadPool& pool);
+                                      QuantizeOps& ops);
 
 // weight · diag(scales); `scales` multiplies what was there before.
-void ScaleColumns(LinearTensor& linear, std::span<const float> scales);
+void ScaleColumns(QuantizeOps& ops, LinearTensor& linear, std::span<const float> scales);
 // diag(scales)⁻¹ · weight, and the bias.
-void DivideRows(LinearTensor& linear, std::span<const float> scales);
+void DivideRows(QuantizeOps& ops, LinearTensor& linear, std::span<const float> scales);
+std::vector<float> Reciprocals(std::span<const float> scales);
 // gain / scales in the type the norm is stored in; `scales` become what the division then amounts
 // to, so that nothing is lost to the rounding. Where the gain would vanish or overflow, the scale
 // becomes 1.
@@ -66,8 +65,6 @@ Result<std::unique_ptr<PreparedLinear>> Prepare(Backend& backend, Interleave int
 
 // A contiguous float32 matrix as a weight. Borrows it.
 DenseWeight DenseWeightOf(MatrixView matrix);
-// `values`, contiguous, in the shape of `shape`.
-MatrixView ViewLike(MatrixView shape, std::vector<float>& values);
 
 }  // namespace nibble
 

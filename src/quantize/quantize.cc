@@ -99,16 +99,19 @@ const char* ErrorMeasure(const QuantizeOptions& options) {
 // Every layer into the store; returns the modules' records.
 Result<Json> QuantizeLayers(const Checkpoint& checkpoint, const ModelDescription& model,
                             const QuantizationPlan& plan, const QuantizeOptions& options,
-                            const LayerStore& store, Backend& backend, QuantizeOps& ops,
-                            ThreadPool& pool, const QuantizeProgress& progress,
-                            const CancelToken& cancel) {
+                            const LayerStore& store, Backend& backend,
+                            const QuantizeProgress& progress, const CancelToken& cancel) {
   const std::string parent = std::filesystem::path(options.output).parent_path();
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<QuantizeOps> ops, backend.CreateQuantizeOps());
+  using Beyond = ActivationStorage::Beyond;
   NIBBLE_ASSIGN_OR_RETURN(
       const std::unique_ptr<LayerQuantizer> quantizer,
-      LayerQuantizer::Create(checkpoint, model, plan, options.method.method, options.solver,
-                             options.calibration, backend, ops, pool,
-                             {.max_bytes = options.max_activation_bytes,
-                              .spill_directory = parent.empty() ? "." : parent}));
+      LayerQuantizer::Create(
+          checkpoint, model, plan, options.method.method, options.solver, options.calibration,
+          backend, *ops,
+          {.max_bytes = options.max_activation_bytes,
+           .directory = parent.empty() ? "." : parent,
+           .beyond = backend.queues_steps() ? Beyond::kComputeAgain : Beyond::kBeside}));
   const auto total = static_cast<int64_t>(plan.quantized.size());
   int64_t done = 0;
   const LinearDone linear_done = [&](std::string_view name, const Json& record) {
@@ -150,9 +153,8 @@ Json SolverRecord(const SolverOptions& options) {
 }
 
 Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescription& model,
-                                const QuantizeOptions& options, Backend& backend, QuantizeOps& ops,
-                                ThreadPool& pool, const QuantizeProgress& progress,
-                                const CancelToken& cancel) {
+                                const QuantizeOptions& options, Backend& backend,
+                                const QuantizeProgress& progress, const CancelToken& cancel) {
   const auto start = Clock::now();
   NIBBLE_ASSIGN_OR_RETURN(const QuantizationPlan plan,
                           PlanQuantization(model, options.method.quant));
@@ -190,7 +192,7 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
       const LayerStore store,
       LayerStore::Open(options.output + ".quantizing", FingerprintOfRun(options, plan)));
   Result<Json> layers =
-      QuantizeLayers(checkpoint, model, plan, options, store, backend, ops, pool, progress, cancel);
+      QuantizeLayers(checkpoint, model, plan, options, store, backend, progress, cancel);
   if (!layers) {
     // No other attempt would get further.
     if (layers.error().code() == ErrorCode::kBadInput) store.Remove();

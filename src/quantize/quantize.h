@@ -17,7 +17,6 @@
 
 #include "src/base/cancel.h"
 #include "src/base/json.h"
-#include "src/base/thread_pool.h"
 #include "src/model/model_weights.h"
 #include "src/quantize/layer_quantizer.h"
 #include "src/quantize/method.h"
@@ -30,7 +29,7 @@ struct QuantizeOptions {
   QuantLayout layout = QuantLayout::kAwqGemm;
   SolverOptions solver;
   const CalibrationSet* calibration = nullptr;  // borrowed; needed by all methods but rtn
-  uint64_t max_activation_bytes = UINT64_MAX;   // in memory; more are kept in files beside `output`
+  uint64_t max_activation_bytes = UINT64_MAX;   // in the device's memory; see ActivationStorage
   std::string source_fingerprint;               // of the model's files
   std::string output;                           // a directory that does not exist yet
 };
@@ -45,9 +44,8 @@ Json SolverRecord(const SolverOptions& options);
 
 // Returns the content of quantize.json ("nibble.quantize/1").
 Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescription& model,
-                                const QuantizeOptions& options, Backend& backend, QuantizeOps& ops,
-                                ThreadPool& pool, const QuantizeProgress& progress,
-                                const CancelToken& cancel);
+                                const QuantizeOptions& options, Backend& backend,
+                                const QuantizeProgress& progress, const CancelToken& cancel);
 
 }  // namespace nibble
 

@@ -11,9 +11,9 @@
 #include "src/base/file.h"
 #include "src/base/random.h"
 #include "src/ops/cpu/cpu_backend.h"
-#include "src/ops/cpu/cpu_quantize.h"
 #include "src/quantize/calibration_runner.h"
 #include "src/quantize/fixture_util.h"
+#include "src/quantize/quantize_context.h"
 
 namespace nibble {
 namespace {
@@ -127,9 +127,7 @@ class QuantizeCheckpointTest : public ::testing::TestWithParam<Case> {
     const ModelDescription model = *DescribeModel(*checkpoint);
     const QuantLayout layout = *ParseLayout(c.layout);
     const Grid grid = layout == QuantLayout::kGptqV1 ? Grid::kSymmetric : Grid::kAsymmetric;
-    ThreadPool pool(2);
     const auto backend = *MakeCpuBackend({.threads = 2});
-    const auto ops = MakeCpuQuantizeOps(pool, backend->memory());
     return QuantizeCheckpoint(
         *checkpoint, model,
         {.method = {.method = c.method, .quant = {.group_size = c.group_size, .grid = grid}},
@@ -137,7 +135,7 @@ class QuantizeCheckpointTest : public ::testing::TestWithParam<Case> {
          .solver = {.gptq = {.drift_share = c.drift_share}},
          .calibration = c.method == QuantMethod::kRtn ? nullptr : &set_,
          .output = output},
-        *backend, *ops, pool, progress, cancel);
+        *backend, progress, cancel);
   }
 
   std::string output_;
@@ -219,21 +217,29 @@ TEST_P(QuantizeCheckpointTest, CalibrationPays) {
 
 // What the last layer's MLP adds for the calibration tokens, behind the checkpoint's earlier
 // layers.
-std::vector<float> LastMlpOutput(const std::string& path, const CalibrationSet& set) {
+std::vector<float> LastMlpOutput(const std::string& path, const CalibrationSet& set,
+                                 const ActivationStorage& storage) {
   const auto checkpoint = Get(OpenCheckpoint(path));
   const ModelDescription model = Get(DescribeModel(*checkpoint));
   const auto backend = Get(MakeCpuBackend({.threads = 2}));
-  const auto runner = Get(CalibrationRunner::Create(model.config, set, *backend, {}));
+  const auto runner = Get(CalibrationRunner::Create(model.config, set, *backend, storage));
   runner->Embed(*Get(LoadEmbedding(*checkpoint, model, *backend)));
   const int64_t last = model.config.layers - 1;
   const CancelToken never;
-  for (int64_t layer = 0; layer < last; ++layer) {
-    CHECK(runner->Layer(layer, Get(LoadLayer(*checkpoint, model, layer, *backend)), never));
+  const auto run = [&](QuantizeContext::Stage stage, int64_t layer, const LayerWeights& weights) {
+    for (const CalibrationRunner::Step& step : runner->Steps())
+      (*runner.*stage)(step, layer, weights);
+  };
+  LayerWeights weights;
+  for (int64_t layer = 0; layer <= last; ++layer) {
+    weights = Get(LoadLayer(*checkpoint, model, layer, *backend));
+    run(&CalibrationRunner::QkvInput, layer, weights);
+    run(&CalibrationRunner::OutputInput, layer, weights);
+    run(&CalibrationRunner::MlpInput, layer, weights);
+    if (layer == last) break;
+    run(&CalibrationRunner::DownInput, layer, weights);
+    CHECK(runner->LayerOutput(layer, weights, never));
   }
-  const LayerWeights weights = Get(LoadLayer(*checkpoint, model, last, *backend));
-  CHECK(runner->QkvInput(last, weights, CalibrationRunner::Ignore, never));
-  CHECK(runner->OutputInput(last, weights, CalibrationRunner::Ignore, never));
-  CHECK(runner->MlpInput(last, weights, CalibrationRunner::Ignore, never));
   std::vector<float> out(static_cast<size_t>(set.token_count() * model.config.hidden));
   runner->MlpOutput(
       last, weights, set.samples,
@@ -241,16 +247,38 @@ std::vector<float> LastMlpOutput(const std::string& path, const CalibrationSet& 
   return out;
 }
 
+// Wherever the activations lie, and whether they wait or are computed again: the same bits. With 7
+// MiB all are kept, with 6 the narrower inputs wait, with 5 none, with 0 even the residual stream
+// lies beside.
+TEST(CalibrationRunnerTest, StorageDoesNotMatter) {
+  CalibrationSet set{.samples = 120, .sequence_length = 40};  // three steps
+  Random random(6);
+  for (int64_t i = 0; i < set.token_count(); ++i) {
+    set.tokens.push_back(static_cast<int32_t>(random.Below(64)));
+  }
+  const std::vector<float> want = LastMlpOutput("random:tiny", set, {});
+  using Beyond = ActivationStorage::Beyond;
+  for (const Beyond beyond : {Beyond::kBeside, Beyond::kComputeAgain}) {
+    for (const uint64_t megabytes : {0, 5, 6, 7}) {
+      EXPECT_EQ(want, LastMlpOutput("random:tiny", set,
+                                    {.max_bytes = megabytes << 20,
+                                     .directory = ::testing::TempDir(),
+                                     .beyond = beyond}))
+          << megabytes;
+    }
+  }
+}
+
 // Towards the unquantized model's outputs, a block's come out nearer to them.
 TEST_F(QuantizeCheckpointTest, AsymmetricCalibrationMakesUpForEarlierErrors) {
-  const std::vector<float> want = LastMlpOutput("random:tiny", set_);
+  const std::vector<float> want = LastMlpOutput("random:tiny", set_, {});
   for (const QuantMethod method : {QuantMethod::kGptq, QuantMethod::kAwqGptq}) {
     double errors[2] = {};
     for (const int share : {0, 1}) {
       const Case c{method, "awq", 64, static_cast<double>(share)};
       const auto record = Quantize(c, output_, CancelToken(), kIgnore);
       ASSERT_TRUE(record) << record.error().message();
-      const std::vector<float> got = LastMlpOutput(output_, set_);
+      const std::vector<float> got = LastMlpOutput(output_, set_, {});
       for (size_t i = 0; i < want.size(); ++i) errors[share] += std::pow(got[i] - want[i], 2);
       Remove();
     }

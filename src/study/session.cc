@@ -87,18 +87,6 @@ Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options,
   return backend;
 }
 
-Result<std::unique_ptr<Backend>> MakeQuantizingBackend(const DeviceOptions& options,
-                                                       const ModelConfig& config) {
-  DeviceOptions on_host = options;
-  if (options.device != "ref") on_host.device = "cpu";
-  return MakeBackend(on_host, config);
-}
-
-std::unique_ptr<QuantizeOps> MakeQuantizeOps(Backend& backend, ThreadPool& pool) {
-  if (backend.name() == "ref") return MakeRefQuantizeOps(backend.memory());
-  return MakeCpuQuantizeOps(pool, backend.memory());
-}
-
 Result<DType> KvTypeFor(const DeviceOptions& options, const Backend& backend,
                         const ModelConfig& config) {
   if (backend.name() == "cuda") return backend.activation_type();

@@ -8,11 +8,9 @@
 
 #include "src/base/cancel.h"
 #include "src/base/progress.h"
-#include "src/base/thread_pool.h"
 #include "src/checkpoint/checkpoint.h"
 #include "src/engine/engine.h"
 #include "src/model/model_weights.h"
-#include "src/ops/quantize_ops.h"
 
 namespace nibble {
 
@@ -31,14 +29,7 @@ struct DeviceOptions {
 // asked for.
 Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options,
                                              const ModelConfig& config);
-// Quantizers run on a CPU: what MakeBackend makes, but never a GPU's.
-Result<std::unique_ptr<Backend>> MakeQuantizingBackend(const DeviceOptions& options,
-                                                       const ModelConfig& config);
-
 int ThreadsFor(const DeviceOptions& options);
-
-// What quantizers ask of the backend's device. Borrows both.
-std::unique_ptr<QuantizeOps> MakeQuantizeOps(Backend& backend, ThreadPool& pool);
 
 // The KV cache's type: as asked for; under "auto" the checkpoint's own (float32 on ref, the
 // activations' on a GPU).

@@ -180,9 +180,7 @@ Result<Json> Study::QuantizeStage(const std::string& method) {
     NIBBLE_ASSIGN_OR_RETURN(const MethodSpec spec, ParseMethod(method));
     NIBBLE_ASSIGN_OR_RETURN(const CalibrationSet* const set, CalibrationFor(spec));
     NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
-                            MakeQuantizingBackend(options_.device, original_.description.config));
-    ThreadPool pool(ThreadsFor(options_.device));
-    const std::unique_ptr<QuantizeOps> ops = MakeQuantizeOps(*backend, pool);
+                            MakeBackend(options_.device, original_.description.config));
     Progress progress(options_.progress, "quantizing " + method, 1);
     ResetPeakResident();
     return QuantizeCheckpoint(
@@ -193,7 +191,7 @@ Result<Json> Study::QuantizeStage(const std::string& method) {
          .calibration = set,
          .source_fingerprint = model_fingerprint_,
          .output = directory},
-        *backend, *ops, pool,
+        *backend,
         [&](int64_t done, int64_t total, std::string_view name, const Json&) {
           progress.Update(done, total, name);
         },

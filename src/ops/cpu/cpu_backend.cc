@@ -10,6 +10,7 @@
 #include "src/ops/cpu/cpu_kv_cache.h"
 #include "src/ops/cpu/cpu_linear.h"
 #include "src/ops/cpu/cpu_plan.h"
+#include "src/ops/cpu/cpu_quantize.h"
 #include "src/ops/cpu/elementwise.h"
 #include "src/ops/cpu/linear_dense.h"
 #include "src/ops/cpu/linear_q4.h"
@@ -59,6 +60,14 @@ class CpuBackend final : public Backend {
                                                     static_cast<int64_t>(values.size())));
     std::copy(values.begin(), values.end(), matrix.view().row<float>(0));
     return matrix;
+  }
+
+  Result<Matrix> AllocateBeside(const std::string& directory, DType dtype, int64_t rows,
+                                int64_t columns) override {
+    NIBBLE_ASSIGN_OR_RETURN(
+        Buffer file,
+        AllocateInFile(directory, static_cast<size_t>(rows * columns) * BytesOf(dtype)));
+    return Matrix(std::move(file), dtype, rows, columns);
   }
 
   Result<std::unique_ptr<PreparedLinear>> Prepare(std::span<const LinearSource> sources,
@@ -217,6 +226,10 @@ class CpuBackend final : public Backend {
     return static_cast<CpuPlan&>(plan).chosen().Receive();
   }
   bool queues_steps() const override { return false; }
+
+  Result<std::unique_ptr<QuantizeOps>> CreateQuantizeOps() override {
+    return MakeCpuQuantizeOps(pool_, memory_);
+  }
 
   Result<MatrixView> ToHost(MatrixView matrix) override { return matrix; }
 

@@ -15,6 +15,7 @@
 #include "src/ops/cpu/inverse_factor.h"
 #include "src/ops/cpu/product_blocks.h"
 #include "src/ops/cpu/quantize_kernels.h"
+#include "src/ops/host_quantize.h"
 
 namespace nibble {
 namespace {
@@ -49,9 +50,9 @@ std::vector<int32_t> Ascending(int64_t count) {
   return order;
 }
 
-class CpuQuantizeOps final : public QuantizeOps {
+class CpuQuantizeOps final : public HostQuantizeOps {
  public:
-  CpuQuantizeOps(ThreadPool& pool, MemoryTracker& memory) : pool_(pool), memory_(memory) {}
+  using HostQuantizeOps::HostQuantizeOps;
 
   Result<std::unique_ptr<InputStatistics>> CreateStatistics(int64_t columns) override {
     NIBBLE_RETURN_IF_ERROR(Grow(
@@ -402,21 +403,6 @@ class CpuQuantizeOps final : public QuantizeOps {
     return {};
   }
 
-  Result<Matrix> AllocateMatrix(int64_t rows, int64_t columns) {
-    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
-                            AllocateHost(memory_, MemoryClass::kWorkspace,
-                                         static_cast<size_t>(rows * columns) * sizeof(float)));
-    return Matrix(std::move(buffer), DType::kF32, rows, columns);
-  }
-
-  template <typename Work>
-  void ForEach(int64_t count, int64_t grain, const Work& work) {
-    const auto body = [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) work(i);
-    };
-    pool_.ParallelFor(count, grain, std::ref(body));
-  }
-
   // work(tile number, group, its columns, tile, values, codes), the last two as scratch.
   template <typename Work>
   void ForEachGroup(MatrixView weight, const QuantSpec& spec, const Work& work) {
@@ -467,8 +453,6 @@ class CpuQuantizeOps final : public QuantizeOps {
     return quantized;
   }
 
-  ThreadPool& pool_;
-  MemoryTracker& memory_;
   // Scratch memory, of the largest call so far.
   Buffer product_blocks_;                 // see ForProductBlocks
   Buffer hessian_, solutions_;            // of Factorize

@@ -302,7 +302,7 @@ TEST_F(CpuQuantizeTest, TheResultDoesNotDependOnTheThreads) {
 
 // Against the oracle, step by step: the same codes but where a value lies at a boundary.
 TEST_F(CpuQuantizeTest, AgreesWithTheReference) {
-  const auto ref = MakeRefQuantizeOps(memory_);
+  const auto ref = MakeRefQuantizeOps(pool_, memory_);
   Floats x = Floats::Random(200, 192, 16);
   for (int64_t r = 0; r < x.rows; ++r) {
     x.At(r, 20) *= 8;

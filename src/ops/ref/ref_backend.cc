@@ -8,6 +8,7 @@
 
 #include "src/base/checked.h"
 #include "src/base/thread_pool.h"
+#include "src/ops/ref/ref_quantize.h"
 
 namespace nibble {
 namespace {
@@ -111,6 +112,14 @@ class RefBackend final : public Backend {
                                                     static_cast<int64_t>(values.size())));
     std::copy(values.begin(), values.end(), matrix.view().row<float>(0));
     return matrix;
+  }
+
+  Result<Matrix> AllocateBeside(const std::string& directory, DType dtype, int64_t rows,
+                                int64_t columns) override {
+    NIBBLE_ASSIGN_OR_RETURN(
+        Buffer file,
+        AllocateInFile(directory, static_cast<size_t>(rows * columns) * BytesOf(dtype)));
+    return Matrix(std::move(file), dtype, rows, columns);
   }
 
   Result<std::unique_ptr<PreparedLinear>> Prepare(std::span<const LinearSource> sources,
@@ -344,6 +353,10 @@ class RefBackend final : public Backend {
     return static_cast<RefPlan&>(plan).chosen.Receive();
   }
   bool queues_steps() const override { return false; }
+
+  Result<std::unique_ptr<QuantizeOps>> CreateQuantizeOps() override {
+    return MakeRefQuantizeOps(pool_, memory_);
+  }
 
   Result<MatrixView> ToHost(MatrixView matrix) override { return matrix; }
 

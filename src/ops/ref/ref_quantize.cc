@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "src/ops/host_quantize.h"
+
 namespace nibble {
 namespace {
 
@@ -80,9 +82,9 @@ GroupGrid FindGroupGrid(const Values& values, const GridOptions& options,
   return best;
 }
 
-class RefQuantizeOps final : public QuantizeOps {
+class RefQuantizeOps final : public HostQuantizeOps {
  public:
-  explicit RefQuantizeOps(MemoryTracker& memory) : memory_(memory) {}
+  using HostQuantizeOps::HostQuantizeOps;
 
   Result<std::unique_ptr<InputStatistics>> CreateStatistics(int64_t columns) override {
     return std::make_unique<RefStatistics>(columns);
@@ -341,10 +343,9 @@ class RefQuantizeOps final : public QuantizeOps {
 
  private:
   Result<Matrix> MatrixOf(const Values& values, int64_t rows, int64_t columns) {
-    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer, AllocateHost(memory_, MemoryClass::kWorkspace,
-                                                        values.size() * sizeof(float)));
-    std::copy(values.begin(), values.end(), buffer.as<float>());
-    return Matrix(std::move(buffer), DType::kF32, rows, columns);
+    NIBBLE_ASSIGN_OR_RETURN(Matrix matrix, AllocateMatrix(rows, columns));
+    std::copy(values.begin(), values.end(), matrix.view().row<float>(0));
+    return matrix;
   }
 
   static Status StoreGrids(const std::vector<GroupGrid>& grids, int64_t row,
@@ -402,14 +403,12 @@ class RefQuantizeOps final : public QuantizeOps {
     }
     return true;
   }
-
-  MemoryTracker& memory_;
 };
 
 }  // namespace
 
-std::unique_ptr<QuantizeOps> MakeRefQuantizeOps(MemoryTracker& memory) {
-  return std::make_unique<RefQuantizeOps>(memory);
+std::unique_ptr<QuantizeOps> MakeRefQuantizeOps(ThreadPool& pool, MemoryTracker& memory) {
+  return std::make_unique<RefQuantizeOps>(pool, memory);
 }
 
 }  // namespace nibble

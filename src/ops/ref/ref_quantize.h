@@ -4,11 +4,12 @@
 
 #include <memory>
 
+#include "src/base/thread_pool.h"
 #include "src/ops/quantize_ops.h"
 
 namespace nibble {
 
-std::unique_ptr<QuantizeOps> MakeRefQuantizeOps(MemoryTracker& memory);
+std::unique_ptr<QuantizeOps> MakeRefQuantizeOps(ThreadPool& pool, MemoryTracker& memory);
 
 }  // namespace nibble
 
