@@ -14,8 +14,8 @@ namespace nibble {
 
 inline constexpr int kMaxCode = 15;
 
-// Scales are stored as float16, so codes and errors are computed with scales rounded to it. kNone is
-// for comparing with tools that keep float32 scales.
+// Scales are stored as float16, so codes and errors are computed with scales rounded to it. kNone
+// is for comparing with tools that keep float32 scales.
 enum class ScaleRounding : uint8_t { kFloat16, kNone };
 
 // The nearest integer, ties to even, of |x| ≤ 2^22.
@@ -37,8 +37,8 @@ struct GroupGrid {
   constexpr float Value(int code) const { return scale * static_cast<float>(code - zero); }
 };
 
-// The grid of values in [low, high], low ≤ 0 ≤ high. Its scale is infinite or NaN where the range is
-// not finite or needs a scale beyond float16, and never zero.
+// The grid of values in [low, high], low ≤ 0 ≤ high. Its scale is infinite or NaN where the range
+// is not finite or needs a scale beyond float16, and never zero.
 constexpr GroupGrid GridOfRange(float low, float high, Grid grid,
                                 ScaleRounding rounding = ScaleRounding::kFloat16) {
   float scale = 0;

@@ -23,6 +23,11 @@ bool IsInDeviceMemory(const void* data) {
   return known && attributes.type == cudaMemoryTypeDevice;
 }
 
+bool IsOnHost(const LinearSource& source) {
+  const auto* const dense = std::get_if<DenseWeight>(source.weight);
+  return dense == nullptr || !IsInDeviceMemory(dense->data);
+}
+
 void CopyTogether(std::byte* to, const std::byte* from, size_t bytes) {
   RunTogether(static_cast<int64_t>(bytes), kCopyBytes, [&](int64_t begin, int64_t end, int) {
     std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin));
@@ -170,7 +175,9 @@ Result<std::unique_ptr<PreparedLinear>> WeightLoader::Load(std::span<const Linea
       LinearLayout::Of(out, in, quantized ? &quantized->spec : nullptr, has_bias);
   NIBBLE_ASSIGN_OR_RETURN(Buffer memory,
                           AllocateDevice(memory_, MemoryClass::kWeights, layout.total_bytes));
-  NIBBLE_RETURN_IF_ERROR(AllocateLanes());
+  if (std::any_of(sources.begin(), sources.end(), IsOnHost)) {
+    NIBBLE_RETURN_IF_ERROR(AllocateLanes());
+  }
   auto linear = std::make_unique<CudaLinear>(layout, interleave, std::move(memory));
   // Padding that no source fills is zero: codes, scales, everything.
   stream_.Check(cudaMemsetAsync(linear->weight(), 0, layout.total_bytes, stream_.get()),

@@ -69,8 +69,7 @@ class CudaQuantizeOps final : public QuantizeOps {
  public:
   static Result<std::unique_ptr<QuantizeOps>> Create(Stream& stream, WeightLoader& loader,
                                                      MemoryTracker& memory, DType activations) {
-    std::unique_ptr<CudaQuantizeOps> ops(
-        new CudaQuantizeOps(stream, loader, memory, activations));
+    std::unique_ptr<CudaQuantizeOps> ops(new CudaQuantizeOps(stream, loader, memory, activations));
     NIBBLE_ASSIGN_OR_RETURN(ops->algebra_, QuantizeAlgebra::Create(stream, memory));
     NIBBLE_ASSIGN_OR_RETURN(
         ops->slots_, AllocateDevice(memory, MemoryClass::kWorkspace,
@@ -131,8 +130,7 @@ class CudaQuantizeOps final : public QuantizeOps {
   }
 
   Result<std::unique_ptr<InputStatistics>> CreateStatistics(int64_t columns) override {
-    NIBBLE_RETURN_IF_ERROR(
-        Reserve(static_cast<size_t>(2 * kErrorRows * columns) * sizeof(float)));
+    NIBBLE_RETURN_IF_ERROR(Reserve(static_cast<size_t>(2 * kErrorRows * columns) * sizeof(float)));
     return CudaStatistics::Create(columns, memory_, stream_);
   }
 
@@ -188,8 +186,8 @@ class CudaQuantizeOps final : public QuantizeOps {
     NIBBLE_RETURN_IF_ERROR(Reserve(layout.bytes()));
     NIBBLE_ASSIGN_OR_RETURN(Matrix factor, AllocateMatrix(n, n));
     auto* const hessian = At<double>(hessian_at);
-    BuildHessian(stream_, s.full_gram(), n, Upload(Slot::kOrder, order), 2 * s.mean_scale(), damping,
-                 At<double>(ridge_at), hessian);
+    BuildHessian(stream_, s.full_gram(), n, Upload(Slot::kOrder, order), 2 * s.mean_scale(),
+                 damping, At<double>(ridge_at), hessian);
     NIBBLE_RETURN_IF_ERROR(
         algebra_->InvertFactor(hessian, n, At<std::byte>(inner_at), inner_bytes));
     // In reverse order H = R · Rᵀ for an upper R is an ordinary factorization, and U = R⁻¹.
@@ -238,8 +236,7 @@ class CudaQuantizeOps final : public QuantizeOps {
     const MatrixView swept = View(At<float>(swept_at), rows, n);
 
     // A group longer than a block has its grid before the sweep, as on every device.
-    const bool finds_before =
-        options.grid_time == GridTime::kStatic || spec.length > kSweepBlock;
+    const bool finds_before = options.grid_time == GridTime::kStatic || spec.length > kSweepBlock;
     if (finds_before) {
       cuda::MeanSquares(stream_, s.gram(), n, nullptr, s.mean_scale(), importance);
       FindGrids(stream_, weight, spec, importance, grids, nullptr);
@@ -352,7 +349,8 @@ class CudaQuantizeOps final : public QuantizeOps {
       const MatrixView a = weight.Rows(row, rows), b = other.Rows(row, rows);
       const MatrixView delta = View(scratch_.as<float>(), rows, n),
                        product = View(scratch_.as<float>() + rows * n, rows, n);
-      // TF32 products: Δ is rounded here, G is cut off after 10 bits, which takes 0.04 % on average.
+      // TF32 products: Δ is rounded here, G is cut off after 10 bits, which takes 0.04 % on
+      // average.
       RoundedDifference(stream_, a, b, delta);
       algebra_->Product(delta, gram, 1, Sum::kReplace, Precision::kTf32, product);
       CHECK(partials + kPartialSums <= kMostPartials, "{} rows", weight.rows);
@@ -376,8 +374,7 @@ class CudaQuantizeOps final : public QuantizeOps {
       scratch_ = Buffer();
       larger = AllocateDevice(memory_, MemoryClass::kWorkspace, bytes);
       if (!larger) {
-        NIBBLE_ASSIGN_OR_RETURN(scratch_,
-                                AllocateDevice(memory_, MemoryClass::kWorkspace, before));
+        NIBBLE_ASSIGN_OR_RETURN(scratch_, AllocateDevice(memory_, MemoryClass::kWorkspace, before));
         return tl::unexpected<Error>(std::move(larger).error());
       }
     }
@@ -398,9 +395,8 @@ class CudaQuantizeOps final : public QuantizeOps {
   // Into host_, once everything issued so far is done.
   Status ToHost(const void* data, size_t bytes) {
     NIBBLE_RETURN_IF_ERROR(ReserveHost(bytes));
-    stream_.Check(
-        cudaMemcpyAsync(host_.data(), data, bytes, cudaMemcpyDeviceToHost, stream_.get()),
-        "copying to the host", 1, static_cast<int64_t>(bytes));
+    stream_.Check(cudaMemcpyAsync(host_.data(), data, bytes, cudaMemcpyDeviceToHost, stream_.get()),
+                  "copying to the host", 1, static_cast<int64_t>(bytes));
     return stream_.Synchronize();
   }
   // `count` fits what host_ begins with.
@@ -451,9 +447,9 @@ class CudaQuantizeOps final : public QuantizeOps {
   }
 
   Result<Matrix> AllocateMatrix(int64_t rows, int64_t columns) {
-    NIBBLE_ASSIGN_OR_RETURN(
-        Buffer buffer, AllocateDevice(memory_, MemoryClass::kWorkspace,
-                                      static_cast<size_t>(rows * columns) * sizeof(float)));
+    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
+                            AllocateDevice(memory_, MemoryClass::kWorkspace,
+                                           static_cast<size_t>(rows * columns) * sizeof(float)));
     return Matrix(std::move(buffer), DType::kF32, rows, columns);
   }
 

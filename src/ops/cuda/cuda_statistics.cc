@@ -29,9 +29,8 @@ Result<std::unique_ptr<CudaStatistics>> CudaStatistics::Create(int64_t columns,
 void CudaStatistics::Add(MatrixView x, QuantizeAlgebra& algebra) {
   CHECK(x.columns == columns_);
   if (x.rows == 0) return;
-  algebra.GramProduct(
-      x, tokens_ == 0 ? QuantizeAlgebra::Sum::kReplace : QuantizeAlgebra::Sum::kAdd,
-      gram_.as<float>());
+  algebra.GramProduct(x, tokens_ == 0 ? QuantizeAlgebra::Sum::kReplace : QuantizeAlgebra::Sum::kAdd,
+                      gram_.as<float>());
   AddMagnitudes(stream_, x, magnitudes_.as<double>());
   is_full_ = false;
   tokens_ += x.rows;

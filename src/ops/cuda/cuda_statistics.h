@@ -1,9 +1,10 @@
 // What quantizers accumulate over the calibration tokens, as a GPU keeps it.
 //
-// Sums are float32. A step's products of 16-bit inputs are exact in float32, and the tensor cores add
-// them with float32 sums of a few thousand rows; steps are added to each other in float32. The error
-// stays below 1e-5 of a diagonal element after 64 steps (quantize_test.cc, against double), while
-// damping adds at least 1e-2 of the diagonal's mean and the inputs themselves are rounded to 5e-4.
+// Sums are float32. A step's products of 16-bit inputs are exact in float32, and the tensor cores
+// add them with float32 sums of a few thousand rows; steps are added to each other in float32. The
+// error stays below 1e-5 of a diagonal element after 64 steps (quantize_test.cc, against double),
+// while damping adds at least 1e-2 of the diagonal's mean and the inputs themselves are rounded to
+// 5e-4.
 #ifndef NIBBLE_OPS_CUDA_CUDA_STATISTICS_H_
 #define NIBBLE_OPS_CUDA_CUDA_STATISTICS_H_
 
@@ -46,14 +47,12 @@ class CudaStatistics final : public InputStatistics {
 class CudaDrift final : public InputDrift {
  public:
   static Result<std::unique_ptr<CudaDrift>> Create(int64_t columns, MemoryTracker& memory);
-  // `difference`: x̃ - x in x's type. It is no larger than the inputs, and so is what rounding it takes
-  // beside what rounding x̃ and x has taken.
+  // `difference`: x̃ - x in x's type. It is no larger than the inputs, and so is what rounding it
+  // takes beside what rounding x̃ and x has taken.
   void Add(MatrixView difference, MatrixView x, QuantizeAlgebra& algebra);
 
   // Σ (x̃ - x)ᵀx; undefined before the first tokens.
-  MatrixView sums() const {
-    return {sums_.data(), DType::kF32, columns_, columns_, columns_};
-  }
+  MatrixView sums() const { return {sums_.data(), DType::kF32, columns_, columns_, columns_}; }
   double mean_scale() const { return 1.0 / static_cast<double>(tokens_ > 0 ? tokens_ : 1); }
 
  private:

@@ -25,8 +25,8 @@ void* At(MatrixView matrix, int64_t column) { return matrix.Columns(column, 0).d
 Result<std::unique_ptr<QuantizeAlgebra>> QuantizeAlgebra::Create(Stream& stream,
                                                                  MemoryTracker& memory) {
   std::unique_ptr<QuantizeAlgebra> algebra(new QuantizeAlgebra(stream));
-  NIBBLE_ASSIGN_OR_RETURN(
-      algebra->workspace_, AllocateDevice(memory, MemoryClass::kWorkspace, kBlasWorkspaceBytes));
+  NIBBLE_ASSIGN_OR_RETURN(algebra->workspace_,
+                          AllocateDevice(memory, MemoryClass::kWorkspace, kBlasWorkspaceBytes));
   NIBBLE_ASSIGN_OR_RETURN(algebra->info_, AllocatePinned(2 * sizeof(int)));
   cublasStatus_t status = cublasCreate(&algebra->blas_);
   if (status == CUBLAS_STATUS_SUCCESS) status = cublasSetStream(algebra->blas_, stream.get());
@@ -72,56 +72,57 @@ void QuantizeAlgebra::TransposedProduct(MatrixView a, MatrixView b, Sum sum, flo
 }
 
 // The upper triangle is one square block beside the diagonal and two triangles of half the size,
-// and so on: the blocks of one size are one batch. At 4096 columns 3/4 of the full product, at 11008
-// 9/16, and every batch large enough to fill the device.
+// and so on: the blocks of one size are one batch. At 4096 columns 3/4 of the full product, at
+// 11008 9/16, and every batch large enough to fill the device.
 void QuantizeAlgebra::GramProduct(MatrixView x, Sum sum, float* out) {
   const float one = 1, old = sum == Sum::kAdd ? 1.0f : 0.0f;
   const int64_t n = x.columns;
   const cudaDataType_t type = HalfType(x.dtype);
   // `count` blocks of size², every `width` columns along the diagonal, `beside` columns beside it.
   const auto blocks = [&](int64_t size, int64_t width, int64_t beside) {
-    Check(cublasGemmStridedBatchedEx(
-              blas_, CUBLAS_OP_N, CUBLAS_OP_T, Int(size), Int(size), Int(x.rows), &one,
-              At(x, beside), type, Int(x.stride), width, x.data, type, Int(x.stride), width, &old,
-              out + beside, CUDA_R_32F, Int(n), width * (n + 1), Int(n / width),
-              CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+    Check(cublasGemmStridedBatchedEx(blas_, CUBLAS_OP_N, CUBLAS_OP_T, Int(size), Int(size),
+                                     Int(x.rows), &one, At(x, beside), type, Int(x.stride), width,
+                                     x.data, type, Int(x.stride), width, &old, out + beside,
+                                     CUDA_R_32F, Int(n), width * (n + 1), Int(n / width),
+                                     CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
           "a Gram matrix (cuBLAS)", n, n);
   };
   int64_t width = n;
   // Halves keep rows aligned to 16 bytes.
-  for (; width > kLeastGramBlock && width % 16 == 0; width /= 2) blocks(width / 2, width, width / 2);
+  for (; width > kLeastGramBlock && width % 16 == 0; width /= 2)
+    blocks(width / 2, width, width / 2);
   blocks(width, width, 0);
 }
 
 void QuantizeAlgebra::Product(MatrixView a, MatrixView b, float scale, Sum sum, Precision precision,
                               MatrixView out) {
   const float old = sum == Sum::kAdd ? 1.0f : 0.0f;
-  Check(cublasGemmEx(blas_, CUBLAS_OP_N, CUBLAS_OP_N, Int(b.columns), Int(a.rows), Int(a.columns),
-                     &scale, b.data, CUDA_R_32F, Int(b.stride), a.data, CUDA_R_32F, Int(a.stride),
-                     &old, out.data, CUDA_R_32F, Int(out.stride),
-                     precision == Precision::kTf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
-                                                   : CUBLAS_COMPUTE_32F,
-                     CUBLAS_GEMM_DEFAULT),
+  Check(cublasGemmEx(
+            blas_, CUBLAS_OP_N, CUBLAS_OP_N, Int(b.columns), Int(a.rows), Int(a.columns), &scale,
+            b.data, CUDA_R_32F, Int(b.stride), a.data, CUDA_R_32F, Int(a.stride), &old, out.data,
+            CUDA_R_32F, Int(out.stride),
+            precision == Precision::kTf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
+            CUBLAS_GEMM_DEFAULT),
         "a product of weights (cuBLAS)", a.rows, b.columns);
 }
 
 void QuantizeAlgebra::TriangularProduct(MatrixView a, MatrixView u, Transposed transposed,
                                         MatrixView out) {
   const float one = 1;
-  Check(cublasStrmm(blas_, CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_LOWER,
-                    transposed == Transposed::kYes ? CUBLAS_OP_T : CUBLAS_OP_N,
-                    CUBLAS_DIAG_NON_UNIT, Int(a.columns), Int(a.rows), &one, u.row<float>(0),
-                    Int(u.stride), a.row<float>(0), Int(a.stride), out.row<float>(0),
-                    Int(out.stride)),
-        "a triangular product (cuBLAS)", a.rows, a.columns);
+  Check(
+      cublasStrmm(blas_, CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_LOWER,
+                  transposed == Transposed::kYes ? CUBLAS_OP_T : CUBLAS_OP_N, CUBLAS_DIAG_NON_UNIT,
+                  Int(a.columns), Int(a.rows), &one, u.row<float>(0), Int(u.stride),
+                  a.row<float>(0), Int(a.stride), out.row<float>(0), Int(out.stride)),
+      "a triangular product (cuBLAS)", a.rows, a.columns);
 }
 
 Result<size_t> QuantizeAlgebra::InvertFactorBytes(int64_t n) {
   void* const h = workspace_.data();  // not read
   size_t factor = 0, inverse = 0, factor_host = 0, inverse_host = 0;
-  cusolverStatus_t status = cusolverDnXpotrf_bufferSize(
-      solver_, parameters_, CUBLAS_FILL_MODE_UPPER, n, CUDA_R_64F, h, n, CUDA_R_64F, &factor,
-      &factor_host);
+  cusolverStatus_t status =
+      cusolverDnXpotrf_bufferSize(solver_, parameters_, CUBLAS_FILL_MODE_UPPER, n, CUDA_R_64F, h, n,
+                                  CUDA_R_64F, &factor, &factor_host);
   if (status == CUSOLVER_STATUS_SUCCESS) {
     status = cusolverDnXtrtri_bufferSize(solver_, CUBLAS_FILL_MODE_UPPER, CUBLAS_DIAG_NON_UNIT, n,
                                          CUDA_R_64F, h, n, &inverse, &inverse_host);
@@ -141,22 +142,21 @@ Status QuantizeAlgebra::InvertFactor(double* h, int64_t n, void* scratch, size_t
   const auto finish = [&](cusolverStatus_t status, int* from, const char* operation) -> Status {
     stream_.Check(status == CUSOLVER_STATUS_SUCCESS ? cudaGetLastError() : cudaErrorNotSupported,
                   operation, n, n);
-    stream_.Check(
-        cudaMemcpyAsync(result, from, sizeof(int), cudaMemcpyDeviceToHost, stream_.get()),
-        operation, n, n);
+    stream_.Check(cudaMemcpyAsync(result, from, sizeof(int), cudaMemcpyDeviceToHost, stream_.get()),
+                  operation, n, n);
     return stream_.Synchronize();
   };
-  NIBBLE_RETURN_IF_ERROR(finish(
-      cusolverDnXpotrf(solver_, parameters_, CUBLAS_FILL_MODE_UPPER, n, CUDA_R_64F, h, n,
-                       CUDA_R_64F, rest, bytes - kInfoBytes, host_scratch_.data(),
-                       host_scratch_.size(), info),
-      info, "a factorization (cuSOLVER)"));
+  NIBBLE_RETURN_IF_ERROR(
+      finish(cusolverDnXpotrf(solver_, parameters_, CUBLAS_FILL_MODE_UPPER, n, CUDA_R_64F, h, n,
+                              CUDA_R_64F, rest, bytes - kInfoBytes, host_scratch_.data(),
+                              host_scratch_.size(), info),
+             info, "a factorization (cuSOLVER)"));
   if (*result == 0) {
-    NIBBLE_RETURN_IF_ERROR(finish(
-        cusolverDnXtrtri(solver_, CUBLAS_FILL_MODE_UPPER, CUBLAS_DIAG_NON_UNIT, n, CUDA_R_64F, h, n,
-                         rest, bytes - kInfoBytes, host_scratch_.data(), host_scratch_.size(),
-                         info),
-        info, "an inverse (cuSOLVER)"));
+    NIBBLE_RETURN_IF_ERROR(
+        finish(cusolverDnXtrtri(solver_, CUBLAS_FILL_MODE_UPPER, CUBLAS_DIAG_NON_UNIT, n,
+                                CUDA_R_64F, h, n, rest, bytes - kInfoBytes, host_scratch_.data(),
+                                host_scratch_.size(), info),
+               info, "an inverse (cuSOLVER)"));
   }
   if (*result != 0) return BadInput("the Hessian is not positive definite");
   return {};

@@ -30,8 +30,8 @@ class QuantizeAlgebra {
   // The upper triangle of out += xᵀx; what becomes of the lower one is undefined.
   void GramProduct(MatrixView x, Sum sum, float* out);
 
-  // out = scale · a · b + (kAdd: out), all float32. kTf32: the factors are read with 10 bits after the
-  // point, and cut off where they have more.
+  // out = scale · a · b + (kAdd: out), all float32. kTf32: the factors are read with 10 bits after
+  // the point, and cut off where they have more.
   enum class Precision { kFloat32, kTf32 };
   void Product(MatrixView a, MatrixView b, float scale, Sum sum, Precision precision,
                MatrixView out);
@@ -41,8 +41,8 @@ class QuantizeAlgebra {
 
   // Scratch memory for InvertFactor.
   Result<size_t> InvertFactorBytes(int64_t n);
-  // L⁻¹ in place of the lower triangle of a symmetric h = L · Lᵀ, [n, n]; leaves the upper one. Waits.
-  // kBadInput where h is not positive definite.
+  // L⁻¹ in place of the lower triangle of a symmetric h = L · Lᵀ, [n, n]; leaves the upper one.
+  // Waits. kBadInput where h is not positive definite.
   Status InvertFactor(double* h, int64_t n, void* scratch, size_t bytes);
 
  private:

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads)
   const float row = rows != nullptr ? rows[blockIdx.x] : 1.0f;
   for (int64_t k = threadIdx.x; k < count; k += kThreads) {
     out[blockIdx.x * out_stride + k] =
-        weight[blockIdx.x * stride + k] * row * (columns != nullptr ? columns[k] : 1.0f);
+        weight[blockIdx.x * stride + k] * (columns != nullptr ? row * columns[k] : row);
   }
 }
 

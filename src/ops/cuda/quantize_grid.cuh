@@ -26,8 +26,8 @@ __device__ inline float PowerLoss(float error) {
   return exp2f(1.2f * __log2f(fmaxf(error * error, 1e-30f)));
 }
 
-// The grid of a group, in every lane. values(use) calls use(value, importance) for each of the values
-// that are the lane's; all lanes together have all of the group's.
+// The grid of a group, in every lane. values(use) calls use(value, importance) for each of the
+// values that are the lane's; all lanes together have all of the group's.
 template <typename Values>
 __device__ GroupGrid FindWarpGrid(const GroupSpec& spec, const Values& values) {
   constexpr int kShares = 80;
@@ -42,10 +42,11 @@ __device__ GroupGrid FindWarpGrid(const GroupSpec& spec, const Values& values) {
   if (spec.search == ScaleSearch::kNone) return best;
   float least = INFINITY;
   for (int i = 0; i < kShares; ++i) {
-    // Products that stay products: fused into what follows they would give other scales than a CPU's.
+    // Products that stay products: fused into what follows they would give other scales than a
+    // CPU's.
     const float share = 1 - static_cast<float>(i) / 100;
-    const GroupGrid grid = GridOfRange(__fmul_rn(share, low), __fmul_rn(share, high), spec.grid,
-                                       spec.rounding);
+    const GroupGrid grid =
+        GridOfRange(__fmul_rn(share, low), __fmul_rn(share, high), spec.grid, spec.rounding);
     float loss = 0;
     values([&](float value, float importance) {
       const float error = value - grid.Value(grid.Code(value));

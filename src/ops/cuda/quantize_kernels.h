@@ -1,6 +1,7 @@
-// The quantizers' kernels (see src/ops/quantize_ops.h for what they compute). Matrices are row-major;
-// all pointers are to device memory, or to page-locked memory of the host where a matrix may lie
-// there. Sums are formed in an order that the shapes alone decide: the same bits in every run.
+// The quantizers' kernels (see src/ops/quantize_ops.h for what they compute). Matrices are
+// row-major; all pointers are to device memory, or to page-locked memory of the host where a matrix
+// may lie there. Sums are formed in an order that the shapes alone decide: the same bits in every
+// run.
 #ifndef NIBBLE_OPS_CUDA_QUANTIZE_KERNELS_H_
 #define NIBBLE_OPS_CUDA_QUANTIZE_KERNELS_H_
 
@@ -26,7 +27,7 @@ struct GroupSpec {
 // Rounding and clipping (quantize_round.cu) ------------------------------------------------------
 
 // Finds the grids, [rows, groups]. `importance`: of each column, or null for ones. Where `codes` is
-// given, the nearest grid values' too, as QuantizedWeight packs them: contiguous [rows, columns / 2].
+// given, the nearest grid values' too, as QuantizedWeight packs them: [rows, columns / 2].
 void FindGrids(Stream& stream, MatrixView weight, const GroupSpec& spec, const float* importance,
                GroupGrid* grids, uint8_t* codes);
 
@@ -43,7 +44,7 @@ int64_t ClipBlocks(const GroupSpec& spec);
 void Clip(Stream& stream, MatrixView weight, const GroupSpec& spec, const float* scales,
           const float* gram, GroupGrid* grids, float* losses);
 
-// The sweep (quantize_sweep.cu) --------------------------------------------------------------------
+// The sweep (quantize_sweep.cu) -------------------------------------------------------------------
 
 inline constexpr int64_t kSweepBlock = 128;  // columns, at most
 
@@ -52,17 +53,17 @@ void GatherFloats(Stream& stream, MatrixView from, const int32_t* columns, const
                   MatrixView out);
 
 struct SweepBlock {
-  MatrixView columns;       // the block's of the weight in sweep order; overwritten
-  const int32_t* order;     // the weight's column of each
-  const float* factor;      // U's block on the diagonal
+  MatrixView columns;    // the block's of the weight in sweep order; overwritten
+  const int32_t* order;  // the weight's column of each
+  const float* factor;   // U's block on the diagonal
   int64_t factor_stride;
   bool finds_grids;         // of groups as they begin; otherwise `grids` has them
   const float* importance;  // of each column, for kHessian
   GroupGrid* grids;         // [rows, groups]
   int64_t groups;
-  uint8_t* codes;           // of the block's first column; [rows] of `codes_stride`, unpacked
+  uint8_t* codes;  // of the block's first column; [rows] of `codes_stride`, unpacked
   int64_t codes_stride;
-  float* errors;            // [rows, kSweepBlock]
+  float* errors;  // [rows, kSweepBlock]
 };
 // Quantizes the block's columns one after the other, spreading each one's error over those of the
 // block that follow; errors[r][i] = (w - q) / U_ii.
@@ -75,7 +76,7 @@ void PackCodes(Stream& stream, const uint8_t* codes, const int32_t* positions, i
 void StoreGrids(Stream& stream, const GroupGrid* grids, int64_t count, uint16_t* scales,
                 uint8_t* zeros);
 
-// Statistics and factors (quantize_statistics.cu) ----------------------------------------------------
+// Statistics and factors (quantize_statistics.cu) ---------------------------------------------
 
 // sums[k] += Σ |x[r][k]|; they begin as zeros. x: 16-bit.
 void AddMagnitudes(Stream& stream, MatrixView x, double* sums);
@@ -95,7 +96,7 @@ void BuildHessian(Stream& stream, const float* gram, int64_t n, const int32_t* o
 // out[i][j] = inverse[n - 1 - i][n - 1 - j] for j ≥ i, and 0 below.
 void ReverseFactor(Stream& stream, const double* inverse, int64_t n, float* out);
 
-// Whole matrices (quantize_elementwise.cu) -----------------------------------------------------------
+// Whole matrices (quantize_elementwise.cu) ------------------------------------------------------
 
 // out = diag(rows) · weight · diag(columns); null stands for ones.
 void Scale(Stream& stream, MatrixView weight, const float* rows, const float* columns,

@@ -120,8 +120,8 @@ struct ClipShared {
   float4 deltas[kClipWarps][kClipColumns][kDeltas / 4];
 };
 
-// One block for a block of columns and kClipRows rows; a warp takes one row at a time. A lane has the
-// sums of four columns for all limits, so that a value of the Hessian serves them all.
+// One block for a block of columns and kClipRows rows; a warp takes one row at a time. A lane has
+// the sums of four columns for all limits, so that a value of the Hessian serves them all.
 __global__ void __launch_bounds__(kClipThreads)
     ClipLossesKernel(const float* weight, int64_t stride, int64_t rows, int64_t columns,
                      GroupSpec spec, int64_t blocks, const float* scales, const float* gram,
@@ -133,8 +133,8 @@ __global__ void __launch_bounds__(kClipThreads)
   const int64_t groups = columns / spec.length;
   const int64_t group = blockIdx.x / blocks, block = blockIdx.x % blocks;
   const int64_t first = group * spec.length + block * kClipColumns;
-  const int count = static_cast<int>(min(spec.length - block * kClipColumns,
-                                         static_cast<int64_t>(kClipColumns)));
+  const int count =
+      static_cast<int>(min(spec.length - block * kClipColumns, static_cast<int64_t>(kClipColumns)));
   for (int i = static_cast<int>(threadIdx.x); i < kClipColumns * kClipColumns; i += kClipThreads) {
     const int j = i / kClipColumns, k = i % kClipColumns;
     reinterpret_cast<float*>(shared.gram)[i] =

@@ -20,8 +20,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A warp a row. Lane l has columns l, l + 32, l + 64 and l + 96 of the block in registers, so that a
-// step is one exchange within the warp and, for each of the columns to come, one fused operation.
+// A warp a row. Lane l has columns l, l + 32, l + 64 and l + 96 of the block in registers, so that
+// a step is one exchange within the warp and, for each of the columns to come, one fused operation.
 constexpr int kSweepWarps = 16;
 constexpr int kSweepThreads = 32 * kSweepWarps;
 constexpr int kBlock = static_cast<int>(kSweepBlock);
@@ -46,8 +46,7 @@ __device__ __noinline__ GroupGrid FindBlockGrid(const GroupSpec& spec, float4 ow
   });
 }
 
-__global__ void __launch_bounds__(kSweepThreads)
-    SweepKernel(GroupSpec spec, SweepBlock block) {
+__global__ void __launch_bounds__(kSweepThreads) SweepKernel(GroupSpec spec, SweepBlock block) {
   extern __shared__ char shared_memory[];
   SweepShared& shared = *reinterpret_cast<SweepShared*>(shared_memory);
   StartNextKernel();
@@ -65,8 +64,8 @@ __global__ void __launch_bounds__(kSweepThreads)
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kSweepWarps + threadIdx.x / 32;
   if (row >= block.columns.rows) return;
   const int lane = LaneOfWarp(), length = static_cast<int>(spec.length);
-  const float* const from = static_cast<const float*>(block.columns.data) +
-                            row * block.columns.stride;
+  const float* const from =
+      static_cast<const float*>(block.columns.data) + row * block.columns.stride;
   GroupGrid* const grids = block.grids + row * block.groups;
 
   float w[kOwn], scales[kOwn];
@@ -178,8 +177,9 @@ void PackCodes(Stream& stream, const uint8_t* codes, const int32_t* positions, i
 void StoreGrids(Stream& stream, const GroupGrid* grids, int64_t count, uint16_t* scales,
                 uint8_t* zeros) {
   if (count == 0) return;
-  LaunchDependent(stream, StoreGridsKernel, static_cast<unsigned>(CeilDiv<int64_t>(count, kThreads)),
-                  kThreads, 0, grids, count, scales, zeros);
+  LaunchDependent(stream, StoreGridsKernel,
+                  static_cast<unsigned>(CeilDiv<int64_t>(count, kThreads)), kThreads, 0, grids,
+                  count, scales, zeros);
   stream.CheckLaunch("storing grids", count, 1);
 }
 
