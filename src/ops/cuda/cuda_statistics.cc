@@ -1,5 +1,7 @@
 #include "src/ops/cuda/cuda_statistics.h"
 
+#include <algorithm>
+
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/cuda/quantize_kernels.h"
 
@@ -9,6 +11,16 @@ namespace {
 Result<Buffer> AllocateSums(int64_t columns, MemoryTracker& memory) {
   return AllocateDevice(memory, MemoryClass::kWorkspace,
                         static_cast<size_t>(columns * columns) * sizeof(float));
+}
+
+// add(first, count, how) for parts of the rows, few enough that a sum of so many is accurate.
+template <typename AddRows>
+void AddInParts(int64_t rows, int64_t tokens, const AddRows& add) {
+  using Sum = QuantizeAlgebra::Sum;
+  constexpr int64_t kRows = 2048;
+  for (int64_t row = 0; row < rows; row += kRows) {
+    add(row, std::min(kRows, rows - row), tokens + row == 0 ? Sum::kReplace : Sum::kAdd);
+  }
 }
 
 }  // namespace
@@ -28,9 +40,9 @@ Result<std::unique_ptr<CudaStatistics>> CudaStatistics::Create(int64_t columns,
 
 void CudaStatistics::Add(MatrixView x, QuantizeAlgebra& algebra) {
   CHECK(x.columns == columns_);
-  if (x.rows == 0) return;
-  algebra.GramProduct(x, tokens_ == 0 ? QuantizeAlgebra::Sum::kReplace : QuantizeAlgebra::Sum::kAdd,
-                      gram_.as<float>());
+  AddInParts(x.rows, tokens_, [&](int64_t row, int64_t rows, QuantizeAlgebra::Sum sum) {
+    algebra.GramProduct(x.Rows(row, rows), sum, gram_.as<float>());
+  });
   AddMagnitudes(stream_, x, magnitudes_.as<double>());
   is_full_ = false;
   tokens_ += x.rows;
@@ -49,10 +61,10 @@ Result<std::unique_ptr<CudaDrift>> CudaDrift::Create(int64_t columns, MemoryTrac
 
 void CudaDrift::Add(MatrixView difference, MatrixView x, QuantizeAlgebra& algebra) {
   CHECK(x.columns == columns_ && difference.columns == columns_ && difference.rows == x.rows);
-  if (x.rows == 0) return;
-  algebra.TransposedProduct(
-      difference, x, tokens_ == 0 ? QuantizeAlgebra::Sum::kReplace : QuantizeAlgebra::Sum::kAdd,
-      sums_.as<float>());
+  AddInParts(x.rows, tokens_, [&](int64_t row, int64_t rows, QuantizeAlgebra::Sum sum) {
+    algebra.TransposedProduct(difference.Rows(row, rows), x.Rows(row, rows), sum,
+                              sums_.as<float>());
+  });
   tokens_ += x.rows;
 }
 
