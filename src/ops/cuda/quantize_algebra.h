@@ -41,12 +41,22 @@ class QuantizeAlgebra {
 
   // Scratch memory for InvertFactor.
   Result<size_t> InvertFactorBytes(int64_t n);
-  // L⁻¹ in place of the lower triangle of a symmetric h = L · Lᵀ, [n, n]; leaves the upper one.
-  // Waits. kBadInput where h is not positive definite.
+  // (L⁻¹)ᵀ in place of the upper triangle of a symmetric h = L · Lᵀ, [n, n], of which that triangle
+  // is read and the lower one left alone. Waits for the factorization. kBadInput where h is not
+  // positive definite.
   Status InvertFactor(double* h, int64_t n, void* scratch, size_t bytes);
 
  private:
-  QuantizeAlgebra(Stream& stream) : stream_(stream) {}
+  explicit QuantizeAlgebra(Stream& stream) : stream_(stream) {}
+  // What solving a matrix of n columns works with.
+  struct Solving {
+    int64_t n;
+    int* info;
+    std::byte* scratch;
+    size_t bytes;
+  };
+  void InvertTriangle(double* l, int64_t size, const Solving& at);
+  void CheckSolver(cusolverStatus_t status, const char* operation, int64_t n);
   void Check(cublasStatus_t status, const char* operation, int64_t rows, int64_t columns);
 
   Stream& stream_;
@@ -54,7 +64,7 @@ class QuantizeAlgebra {
   cusolverDnHandle_t solver_ = nullptr;
   cusolverDnParams_t parameters_ = nullptr;
   Buffer workspace_;  // of cuBLAS
-  Buffer info_;       // two numbers of cuSOLVER, page-locked
+  Buffer info_;       // what cuSOLVER says, page-locked
   std::vector<std::byte> host_scratch_;
 };
 

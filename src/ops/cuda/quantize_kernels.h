@@ -88,12 +88,12 @@ void Mirror(Stream& stream, float* gram, int64_t n);
 // out[i] = scale · gram[k][k], k = order[i], or i where that is null.
 void MeanSquares(Stream& stream, const float* gram, int64_t n, const int32_t* order, double scale,
                  float* out);
-// The lower triangle, in row-major order, of scale · gram with rows and columns in the reverse of
-// `order`, 1 in place of a zero on the diagonal, and damping times the diagonal's mean added to it.
-// `ridge`: scratch for one number.
+// The upper triangle of scale · gram with rows and columns in the reverse of `order`, 1 in place of a
+// zero on the diagonal, and damping times the diagonal's mean added to it. `ridge`: scratch for one
+// number.
 void BuildHessian(Stream& stream, const float* gram, int64_t n, const int32_t* order, double scale,
                   double damping, double* ridge, double* hessian);
-// out[i][j] = inverse[n - 1 - i][n - 1 - j] for j ≥ i, and 0 below.
+// out[i][j] = inverse[n - 1 - j][n - 1 - i] for j ≥ i, and 0 below.
 void ReverseFactor(Stream& stream, const double* inverse, int64_t n, float* out);
 
 // Whole matrices (quantize_elementwise.cu) ------------------------------------------------------

@@ -109,19 +109,28 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t i = blockIdx.x;
   const float* const from = gram + order[n - 1 - i] * n;
   double* const to = hessian + i * n;
-  for (int64_t j = threadIdx.x; j < i; j += kThreads) to[j] = scale * from[order[n - 1 - j]];
+  for (int64_t j = i + 1 + threadIdx.x; j < n; j += kThreads) {
+    to[j] = scale * from[order[n - 1 - j]];
+  }
   if (threadIdx.x == 0) to[i] = DiagonalOf(gram, n, order[n - 1 - i], scale) + *ridge;
 }
 
-__global__ void __launch_bounds__(kThreads)
+// A block writes one tile, and reads it turned.
+__global__ void __launch_bounds__(kTile * 8)
     ReverseFactorKernel(const double* inverse, int64_t n, float* out) {
+  __shared__ float tile[kTile][kTile + 1];
   StartNextKernel();
   WaitForLastKernel();
-  const int64_t i = blockIdx.x;
-  const double* const from = inverse + (n - 1 - i) * n;
-  float* const to = out + i * n;
-  for (int64_t j = threadIdx.x; j < n; j += kThreads) {
-    to[j] = j < i ? 0.0f : static_cast<float>(from[n - 1 - j]);
+  const int64_t row = blockIdx.y * int64_t{kTile}, column = blockIdx.x * int64_t{kTile};
+  for (int64_t k = threadIdx.y; k < kTile; k += 8) {
+    const int64_t i = row + threadIdx.x, j = column + k;
+    tile[threadIdx.x][k] =
+        i <= j && j < n ? static_cast<float>(inverse[(n - 1 - j) * n + n - 1 - i]) : 0.0f;
+  }
+  __syncthreads();
+  for (int64_t k = threadIdx.y; k < kTile; k += 8) {
+    const int64_t i = row + k, j = column + threadIdx.x;
+    if (i < n && j < n) out[i * n + j] = tile[k][threadIdx.x];
   }
 }
 
@@ -170,7 +179,8 @@ void BuildHessian(Stream& stream, const float* gram, int64_t n, const int32_t* o
 }
 
 void ReverseFactor(Stream& stream, const double* inverse, int64_t n, float* out) {
-  LaunchDependent(stream, ReverseFactorKernel, static_cast<unsigned>(n), kThreads, 0, inverse, n,
+  const auto tiles = static_cast<unsigned>(CeilDiv<int64_t>(n, kTile));
+  LaunchDependent(stream, ReverseFactorKernel, dim3(tiles, tiles), dim3(kTile, 8), 0, inverse, n,
                   out);
   stream.CheckLaunch("a factor", n, n);
 }
