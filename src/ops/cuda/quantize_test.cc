@@ -172,7 +172,7 @@ TEST_P(CudaQuantizeTest, SumsOverManyStepsStayAccurate) {
 }
 
 TEST_P(CudaQuantizeTest, FactorIsTheReferences) {
-  for (const int64_t n : {20, 96, 300}) {
+  for (const int64_t n : {20, 96, 300, 600}) {  // the last are inverted in parts
     Floats x = Inputs(3 * n, n, 14);
     for (int64_t r = 0; r < x.rows; ++r) x.At(r, 7) = 0;  // an input that is never there
     const BothStatistics s = Statistics(x);
