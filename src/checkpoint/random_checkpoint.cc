@@ -7,7 +7,6 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
-#include <numbers>
 
 #include "src/base/checked.h"
 #include "src/base/fingerprint.h"
@@ -21,13 +20,16 @@ namespace nibble {
 namespace {
 
 constexpr double kSpread = 0.02;  // standard deviation of a usual initialization
+// One channel in so many is an outlier of the activations behind a norm, as in trained models.
+constexpr uint64_t kChannelsOfOutlier = 128;
+constexpr double kOutlierGain = 8;
 // Uniform codes 0 … 15 spread by sqrt((16² − 1) / 12) steps.
 constexpr double kCodeSpread = 4.6097722286464435;
 
 // How a tensor's content is made.
 enum class Content {
-  kOnes,         // float16
-  kNormal,       // float16
+  kGains,        // float16, of a norm
+  kWeights,      // float16
   kCodes,        // u32: any word is eight codes
   kMiddleZeros,  // u32: a zero of 8 everywhere, as the layout stores it
   kNearZeros,    // u32: zeros of 7 and 8
@@ -36,47 +38,49 @@ enum class Content {
 };
 
 struct Recipe {
-  Content content = Content::kNormal;
+  Content content = Content::kWeights;
   double spread = kSpread;
   uint32_t word = 0;  // kMiddleZeros
   int64_t group = 0;  // kGroupIndex
 };
 
-// The quantile function of the normal distribution, by bisection of erfc: used for a small table.
-double NormalQuantile(double p) {
-  double low = -10, high = 10;
-  for (int i = 0; i < 60; ++i) {
-    const double middle = (low + high) / 2;
-    (0.5 * std::erfc(-middle / std::numbers::sqrt2) < p ? low : high) = middle;
-  }
-  return low;
-}
-
 constexpr size_t kTableSize = 4096;  // fits the first-level cache as float16
 
-const std::array<float, kTableSize>& NormalTable() {
+// Quantiles of Student's t distribution with four degrees of freedom, of standard deviation 1: the
+// tails of trained weights, the largest of these 8.8 deviations out, are heavier than a normal
+// distribution's.
+const std::array<float, kTableSize>& WeightTable() {
   static const auto table = [] {
+    std::array<double, kTableSize> quantiles;
+    double squares = 0;
+    for (size_t i = 0; i < kTableSize; ++i) {
+      const double p = (static_cast<double>(i) + 0.5) / kTableSize;
+      const double alpha = 4 * p * (1 - p);
+      const double q = std::cos(std::acos(std::sqrt(alpha)) / 3) / std::sqrt(alpha);
+      quantiles[i] = std::copysign(2 * std::sqrt(std::max(0.0, q - 1)), p - 0.5);
+      squares += quantiles[i] * quantiles[i];
+    }
     std::array<float, kTableSize> values;
     for (size_t i = 0; i < kTableSize; ++i) {
-      values[i] = static_cast<float>(NormalQuantile((static_cast<double>(i) + 0.5) / kTableSize));
+      values[i] = static_cast<float>(quantiles[i] / std::sqrt(squares / kTableSize));
     }
     return values;
   }();
   return table;
 }
 
-constexpr int kNormalsOfNumber = 5;  // of 12 bits each
+constexpr int kWeightsOfNumber = 5;  // of 12 bits each
 
 // The values that the stream's numbers from `random` on stand for.
-void FillNormal(Random random, double spread, std::span<uint16_t> out) {
+void FillWeights(Random random, double spread, std::span<uint16_t> out) {
   std::array<uint16_t, kTableSize> table;
   for (size_t i = 0; i < kTableSize; ++i) {
-    table[i] = F16FromFloat(static_cast<float>(spread) * NormalTable()[i]);
+    table[i] = F16FromFloat(static_cast<float>(spread) * WeightTable()[i]);
   }
   size_t i = 0;
   while (i < out.size()) {
     uint64_t bits = random.Next();
-    for (int j = 0; j < kNormalsOfNumber && i < out.size(); ++j, bits >>= 12) {
+    for (int j = 0; j < kWeightsOfNumber && i < out.size(); ++j, bits >>= 12) {
       out[i++] = table[bits % kTableSize];
     }
   }
@@ -86,11 +90,15 @@ void Fill(const Recipe& recipe, Random random, std::span<std::byte> bytes) {
   const std::span<uint16_t> halves(reinterpret_cast<uint16_t*>(bytes.data()), bytes.size() / 2);
   const std::span<uint32_t> words(reinterpret_cast<uint32_t*>(bytes.data()), bytes.size() / 4);
   switch (recipe.content) {
-    case Content::kOnes:
-      std::fill(halves.begin(), halves.end(), F16FromFloat(1));
+    case Content::kGains:
+      for (uint16_t& half : halves) {
+        const double usual = 0.75 + 0.5 * random.Uniform();
+        half = F16FromFloat(static_cast<float>(
+            random.Below(kChannelsOfOutlier) == 0 ? kOutlierGain * usual : usual));
+      }
       break;
-    case Content::kNormal:
-      FillNormal(random, recipe.spread, halves);
+    case Content::kWeights:
+      FillWeights(random, recipe.spread, halves);
       break;
     case Content::kCodes:
       for (uint32_t& word : words) word = static_cast<uint32_t>(random.Next());
@@ -124,8 +132,8 @@ struct Consumption {
 };
 std::optional<Consumption> ConsumptionOf(Content content) {
   switch (content) {
-    case Content::kNormal:
-      return Consumption{2, kNormalsOfNumber};
+    case Content::kWeights:
+      return Consumption{2, kWeightsOfNumber};
     case Content::kScales:
       return Consumption{2, 1};
     case Content::kCodes:
@@ -243,7 +251,7 @@ class RandomCheckpoint final : public Checkpoint {
     recipes_.push_back(recipe);
   }
   void AddNorm(const std::string& name, int64_t size) {
-    Add(name, DType::kF16, Shape{size}, {.content = Content::kOnes});
+    Add(name, DType::kF16, Shape{size}, {.content = Content::kGains});
   }
 
   Status AddLinear(const std::string& name, int64_t out, int64_t in, double spread) {

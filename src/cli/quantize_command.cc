@@ -21,7 +21,7 @@ struct QuantizeCommandOptions {
   std::string grid;
   std::string format;
   SolverCommandOptions solver;
-  std::string max_host_memory;
+  std::string max_host_memory, max_device_memory;
   std::string output;
 };
 
@@ -55,7 +55,10 @@ Status Quantize(const QuantizeCommandOptions& options, const CommandContext& con
   }
   NIBBLE_ASSIGN_OR_RETURN(quantize.source_fingerprint, FingerprintOfFiles(options.model));
   if (!options.max_host_memory.empty()) {
-    NIBBLE_ASSIGN_OR_RETURN(quantize.max_activation_bytes, ParseSize(options.max_host_memory));
+    NIBBLE_ASSIGN_OR_RETURN(quantize.max_host_bytes, ParseSize(options.max_host_memory));
+  }
+  if (!options.max_device_memory.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(quantize.max_device_bytes, ParseSize(options.max_device_memory));
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
                           MakeBackend(context.common.device, model.description.config));
@@ -115,7 +118,9 @@ void AddQuantizeCommand(Program& program) {
                       "compressed-tensors");
   options->solver.AddTo(*command, "--seed");
   command->add_option("--max-host-memory", options->max_host_memory,
-                      "activations beyond it are kept in files, for example 16GiB");
+                      "on a CPU, activations beyond it are kept in files, for example 16GiB");
+  command->add_option("--max-device-memory", options->max_device_memory,
+                      "on a GPU, activations beyond it are computed again (default 12GiB)");
   command->add_option("--output", options->output, "a directory that does not exist yet")
       ->required();
   program.Run(command, [options](const CommandContext& c) { return Quantize(*options, c); });

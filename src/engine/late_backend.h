@@ -31,6 +31,10 @@ class LateBackend final : public Backend {
     return on_time_->Allocate(memory_class, dtype, rows, columns);
   }
   Result<Matrix> Upload(std::span<const float> values) override { return on_time_->Upload(values); }
+  Result<Matrix> AllocateBeside(const std::string& directory, DType dtype, int64_t rows,
+                                int64_t columns) override {
+    return on_time_->AllocateBeside(directory, dtype, rows, columns);
+  }
   Result<std::unique_ptr<PreparedLinear>> Prepare(std::span<const LinearSource> sources,
                                                   Interleave interleave) override {
     return on_time_->Prepare(sources, interleave);
@@ -83,6 +87,10 @@ class LateBackend final : public Backend {
   Result<std::span<const int32_t>> ReceiveTokens(BatchPlan& plan) override {
     return on_time_->ReceiveTokens(plan);
   }
+  Result<std::unique_ptr<QuantizeOps>> CreateQuantizeOps() override {
+    return on_time_->CreateQuantizeOps();
+  }
+
   Result<MatrixView> ToHost(MatrixView matrix) override { return on_time_->ToHost(matrix); }
 
  private:

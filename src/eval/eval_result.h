@@ -38,6 +38,10 @@ struct EvalSettings {
   MmluFormat format;
   MmluDataOptions options;  // shots, and which questions
   EvalData data;
+  // Of all prompts, and those of them that were run, since prompts share their beginnings; 0 where
+  // that is not known.
+  int64_t prompt_tokens = 0;
+  int64_t computed_tokens = 0;
 };
 
 struct QuestionResult {

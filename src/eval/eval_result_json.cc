@@ -154,6 +154,11 @@ Result<EvalSettings> ReadSettings(const JsonObject& json) {
   NIBBLE_ASSIGN_OR_RETURN(settings.task, json.String("task"));
   NIBBLE_ASSIGN_OR_RETURN(settings.model, json.String("model"));
   NIBBLE_ASSIGN_OR_RETURN(const bool synthetic, json.BooleanOr("synthetic", false));
+  if (json.Has("prompt_tokens")) {
+    NIBBLE_ASSIGN_OR_RETURN(settings.prompt_tokens, json.Integer("prompt_tokens", 1, INT64_MAX));
+    NIBBLE_ASSIGN_OR_RETURN(settings.computed_tokens,
+                            json.Integer("computed_tokens", 1, settings.prompt_tokens));
+  }
   settings.origin = synthetic ? WeightsOrigin::kSynthetic : WeightsOrigin::kTrained;
   NIBBLE_ASSIGN_OR_RETURN(const std::string prompt_template, json.String("template"));
   NIBBLE_ASSIGN_OR_RETURN(const std::string scoring, json.String("scoring"));
@@ -206,6 +211,10 @@ Json EvalResult::ToJson() const {
   json["shots"] = settings_.options.shots;
   json["dropped_shots"] = dropped_shots();
   json["questions_with_dropped_shots"] = questions_with_dropped_shots();
+  if (settings_.prompt_tokens > 0) {
+    json["prompt_tokens"] = settings_.prompt_tokens;
+    json["computed_tokens"] = settings_.computed_tokens;
+  }
   json["questions_per_subject"] = settings_.options.questions_per_subject
                                       ? Json(*settings_.options.questions_per_subject)
                                       : Json(nullptr);

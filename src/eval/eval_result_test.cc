@@ -248,6 +248,8 @@ class EvalResultJsonTest : public ::testing::Test {
     settings.options.selection = MmluSelection::kSample;
     settings.options.seed = UINT64_MAX;
     settings.origin = WeightsOrigin::kSynthetic;
+    settings.prompt_tokens = 900;
+    settings.computed_tokens = 500;
     auto compared = Compare(reference, Evaluate([](int s, int i) { return i != s % 3; }, settings));
     ASSERT_TRUE(compared.has_value());
     json_ = compared->ToJson();
@@ -269,6 +271,9 @@ TEST_F(EvalResultJsonTest, RoundTrip) {
   ASSERT_TRUE(result.has_value()) << result.error().message();
   EXPECT_EQ(result->ToJson().dump(), json_.dump());
   EXPECT_EQ(json_["synthetic"], true);
+  EXPECT_EQ(json_["computed_tokens"], 500);
+  EXPECT_THAT(ErrorAfter([](Json& json) { json["computed_tokens"] = 901; }),
+              HasSubstr("computed_tokens"));
   EXPECT_TRUE(json_["questions_per_subject"].is_null());
 }
 

@@ -73,6 +73,10 @@ std::string Heading(const EvalResult& result) {
     text += fmt::format("Prompts too long for the context: {}; shots left out of them: {}.\n",
                         result.questions_with_dropped_shots(), result.dropped_shots());
   }
+  if (settings.prompt_tokens > 0) {
+    text += fmt::format("{} tokens of prompts, of which {} were computed: prompts share beginnings.\n",
+                        settings.prompt_tokens, settings.computed_tokens);
+  }
   if (result.reference_model()) {
     text += fmt::format("Compared with {} on the same questions.\n", *result.reference_model());
   }

@@ -20,6 +20,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// Fewer activations in memory are as good as none.
+constexpr uint64_t kLeastActivationBytes = uint64_t{1} << 20;
+
 std::string ModelCard(const std::string& source, const QuantizationConfig& quantization,
                       const Json& record) {
   return fmt::format(
@@ -34,6 +37,13 @@ std::string ModelCard(const std::string& source, const QuantizationConfig& quant
       quantization.spec.group_size, Name(quantization.layout), NIBBLE_VERSION,
       record["modules"].size(), record["skipped"].size(),
       record["mean_weight_error"].get<double>());
+}
+
+// What nibble allocated at its highest, and what the driver holds beside it.
+uint64_t PeakDeviceBytes(Backend& backend) {
+  const MemoryTracker& memory = backend.memory();
+  const uint64_t held = backend.SystemBytes(), counted = memory.current().total();
+  return memory.peak().total() + held - std::min(held, counted);
 }
 
 std::string FingerprintOfRun(const QuantizeOptions& options, const QuantizationPlan& plan) {
@@ -96,22 +106,35 @@ const char* ErrorMeasure(const QuantizeOptions& options) {
              : "mean squared change of its outputs on the calibration tokens";
 }
 
+// What a layer's quantizing takes beside the calibration's activations, at most.
+uint64_t LayerBytes(const ModelConfig& config, const Backend& backend) {
+  constexpr uint64_t kUncounted = uint64_t{1} << 30;  // a driver's context, libraries, code
+  uint64_t linears = 0, largest = 0, widest = 0;
+  const LayerLinears names = LinearsOfLayer(config, 0);
+  for (const LinearName* linear : names.All()) {
+    const auto elements = static_cast<uint64_t>(linear->out_features * linear->in_features);
+    // As float32, and prepared to run unquantized.
+    linears += 4 * elements + backend.PreparedBytes(linear->out_features, linear->in_features,
+                                                    DType::kF32, nullptr, linear->bias);
+    largest = std::max(largest, elements);
+    widest = std::max(widest, static_cast<uint64_t>(linear->in_features));
+  }
+  // The statistics and the drift of an input, its Hessian in double and the factor; a linear's
+  // target, its state in the sweep, its quantized values and their differences.
+  return kUncounted + linears + 24 * widest * widest + 16 * largest;
+}
+
 // Every layer into the store; returns the modules' records.
 Result<Json> QuantizeLayers(const Checkpoint& checkpoint, const ModelDescription& model,
                             const QuantizationPlan& plan, const QuantizeOptions& options,
                             const LayerStore& store, Backend& backend,
-                            const QuantizeProgress& progress, const CancelToken& cancel) {
-  const std::string parent = std::filesystem::path(options.output).parent_path();
+                            const ActivationStorage& storage, const QuantizeProgress& progress,
+                            const CancelToken& cancel) {
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<QuantizeOps> ops, backend.CreateQuantizeOps());
-  using Beyond = ActivationStorage::Beyond;
   NIBBLE_ASSIGN_OR_RETURN(
       const std::unique_ptr<LayerQuantizer> quantizer,
-      LayerQuantizer::Create(
-          checkpoint, model, plan, options.method.method, options.solver, options.calibration,
-          backend, *ops,
-          {.max_bytes = options.max_activation_bytes,
-           .directory = parent.empty() ? "." : parent,
-           .beyond = backend.queues_steps() ? Beyond::kComputeAgain : Beyond::kBeside}));
+      LayerQuantizer::Create(checkpoint, model, plan, options.method.method, options.solver,
+                             options.calibration, backend, *ops, storage));
   const auto total = static_cast<int64_t>(plan.quantized.size());
   int64_t done = 0;
   const LinearDone linear_done = [&](std::string_view name, const Json& record) {
@@ -134,6 +157,32 @@ Result<Json> QuantizeLayers(const Checkpoint& checkpoint, const ModelDescription
     for (const Json& module : layer->modules) modules.push_back(module);
   }
   return modules;
+}
+
+// The same. Where memory does not suffice it goes on with fewer activations in it, from the layers
+// that are in the store: where they lie does not change the result.
+Result<Json> QuantizeLayersWithin(const Checkpoint& checkpoint, const ModelDescription& model,
+                                  const QuantizationPlan& plan, const QuantizeOptions& options,
+                                  const LayerStore& store, Backend& backend,
+                                  const QuantizeProgress& progress, const CancelToken& cancel) {
+  using Beyond = ActivationStorage::Beyond;
+  const std::string parent = std::filesystem::path(options.output).parent_path();
+  const bool on_gpu = backend.queues_steps();
+  const uint64_t most = std::min(on_gpu ? options.max_device_bytes : options.max_host_bytes,
+                                 backend.AvailableBytes());
+  ActivationStorage storage{.max_bytes = most - std::min(most, LayerBytes(model.config, backend)),
+                            .directory = parent.empty() ? "." : parent,
+                            .beyond = on_gpu ? Beyond::kComputeAgain : Beyond::kBeside};
+  while (true) {
+    Result<Json> modules =
+        QuantizeLayers(checkpoint, model, plan, options, store, backend, storage, progress, cancel);
+    if (modules || modules.error().code() != ErrorCode::kResources || storage.max_bytes == 0) {
+      return modules;
+    }
+    storage.max_bytes = storage.max_bytes < kLeastActivationBytes ? 0 : storage.max_bytes / 2;
+    spdlog::warn("{}; going on with {} of activations in memory", modules.error().message(),
+                 FormatBytes(storage.max_bytes));
+  }
 }
 
 }  // namespace
@@ -192,7 +241,7 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
       const LayerStore store,
       LayerStore::Open(options.output + ".quantizing", FingerprintOfRun(options, plan)));
   Result<Json> layers =
-      QuantizeLayers(checkpoint, model, plan, options, store, backend, progress, cancel);
+      QuantizeLayersWithin(checkpoint, model, plan, options, store, backend, progress, cancel);
   if (!layers) {
     // No other attempt would get further.
     if (layers.error().code() == ErrorCode::kBadInput) store.Remove();
@@ -261,6 +310,7 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
   record["notes"] = notes;
   record["seconds"] = std::chrono::duration<double>(Clock::now() - start).count();
   record["peak_memory_bytes"] = PeakResidentBytes();
+  if (backend.queues_steps()) record["peak_device_memory_bytes"] = PeakDeviceBytes(backend);
   writer->AddFile({"quantize.json", record.dump(1) + "\n"});
   writer->AddFile({"README.md", ModelCard(checkpoint.path(), quantization, record)});
   NIBBLE_RETURN_IF_ERROR(writer->Finish());

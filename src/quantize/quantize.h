@@ -29,7 +29,10 @@ struct QuantizeOptions {
   QuantLayout layout = QuantLayout::kAwqGemm;
   SolverOptions solver;
   const CalibrationSet* calibration = nullptr;  // borrowed; needed by all methods but rtn
-  uint64_t max_activation_bytes = UINT64_MAX;   // in the device's memory; see ActivationStorage
+  // What quantizing should take in all of the host's memory where a CPU quantizes, or of the GPU's that
+  // does: activations beyond it are kept elsewhere or computed again (ActivationStorage).
+  uint64_t max_host_bytes = UINT64_MAX;
+  uint64_t max_device_bytes = uint64_t{12} << 30;
   std::string source_fingerprint;               // of the model's files
   std::string output;                           // a directory that does not exist yet
 };

@@ -123,19 +123,25 @@ class QuantizeCheckpointTest : public ::testing::TestWithParam<Case> {
 
   Result<Json> Quantize(const Case& c, const std::string& output, const CancelToken& cancel,
                         const QuantizeProgress& progress) {
+    const auto backend = *MakeCpuBackend({.threads = 2});
+    return Quantize(c, output, UINT64_MAX, *backend, cancel, progress);
+  }
+  Result<Json> Quantize(const Case& c, const std::string& output, uint64_t max_host_bytes,
+                        Backend& backend, const CancelToken& cancel,
+                        const QuantizeProgress& progress) {
     const auto checkpoint = *OpenCheckpoint("random:tiny");
     const ModelDescription model = *DescribeModel(*checkpoint);
     const QuantLayout layout = *ParseLayout(c.layout);
     const Grid grid = layout == QuantLayout::kGptqV1 ? Grid::kSymmetric : Grid::kAsymmetric;
-    const auto backend = *MakeCpuBackend({.threads = 2});
     return QuantizeCheckpoint(
         *checkpoint, model,
         {.method = {.method = c.method, .quant = {.group_size = c.group_size, .grid = grid}},
          .layout = layout,
          .solver = {.gptq = {.drift_share = c.drift_share}},
          .calibration = c.method == QuantMethod::kRtn ? nullptr : &set_,
+         .max_host_bytes = max_host_bytes,
          .output = output},
-        *backend, progress, cancel);
+        backend, progress, cancel);
   }
 
   std::string output_;
@@ -318,6 +324,25 @@ TEST_P(QuantizeCheckpointTest, ResumesToTheSameBits) {
   ASSERT_TRUE(Quantize(c, output_, CancelToken(), kIgnore));
   EXPECT_FALSE(FileExists(output_ + ".quantizing"));
   ASSERT_TRUE(Quantize(c, output_ + "-again", CancelToken(), kIgnore));
+  EXPECT_EQ(Contents(output_), Contents(output_ + "-again"));
+}
+
+// Out of memory half-way, it goes on with the activations elsewhere, to the same bits.
+TEST_F(QuantizeCheckpointTest, ShortOfMemoryItGoesOn) {
+  const Case c{QuantMethod::kGptq, "awq", 32, 0.5};
+  const auto backend = *MakeCpuBackend({.threads = 2});
+  ASSERT_TRUE(Quantize(c, output_, 0, *backend, CancelToken(), kIgnore));
+  const uint64_t least = backend->memory().peak().total();
+  int64_t last = 0;
+  bool began_again = false;
+  const auto record = Quantize(c, output_ + "-again", UINT64_MAX, *backend, CancelToken(),
+                               [&](int64_t done, int64_t, std::string_view, const Json&) {
+                                 if (done == 8) backend->memory().SetLimit(least);
+                                 began_again |= done < last;
+                                 last = done;
+                               });
+  ASSERT_TRUE(record) << record.error().message();
+  EXPECT_TRUE(began_again);
   EXPECT_EQ(Contents(output_), Contents(output_ + "-again"));
 }
 

@@ -200,10 +200,13 @@ std::optional<Section> DivergenceSection(const StudyRecord& record) {
 
 std::optional<Section> QuantizationSection(const StudyRecord& record) {
   uint64_t largest = 0;
+  bool on_gpu = false;
   for (const MethodRecord& method : record.methods) {
     if (!method.quantize) continue;
     largest =
-        std::max({largest, method.quantize->peak_memory_bytes, method.quantize->checkpoint_bytes});
+        std::max({largest, method.quantize->peak_memory_bytes, method.quantize->checkpoint_bytes,
+                  method.quantize->peak_device_bytes.value_or(0)});
+    on_gpu |= method.quantize->peak_device_bytes.has_value();
   }
   const ByteUnit unit = ByteUnitFor(largest);
   Section section;
@@ -222,6 +225,11 @@ std::optional<Section> QuantizationSection(const StudyRecord& record) {
                    {"Median error"},
                    {"of rounding’s"},
                    {"Largest error", Align::kLeft}};
+  constexpr int kBehindMemory = 7;
+  if (on_gpu) {
+    table.columns.insert(table.columns.begin() + kBehindMemory,
+                         {fmt::format("Peak GPU memory, {}", unit.name)});
+  }
   std::string error_measure;
   for (const MethodRecord& method : record.methods) {
     if (!method.quantize) continue;
@@ -235,6 +243,11 @@ std::optional<Section> QuantizationSection(const StudyRecord& record) {
                           FormatInUnit(result.checkpoint_bytes, unit),
                           FormatCount(static_cast<int64_t>(result.modules.size())),
                           MedianError(result), MedianGain(result), WorstModule(result)});
+    if (on_gpu) {
+      auto& row = table.rows.back();
+      row.insert(row.begin() + kBehindMemory,
+                 result.peak_device_bytes ? FormatInUnit(*result.peak_device_bytes, unit) : "–");
+    }
     for (const std::string& note : result.notes) {
       section.paragraphs.push_back(method.name + ": " + note);
     }

@@ -285,6 +285,7 @@ QuantizeResult ReadQuantize(const Json& json, const std::string& source, Status&
   result.bits_per_weight = fields.Optional("bits_per_weight", 0, 1024);
   result.seconds = fields.Quantity("seconds");
   result.peak_memory_bytes = fields.Bytes("peak_memory_bytes");
+  result.peak_device_bytes = fields.OptionalBytes("peak_device_memory_bytes");
   result.checkpoint_bytes = fields.Bytes("checkpoint_bytes");
   result.notes = fields.Texts("notes");
   for (const Json& element : fields.Elements("modules", kMaxModules)) {

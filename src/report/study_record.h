@@ -126,6 +126,7 @@ struct QuantizeResult {
   std::string error_measure;  // what the modules' errors are
   double seconds = 0;
   uint64_t peak_memory_bytes = 0;
+  std::optional<uint64_t> peak_device_bytes;  // of the GPU that quantized
   uint64_t checkpoint_bytes = 0;
   std::vector<QuantizedModule> modules;
   std::vector<std::pair<std::string, std::string>> skipped;  // name, reason

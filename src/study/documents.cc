@@ -82,7 +82,9 @@ Result<EvalResult> Evaluate(LoadedModel& model, const MmluDataset& data, const M
                                                                     : WeightsOrigin::kTrained,
                            .format = format,
                            .options = data.options(),
-                           .data = DescribeData(data)},
+                           .data = DescribeData(data),
+                           .prompt_tokens = answers.prompt_tokens,
+                           .computed_tokens = answers.computed_tokens},
                           std::move(answers.questions));
 }
 
