@@ -10,7 +10,7 @@ set(NIBBLE_LINK_ops_cpu PkgConfig::HWY PkgConfig::OPENBLAS)
 set(NIBBLE_LINK_bench PkgConfig::OPENBLAS ${CMAKE_DL_LIBS})
 set(NIBBLE_LINK_tokenizer PkgConfig::PCRE2 PkgConfig::UTF8PROC)
 if(NIBBLE_WITH_CUDA)
-  set(NIBBLE_LINK_ops_cuda CUDA::cudart_static CUDA::cublasLt)
+  set(NIBBLE_LINK_ops_cuda CUDA::cudart_static CUDA::cublasLt CUDA::cublas CUDA::cusolver)
 endif()
 
 enable_testing()
@@ -80,6 +80,8 @@ target_compile_definitions(nibble_base PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}
 if(NIBBLE_WITH_CUDA)
   # fmt 9 does not know that nvcc evaluates constant expressions; its headers need them.
   target_compile_definitions(nibble_ops_cuda PUBLIC $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)
+  # Kernels call constexpr functions that hosts use too: the grids' arithmetic, float16's.
+  target_compile_options(nibble_ops_cuda PUBLIC $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
 endif()
 
 # The commit is read when the build is configured; only one file depends on it.

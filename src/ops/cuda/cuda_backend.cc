@@ -6,6 +6,7 @@
 #include "src/ops/cuda/attention.h"
 #include "src/ops/cuda/cuda_linear.h"
 #include "src/ops/cuda/cuda_plan.h"
+#include "src/ops/cuda/cuda_quantize.h"
 #include "src/ops/cuda/device.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/cuda/elementwise.h"
@@ -107,6 +108,14 @@ class CudaBackend final : public Backend {
                    "copying a vector", 1, matrix.columns());
     NIBBLE_RETURN_IF_ERROR(stream_->Synchronize());
     return matrix;
+  }
+
+  Result<Matrix> AllocateBeside(const std::string&, DType dtype, int64_t rows,
+                                int64_t columns) override {
+    // Kernels read page-locked memory at the host's own addresses.
+    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
+                            AllocatePinned(static_cast<size_t>(rows * columns) * BytesOf(dtype)));
+    return Matrix(std::move(buffer), dtype, rows, columns);
   }
 
   Result<std::unique_ptr<PreparedLinear>> Prepare(std::span<const LinearSource> sources,
@@ -251,6 +260,10 @@ class CudaBackend final : public Backend {
     return Cuda(plan).ReceiveTokens();
   }
   bool queues_steps() const override { return true; }
+
+  Result<std::unique_ptr<QuantizeOps>> CreateQuantizeOps() override {
+    return MakeCudaQuantizeOps(*stream_, *loader_, memory_, activations_);
+  }
 
   Result<MatrixView> ToHost(MatrixView matrix) override {
     const size_t row_bytes = static_cast<size_t>(matrix.columns) * BytesOf(matrix.dtype);

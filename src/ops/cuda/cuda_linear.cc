@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "src/base/checked.h"
+#include "src/base/thread_pool.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/cuda/elementwise.h"
 
@@ -12,6 +13,26 @@ namespace nibble::cuda {
 namespace {
 
 constexpr size_t kAlignment = 256;
+// What a thread copies from a mapped file at a time: one alone is slower than the device's bus.
+constexpr int64_t kCopyBytes = int64_t{2} << 20;
+
+bool IsInDeviceMemory(const void* data) {
+  cudaPointerAttributes attributes{};
+  const bool known = cudaPointerGetAttributes(&attributes, data) == cudaSuccess;
+  if (!known) cudaGetLastError();  // not a failure of what comes next
+  return known && attributes.type == cudaMemoryTypeDevice;
+}
+
+bool IsOnHost(const LinearSource& source) {
+  const auto* const dense = std::get_if<DenseWeight>(source.weight);
+  return dense == nullptr || !IsInDeviceMemory(dense->data);
+}
+
+void CopyTogether(std::byte* to, const std::byte* from, size_t bytes) {
+  RunTogether(static_cast<int64_t>(bytes), kCopyBytes, [&](int64_t begin, int64_t end, int) {
+    std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin));
+  });
+}
 
 }  // namespace
 
@@ -50,6 +71,18 @@ WeightLoader::~WeightLoader() {
   }
 }
 
+Status WeightLoader::AllocateLanes() {
+  for (Lane& lane : lanes_) {
+    NIBBLE_ASSIGN_OR_RETURN(lane.device,
+                            AllocateDevice(memory_, MemoryClass::kWorkspace, kLaneBytes));
+  }
+  return {};
+}
+
+void WeightLoader::FreeLanes() {
+  for (Lane& lane : lanes_) lane.device = Buffer();
+}
+
 WeightLoader::Lane& WeightLoader::NextLane() {
   Lane& lane = lanes_[next_];
   next_ = (next_ + 1) % std::size(lanes_);
@@ -59,6 +92,11 @@ WeightLoader::Lane& WeightLoader::NextLane() {
 
 void WeightLoader::LoadDense(const DenseWeight& weight, int64_t first_row, int64_t row_step,
                              MatrixView out) {
+  if (IsInDeviceMemory(weight.data)) {
+    const MatrixView from{const_cast<std::byte*>(weight.data), weight.dtype, weight.rows,
+                          weight.columns, weight.columns};
+    return ConvertRows(stream_, from, first_row, row_step, out);
+  }
   const size_t row_bytes = static_cast<size_t>(weight.columns) * BytesOf(weight.dtype);
   const auto rows_at_once = static_cast<int64_t>(kLaneBytes / row_bytes);
   CHECK(rows_at_once > 0, "a row of {} weights", weight.columns);
@@ -66,7 +104,8 @@ void WeightLoader::LoadDense(const DenseWeight& weight, int64_t first_row, int64
     const int64_t rows = std::min(rows_at_once, weight.rows - row);
     const size_t bytes = static_cast<size_t>(rows) * row_bytes;
     Lane& lane = NextLane();
-    std::memcpy(lane.host.data(), weight.data + static_cast<size_t>(row) * row_bytes, bytes);
+    CopyTogether(lane.host.as<std::byte>(), weight.data + static_cast<size_t>(row) * row_bytes,
+                 bytes);
     stream_.Check(cudaMemcpyAsync(lane.device.data(), lane.host.data(), bytes,
                                   cudaMemcpyHostToDevice, stream_.get()),
                   "copying weights", rows, weight.columns);
@@ -136,9 +175,8 @@ Result<std::unique_ptr<PreparedLinear>> WeightLoader::Load(std::span<const Linea
       LinearLayout::Of(out, in, quantized ? &quantized->spec : nullptr, has_bias);
   NIBBLE_ASSIGN_OR_RETURN(Buffer memory,
                           AllocateDevice(memory_, MemoryClass::kWeights, layout.total_bytes));
-  for (Lane& lane : lanes_) {
-    NIBBLE_ASSIGN_OR_RETURN(lane.device,
-                            AllocateDevice(memory_, MemoryClass::kWorkspace, kLaneBytes));
+  if (std::any_of(sources.begin(), sources.end(), IsOnHost)) {
+    NIBBLE_RETURN_IF_ERROR(AllocateLanes());
   }
   auto linear = std::make_unique<CudaLinear>(layout, interleave, std::move(memory));
   // Padding that no source fills is zero: codes, scales, everything.
@@ -176,8 +214,22 @@ Result<std::unique_ptr<PreparedLinear>> WeightLoader::Load(std::span<const Linea
                   "copying an order", 1, in);
   }
   NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());
-  for (Lane& lane : lanes_) lane.device = Buffer();
+  FreeLanes();
   return linear;
+}
+
+Result<Matrix> WeightLoader::LoadFloats(const DenseWeight& weight) {
+  NIBBLE_ASSIGN_OR_RETURN(
+      Buffer memory,
+      AllocateDevice(memory_, MemoryClass::kWorkspace,
+                     static_cast<size_t>(weight.rows * weight.columns) * sizeof(float)));
+  Matrix matrix(std::move(memory), DType::kF32, weight.rows, weight.columns);
+  NIBBLE_RETURN_IF_ERROR(AllocateLanes());
+  LoadDense(weight, 0, 1, matrix.view());
+  const Status outcome = stream_.Synchronize();
+  FreeLanes();
+  NIBBLE_RETURN_IF_ERROR(outcome);
+  return matrix;
 }
 
 }  // namespace nibble::cuda

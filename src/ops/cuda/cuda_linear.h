@@ -66,6 +66,8 @@ class WeightLoader {
   // See Backend::Prepare. `activations` is the type that kernels multiply with.
   Result<std::unique_ptr<PreparedLinear>> Load(std::span<const LinearSource> sources,
                                                Interleave interleave, DType activations);
+  // The weight as float32, once it is there.
+  Result<Matrix> LoadFloats(const DenseWeight& weight);
 
  private:
   struct Lane {
@@ -76,6 +78,9 @@ class WeightLoader {
   static constexpr size_t kLaneBytes = size_t{16} << 20;
 
   WeightLoader(MemoryTracker& memory, Stream& stream) : memory_(memory), stream_(stream) {}
+  // The lanes' parts on the device.
+  Status AllocateLanes();
+  void FreeLanes();
   // The next lane, once nothing uses it any more.
   Lane& NextLane();
   void LoadDense(const DenseWeight& weight, int64_t first_row, int64_t row_step,

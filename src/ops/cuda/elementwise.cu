@@ -330,7 +330,7 @@ void GatherColumns(Stream& stream, MatrixView x, const int32_t* columns, MatrixV
 void ConvertRows(Stream& stream, MatrixView x, int64_t first_row, int64_t row_step,
                  MatrixView out) {
   if (x.rows == 0) return;
-  WithHalfType(out.dtype, [&]<typename To>() {
+  const auto convert = [&]<typename To>() {
     const auto launch = [&]<typename From>(const From* from) {
       ConvertRowsKernel<From, To><<<Grid(x.rows), kThreads, 0, stream.get()>>>(
           from, out.row<To>(0), x.columns, first_row, row_step);
@@ -342,7 +342,12 @@ void ConvertRows(Stream& stream, MatrixView x, int64_t first_row, int64_t row_st
     } else {
       launch(x.row<__nv_bfloat16>(0));
     }
-  });
+  };
+  if (out.dtype == DType::kF32) {
+    convert.template operator()<float>();
+  } else {
+    WithHalfType(out.dtype, convert);
+  }
   stream.CheckLaunch("converting weights", x.rows, x.columns);
 }
 
