@@ -166,6 +166,7 @@ class CudaQuantizeOps final : public QuantizeOps {
     const float* const on_device = Upload(Slot::kColumnScales, scales);
     const int64_t rows_at_once =
         static_cast<int64_t>(scratch_.size() / BytesOf(activations_)) / x.columns;
+    CHECK(rows_at_once > 0);
     for (int64_t row = 0; row < x.rows; row += rows_at_once) {
       const int64_t rows = std::min(rows_at_once, x.rows - row);
       const MatrixView difference{scratch_.data(), activations_, rows, x.columns, x.columns};
@@ -343,6 +344,7 @@ class CudaQuantizeOps final : public QuantizeOps {
     const MatrixView gram = View(s.full_gram(), n, n);
     const auto fit = static_cast<int64_t>(scratch_.size() / sizeof(float)) / (2 * n);
     const int64_t rows_at_once = std::min(fit, kErrorRows);
+    CHECK(rows_at_once > 0);
     int64_t partials = 0;
     for (int64_t row = 0; row < weight.rows; row += rows_at_once) {
       const int64_t rows = std::min(rows_at_once, weight.rows - row);
@@ -367,16 +369,13 @@ class CudaQuantizeOps final : public QuantizeOps {
   // Scratch memory of at least so many bytes, for one operation after the other.
   Status Reserve(size_t bytes) {
     if (scratch_.size() >= bytes) return {};
-    // The smaller one stays where a larger one does not fit, if it has to.
+    const size_t before = scratch_.size();
+    scratch_ = Buffer();  // first, so that the two are never held together
     auto larger = AllocateDevice(memory_, MemoryClass::kWorkspace, bytes);
     if (!larger) {
-      const size_t before = scratch_.size();
-      scratch_ = Buffer();
-      larger = AllocateDevice(memory_, MemoryClass::kWorkspace, bytes);
-      if (!larger) {
-        NIBBLE_ASSIGN_OR_RETURN(scratch_, AllocateDevice(memory_, MemoryClass::kWorkspace, before));
-        return tl::unexpected<Error>(std::move(larger).error());
-      }
+      // Operations without a status rely on what there was.
+      NIBBLE_ASSIGN_OR_RETURN(scratch_, AllocateDevice(memory_, MemoryClass::kWorkspace, before));
+      return tl::unexpected<Error>(std::move(larger).error());
     }
     scratch_ = std::move(*larger);
     return {};

@@ -2,9 +2,8 @@
 //
 // Sums are float32. Products of 16-bit inputs are exact in float32; the tensor cores add up to 2048
 // rows of them, cutting off what float32 does not hold, and these sums are added to each other. What
-// 64 of them lose is 1e-5 of a diagonal element (quantize_test.cc, against double; all elements
-// become smaller by about that share), while damping adds 1e-2 of the diagonal's mean and the inputs
-// themselves are rounded to 5e-4.
+// 64 of them lose is 1e-5 of a diagonal element (quantize_test.cc, against double), while damping adds
+// 1e-2 of the diagonal's mean and the inputs themselves are rounded to 5e-4.
 #ifndef NIBBLE_OPS_CUDA_CUDA_STATISTICS_H_
 #define NIBBLE_OPS_CUDA_CUDA_STATISTICS_H_
 
