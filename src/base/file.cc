@@ -85,17 +85,22 @@ Result<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
 }
 
 Status WriteFileAtomic(const std::string& path, std::string_view content) {
+  return WriteFileAtomic(path, std::span(&content, 1));
+}
+
+Status WriteFileAtomic(const std::string& path, std::span<const std::string_view> pieces) {
   const std::string temporary = fmt::format("{}.tmp.{}", path, ::getpid());
   const auto write = [&]() -> Status {
     const Descriptor file(
         ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
     if (file.get() < 0) return SystemError(temporary, "create");
-    size_t done = 0;
-    while (done < content.size()) {
-      const ssize_t n = ::write(file.get(), content.data() + done, content.size() - done);
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) return SystemError(temporary, "write");
-      done += static_cast<size_t>(n);
+    for (std::string_view left : pieces) {
+      while (!left.empty()) {
+        const ssize_t n = ::write(file.get(), left.data(), left.size());
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return SystemError(temporary, "write");
+        left.remove_prefix(static_cast<size_t>(n));
+      }
     }
     if (::fsync(file.get()) != 0) return SystemError(temporary, "write");
     return {};

@@ -22,6 +22,8 @@ Result<std::string> ReadFile(const std::string& path, uint64_t max_bytes = uint6
 
 // Writes to a temporary name beside `path`, syncs it to disk, then renames.
 Status WriteFileAtomic(const std::string& path, std::string_view content);
+// The same of content that lies in pieces.
+Status WriteFileAtomic(const std::string& path, std::span<const std::string_view> pieces);
 
 // Creates the directory and its parents; one that exists is fine.
 Status MakeDirectories(const std::string& path);

@@ -21,7 +21,7 @@ struct Entry {
   size_t bytes;
 };
 
-std::string Serialize(const std::vector<Entry>& entries) {
+Status Write(const std::string& path, const std::vector<Entry>& entries) {
   Json header = Json::object();
   size_t offset = 0;
   for (const Entry& entry : entries) {
@@ -33,12 +33,12 @@ std::string Serialize(const std::vector<Entry>& entries) {
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');
   const uint64_t length = text.size();
-  std::string file(reinterpret_cast<const char*>(&length), sizeof(length));
-  file += text;
+  std::vector<std::string_view> pieces = {
+      {reinterpret_cast<const char*>(&length), sizeof(length)}, text};
   for (const Entry& entry : entries) {
-    file.append(static_cast<const char*>(entry.data), entry.bytes);
+    pieces.emplace_back(static_cast<const char*>(entry.data), entry.bytes);
   }
-  return file;
+  return WriteFileAtomic(path, pieces);
 }
 
 }  // namespace
@@ -78,7 +78,7 @@ Status LayerStore::Save(int64_t layer, const QuantizedLayer& quantized) const {
     entries.push_back({vector.name, DType::kF32, Shape{static_cast<int64_t>(vector.values.size())},
                        vector.values.data(), vector.values.size() * sizeof(float)});
   }
-  return WriteFileAtomic(PathOf(layer), Serialize(entries));
+  return Write(PathOf(layer), entries);
 }
 
 Result<std::optional<QuantizedLayer>> LayerStore::Load(int64_t layer, const QuantSpec& spec) const {

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 #include <set>
 
@@ -13,6 +12,7 @@
 #include "src/base/units.h"
 #include "src/checkpoint/checkpoint_writer.h"
 #include "src/quantize/layer_store.h"
+#include "src/quantize/layer_writer.h"
 #include "src/tensor/memory.h"
 
 namespace nibble {
@@ -58,23 +58,6 @@ std::string FingerprintOfRun(const QuantizeOptions& options, const QuantizationP
         {reinterpret_cast<const char*>(tokens.data()), tokens.size() * sizeof(int32_t)});
   }
   return fingerprint.Hex();
-}
-
-// A vector in the type that the tensor is stored in.
-Status AddVector(CheckpointWriter& writer, const TensorInfo& tensor,
-                 const std::vector<float>& values) {
-  const DType dtype = tensor.dtype.value_or(DType::kF16);
-  std::vector<std::byte> bytes(values.size() * BytesOf(dtype));
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (dtype == DType::kF32) {
-      std::memcpy(&bytes[i * 4], &values[i], 4);
-    } else {
-      const uint16_t bits =
-          dtype == DType::kBF16 ? BF16FromFloat(values[i]) : F16FromFloat(values[i]);
-      std::memcpy(&bytes[i * 2], &bits, 2);
-    }
-  }
-  return writer.Add(tensor.name, {.dtype = dtype, .shape = tensor.shape, .bytes = bytes});
 }
 
 double Mean(const Json& modules, const char* key) {
@@ -124,10 +107,10 @@ uint64_t LayerBytes(const ModelConfig& config, const Backend& backend) {
   return kUncounted + linears + 24 * widest * widest + 16 * largest;
 }
 
-// Every layer into the store; returns the modules' records.
+// Every layer into the store and the checkpoint; returns the modules' records.
 Result<Json> QuantizeLayers(const Checkpoint& checkpoint, const ModelDescription& model,
                             const QuantizationPlan& plan, const QuantizeOptions& options,
-                            const LayerStore& store, Backend& backend,
+                            const LayerStore& store, LayerWriter& writer, Backend& backend,
                             const ActivationStorage& storage, const QuantizeProgress& progress,
                             const CancelToken& cancel) {
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<QuantizeOps> ops, backend.CreateQuantizeOps());
@@ -144,6 +127,7 @@ Result<Json> QuantizeLayers(const Checkpoint& checkpoint, const ModelDescription
   for (int64_t i = 0; i < model.config.layers; ++i) {
     NIBBLE_RETURN_IF_ERROR(cancel.Check());
     NIBBLE_ASSIGN_OR_RETURN(std::optional<QuantizedLayer> layer, store.Load(i, plan.spec));
+    const auto origin = layer ? LayerWriter::Origin::kStore : LayerWriter::Origin::kComputed;
     if (layer) {
       if (i == 0) spdlog::info("{}: going on where it was stopped", options.output);
       NIBBLE_RETURN_IF_ERROR(quantizer->Replay(i, *layer, cancel));
@@ -152,10 +136,11 @@ Result<Json> QuantizeLayers(const Checkpoint& checkpoint, const ModelDescription
       }
     } else {
       NIBBLE_ASSIGN_OR_RETURN(layer, quantizer->Quantize(i, linear_done, cancel));
-      NIBBLE_RETURN_IF_ERROR(store.Save(i, *layer));
     }
     for (const Json& module : layer->modules) modules.push_back(module);
+    NIBBLE_RETURN_IF_ERROR(writer.Put(i, *std::move(layer), origin));
   }
+  NIBBLE_RETURN_IF_ERROR(writer.Wait());
   return modules;
 }
 
@@ -163,7 +148,7 @@ Result<Json> QuantizeLayers(const Checkpoint& checkpoint, const ModelDescription
 // that are in the store: where they lie does not change the result.
 Result<Json> QuantizeLayersWithin(const Checkpoint& checkpoint, const ModelDescription& model,
                                   const QuantizationPlan& plan, const QuantizeOptions& options,
-                                  const LayerStore& store, Backend& backend,
+                                  const LayerStore& store, LayerWriter& writer, Backend& backend,
                                   const QuantizeProgress& progress, const CancelToken& cancel) {
   using Beyond = ActivationStorage::Beyond;
   const std::string parent = std::filesystem::path(options.output).parent_path();
@@ -174,8 +159,8 @@ Result<Json> QuantizeLayersWithin(const Checkpoint& checkpoint, const ModelDescr
                             .directory = parent.empty() ? "." : parent,
                             .beyond = on_gpu ? Beyond::kComputeAgain : Beyond::kBeside};
   while (true) {
-    Result<Json> modules =
-        QuantizeLayers(checkpoint, model, plan, options, store, backend, storage, progress, cancel);
+    Result<Json> modules = QuantizeLayers(checkpoint, model, plan, options, store, writer, backend,
+                                          storage, progress, cancel);
     if (modules || modules.error().code() != ErrorCode::kResources || storage.max_bytes == 0) {
       return modules;
     }
@@ -240,27 +225,19 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
   NIBBLE_ASSIGN_OR_RETURN(
       const LayerStore store,
       LayerStore::Open(options.output + ".quantizing", FingerprintOfRun(options, plan)));
-  Result<Json> layers =
-      QuantizeLayersWithin(checkpoint, model, plan, options, store, backend, progress, cancel);
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointWriter> writer,
+                          CheckpointWriter::Create(options.output, std::move(target)));
+  LayerWriter layer_writer(checkpoint, store, *writer);
+  Result<Json> layers = QuantizeLayersWithin(checkpoint, model, plan, options, store, layer_writer,
+                                             backend, progress, cancel);
   if (!layers) {
+    layer_writer.Wait();
     // No other attempt would get further.
     if (layers.error().code() == ErrorCode::kBadInput) store.Remove();
     return layers;
   }
   Json modules = *std::move(layers);
-
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointWriter> writer,
-                          CheckpointWriter::Create(options.output, std::move(target)));
-  for (int64_t i = 0; i < model.config.layers; ++i) {
-    NIBBLE_ASSIGN_OR_RETURN(const auto layer, store.Load(i, plan.spec));
-    for (const QuantizedLayer::Linear& linear : layer->linears) {
-      NIBBLE_RETURN_IF_ERROR(writer->AddLinear(linear.name, linear.weight));
-    }
-    for (const QuantizedLayer::Vector& vector : layer->vectors) {
-      NIBBLE_RETURN_IF_ERROR(AddVector(*writer, *checkpoint.Find(vector.name), vector.values));
-      written.insert(vector.name);
-    }
-  }
+  written.insert(layer_writer.written().begin(), layer_writer.written().end());
   for (const TensorInfo& tensor : checkpoint.tensors()) {
     if (written.contains(tensor.name)) continue;
     NIBBLE_ASSIGN_OR_RETURN(const TensorView view, checkpoint.Read(tensor.name));
