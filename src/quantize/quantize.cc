@@ -91,7 +91,7 @@ const char* ErrorMeasure(const QuantizeOptions& options) {
 
 // What a layer's quantizing takes beside the calibration's activations, at most.
 uint64_t LayerBytes(const ModelConfig& config, const Backend& backend) {
-  constexpr uint64_t kUncounted = uint64_t{1} << 30;  // a driver's context, libraries, code
+  constexpr uint64_t kUncounted = uint64_t{640} << 20;  // a driver's context, libraries, code
   uint64_t linears = 0, largest = 0, widest = 0;
   const LayerLinears names = LinearsOfLayer(config, 0);
   for (const LinearName* linear : names.All()) {
@@ -103,8 +103,11 @@ uint64_t LayerBytes(const ModelConfig& config, const Backend& backend) {
     widest = std::max(widest, static_cast<uint64_t>(linear->in_features));
   }
   // The statistics and the drift of an input, its Hessian in double and the factor; a linear's
-  // target, its state in the sweep, its quantized values and their differences.
-  return kUncounted + linears + 24 * widest * widest + 16 * largest;
+  // target, its state in the sweep, its quantized values and their differences. A GPU has sums in
+  // float32, and one piece of scratch memory for the Hessian and for what comes behind it.
+  const uint64_t solving =
+      backend.queues_steps() ? 20 * widest * widest : 32 * widest * widest + 16 * largest;
+  return kUncounted + linears + solving;
 }
 
 // Every layer into the store and the checkpoint; returns the modules' records.
