@@ -24,19 +24,19 @@ using Clock = std::chrono::steady_clock;
 constexpr uint64_t kLeastActivationBytes = uint64_t{1} << 20;
 
 std::string ModelCard(const std::string& source, const QuantizationConfig& quantization,
-                      const Json& record) {
+                      QuantMethod method, const Json& record) {
+  const bool scales = method == QuantMethod::kAwq || method == QuantMethod::kAwqGptq;
   return fmt::format(
       "# {0}, quantized to 4 bits\n\n"
       "Method `{1}`, {2} grid, groups of {3}, in the `{4}` layout. Made by nibble {5} from "
       "`{0}`.\n\n"
-      "{6} linear layers are quantized, {7} are left as they were; embeddings, the output layer "
-      "and\n"
-      "norms are untouched. Mean relative squared error of the quantized weights: {8:.3e}.\n"
+      "{6} linear layers are quantized, {7} are left as they were; embeddings and the output layer "
+      "are\nuntouched, {9}. Mean relative squared error of the quantized weights: {8:.3e}.\n"
       "`quantize.json` holds each layer's.\n",
       source, record["method"].get<std::string>(), Name(quantization.spec.grid),
       quantization.spec.group_size, Name(quantization.layout), NIBBLE_VERSION,
-      record["modules"].size(), record["skipped"].size(),
-      record["mean_weight_error"].get<double>());
+      record["modules"].size(), record["skipped"].size(), record["mean_weight_error"].get<double>(),
+      scales ? "AWQ's scales are folded into the norms" : "and so are the norms");
 }
 
 // What nibble allocated at its highest, and what the driver holds beside it.
@@ -292,7 +292,8 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
   record["peak_memory_bytes"] = PeakResidentBytes();
   if (backend.queues_steps()) record["peak_device_memory_bytes"] = PeakDeviceBytes(backend);
   writer->AddFile({"quantize.json", record.dump(1) + "\n"});
-  writer->AddFile({"README.md", ModelCard(checkpoint.path(), quantization, record)});
+  writer->AddFile(
+      {"README.md", ModelCard(checkpoint.path(), quantization, options.method.method, record)});
   NIBBLE_RETURN_IF_ERROR(writer->Finish());
   store.Remove();
   return record;

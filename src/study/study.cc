@@ -13,8 +13,9 @@
 #include "src/base/file.h"
 #include "src/base/fingerprint.h"
 #include "src/quantize/quantize.h"
-#include "src/study/calibrate.h"
 #include "src/report/report.h"
+#include "src/study/calibrate.h"
+#include "src/study/model_card.h"
 #include "src/study/versions.h"
 
 namespace nibble {
@@ -288,7 +289,7 @@ Status Study::RunMethod(const std::string& method, const Json& hardware, const J
                                             options_.limits.memory_budget_bytes, options_.progress,
                                             cancel_);
                              }));
-  return {};
+  return baseline.is_null() ? Status() : AddMeasurementsToCard(path, record, baseline);
 }
 
 Json Study::OptionsRecord() const {
