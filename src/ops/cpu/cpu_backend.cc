@@ -5,7 +5,6 @@
 #include <functional>
 
 #include "src/base/checked.h"
-#include "src/base/thread_pool.h"
 #include "src/ops/cpu/attention.h"
 #include "src/ops/cpu/cpu_kv_cache.h"
 #include "src/ops/cpu/cpu_linear.h"
@@ -15,6 +14,7 @@
 #include "src/ops/cpu/linear_dense.h"
 #include "src/ops/cpu/linear_q4.h"
 #include "src/ops/cpu/pack.h"
+#include "src/ops/host_backend.h"
 
 namespace nibble {
 namespace cpu {
@@ -28,47 +28,16 @@ void CheckActivations(MatrixView matrix) {
   CHECK(matrix.dtype == DType::kF32, "activations of type {}", Name(matrix.dtype));
 }
 
-class CpuBackend final : public Backend {
+class CpuBackend final : public HostBackend {
  public:
-  explicit CpuBackend(int threads) : pool_(threads) {}
+  using HostBackend::HostBackend;
 
   std::string name() const override { return "cpu"; }
   std::string description() const override {
     return fmt::format("cpu ({}, {} thread{})", TargetName(), pool_.threads(),
                        pool_.threads() == 1 ? "" : "s");
   }
-  DType activation_type() const override { return DType::kF32; }
   int64_t kv_block_tokens() const override { return kBlockTokens; }
-  int64_t step_rows() const override { return 512; }
-  MemoryTracker& memory() override { return memory_; }
-  uint64_t MemoryBytes() const override { return ReadHostMemory().total_bytes; }
-  uint64_t AvailableBytes() const override {
-    return std::min(ReadHostMemory().available_bytes, memory_.Room());
-  }
-  uint64_t SystemBytes() const override { return PeakResidentBytes(); }
-
-  Result<Matrix> Allocate(MemoryClass memory_class, DType dtype, int64_t rows,
-                          int64_t columns) override {
-    NIBBLE_ASSIGN_OR_RETURN(
-        Buffer buffer,
-        AllocateHost(memory_, memory_class, static_cast<size_t>(rows * columns) * BytesOf(dtype)));
-    return Matrix(std::move(buffer), dtype, rows, columns);
-  }
-
-  Result<Matrix> Upload(std::span<const float> values) override {
-    NIBBLE_ASSIGN_OR_RETURN(Matrix matrix, Allocate(MemoryClass::kWeights, DType::kF32, 1,
-                                                    static_cast<int64_t>(values.size())));
-    std::copy(values.begin(), values.end(), matrix.view().row<float>(0));
-    return matrix;
-  }
-
-  Result<Matrix> AllocateBeside(const std::string& directory, DType dtype, int64_t rows,
-                                int64_t columns) override {
-    NIBBLE_ASSIGN_OR_RETURN(
-        Buffer file,
-        AllocateInFile(directory, static_cast<size_t>(rows * columns) * BytesOf(dtype)));
-    return Matrix(std::move(file), dtype, rows, columns);
-  }
 
   Result<std::unique_ptr<PreparedLinear>> Prepare(std::span<const LinearSource> sources,
                                                   Interleave interleave) override {
@@ -112,8 +81,6 @@ class CpuBackend final : public Backend {
   void SetBatch(BatchPlan& plan, const Batch& batch) override {
     static_cast<CpuPlan&>(plan).SetBatch(batch);
   }
-
-  void Issue(BatchPlan&, const std::function<void()>& operations) override { operations(); }
 
   void Embed(const BatchPlan& plan, const PreparedLinear& table, MatrixView out) override {
     CheckActivations(out);
@@ -225,13 +192,10 @@ class CpuBackend final : public Backend {
   Result<std::span<const int32_t>> ReceiveTokens(BatchPlan& plan) override {
     return static_cast<CpuPlan&>(plan).chosen().Receive();
   }
-  bool queues_steps() const override { return false; }
 
   Result<std::unique_ptr<QuantizeOps>> CreateQuantizeOps() override {
     return MakeCpuQuantizeOps(pool_, memory_);
   }
-
-  Result<MatrixView> ToHost(MatrixView matrix) override { return matrix; }
 
  private:
   // How many items a thread should take at a time, given the multiplications (or the like) of one:
@@ -266,8 +230,6 @@ class CpuBackend final : public Backend {
     pool_.ParallelFor(layout.panels, RoundUp(Grain(panel), kGroupPanels), std::ref(run));
   }
 
-  ThreadPool pool_;
-  MemoryTracker memory_;
 };
 
 }  // namespace

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "src/base/checked.h"
-#include "src/base/thread_pool.h"
+#include "src/ops/host_backend.h"
 #include "src/ops/ref/ref_quantize.h"
 
 namespace nibble {
@@ -81,46 +81,15 @@ void Store(std::byte* values, DType type, int64_t i, float value) {
 
 double Silu(double x) { return x / (1.0 + std::exp(-x)); }
 
-class RefBackend final : public Backend {
+class RefBackend final : public HostBackend {
  public:
-  explicit RefBackend(int threads) : pool_(threads) {}
+  using HostBackend::HostBackend;
 
   std::string name() const override { return "ref"; }
   std::string description() const override {
     return fmt::format("ref (scalar, double accumulation, {} threads)", pool_.threads());
   }
-  DType activation_type() const override { return DType::kF32; }
   int64_t kv_block_tokens() const override { return kBlockTokens; }
-  int64_t step_rows() const override { return 512; }
-  MemoryTracker& memory() override { return memory_; }
-  uint64_t MemoryBytes() const override { return ReadHostMemory().total_bytes; }
-  uint64_t AvailableBytes() const override {
-    return std::min(ReadHostMemory().available_bytes, memory_.Room());
-  }
-  uint64_t SystemBytes() const override { return PeakResidentBytes(); }
-
-  Result<Matrix> Allocate(MemoryClass memory_class, DType dtype, int64_t rows,
-                          int64_t columns) override {
-    NIBBLE_ASSIGN_OR_RETURN(
-        Buffer buffer, AllocateHost(memory_, memory_class,
-                                    static_cast<size_t>(rows * columns) * BytesOf(dtype)));
-    return Matrix(std::move(buffer), dtype, rows, columns);
-  }
-
-  Result<Matrix> Upload(std::span<const float> values) override {
-    NIBBLE_ASSIGN_OR_RETURN(Matrix matrix, Allocate(MemoryClass::kWeights, DType::kF32, 1,
-                                                    static_cast<int64_t>(values.size())));
-    std::copy(values.begin(), values.end(), matrix.view().row<float>(0));
-    return matrix;
-  }
-
-  Result<Matrix> AllocateBeside(const std::string& directory, DType dtype, int64_t rows,
-                                int64_t columns) override {
-    NIBBLE_ASSIGN_OR_RETURN(
-        Buffer file,
-        AllocateInFile(directory, static_cast<size_t>(rows * columns) * BytesOf(dtype)));
-    return Matrix(std::move(file), dtype, rows, columns);
-  }
 
   Result<std::unique_ptr<PreparedLinear>> Prepare(std::span<const LinearSource> sources,
                                                   Interleave) override {
@@ -207,8 +176,6 @@ class RefBackend final : public Backend {
                             static_cast<int32_t>(s));
     }
   }
-
-  void Issue(BatchPlan&, const std::function<void()>& operations) override { operations(); }
 
   void Embed(const BatchPlan& plan, const PreparedLinear& table, MatrixView out) override {
     for (int64_t r = 0; r < out.rows; ++r) {
@@ -352,13 +319,10 @@ class RefBackend final : public Backend {
   Result<std::span<const int32_t>> ReceiveTokens(BatchPlan& plan) override {
     return static_cast<RefPlan&>(plan).chosen.Receive();
   }
-  bool queues_steps() const override { return false; }
 
   Result<std::unique_ptr<QuantizeOps>> CreateQuantizeOps() override {
     return MakeRefQuantizeOps(pool_, memory_);
   }
-
-  Result<MatrixView> ToHost(MatrixView matrix) override { return matrix; }
 
  private:
   static std::pair<int64_t, int64_t> Locate(const RefPlan& p, int64_t sequence, int64_t position) {
@@ -367,8 +331,6 @@ class RefBackend final : public Backend {
             position % kBlockTokens};
   }
 
-  ThreadPool pool_;
-  MemoryTracker memory_;
 };
 
 }  // namespace
