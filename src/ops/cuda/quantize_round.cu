@@ -12,13 +12,13 @@ constexpr int kWarps = kThreads / 32;
 // The warp's row and group, of a weight with `groups` in a row.
 struct RowGroup {
   int64_t row, group;
-  bool is_one;  // there are no more
+  bool exists;  // else the weight has no more
 
   __device__ RowGroup(int64_t rows, int64_t groups) {
     const int64_t number = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
     row = number / groups;
     group = number % groups;
-    is_one = row < rows;
+    exists = row < rows;
   }
 };
 
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads)
   StartNextKernel();
   WaitForLastKernel();
   const RowGroup at(rows, groups);
-  if (!at.is_one) return;
+  if (!at.exists) return;
   const int length = static_cast<int>(spec.length), lane = LaneOfWarp();
   const int64_t first = at.group * length;
   const float* const values = weight + at.row * stride + first;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads)
   StartNextKernel();
   WaitForLastKernel();
   const RowGroup at(rows, groups);
-  if (!at.is_one) return;
+  if (!at.exists) return;
   const int length = static_cast<int>(spec.length), lane = LaneOfWarp();
   const int64_t first = at.group * length;
   const float* const values = weight + at.row * stride + first;
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads)
   StartNextKernel();
   WaitForLastKernel();
   const RowGroup at(rows, groups);
-  if (!at.is_one) return;
+  if (!at.exists) return;
   const int length = static_cast<int>(spec.length), lane = LaneOfWarp();
   const float* const values = weight + at.row * stride + at.group * length;
   const float most = MostOf(values, length);
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kThreads)
   StartNextKernel();
   WaitForLastKernel();
   const RowGroup at(rows, groups);
-  if (!at.is_one) return;
+  if (!at.exists) return;
   float* const values = weight + at.row * stride + at.group * length;
   const float* const tried = losses + (at.row * groups + at.group) * blocks * kClipLimits;
   float least = INFINITY;
