@@ -1,7 +1,8 @@
 // Synthetic models: the shapes of known ones with weights that mean nothing, for measuring speed
 // and memory where the real files are not at hand.
 //
-// "random:PRESET" has float16 weights, normal with the spread of a usual initialization;
+// "random:PRESET" has float16 weights of the spread of a usual initialization and with the heavy tails of
+// trained ones, and norms whose gains make one channel in 128 an outlier;
 // "random:PRESET:METHOD" has the linear layers of the blocks quantized as METHOD says: NAME[-gN]
 // [-asym|-sym|-sym-full] with NAME rtn, gptq, awq or awq+gptq; asymmetric in AWQ's layout,
 // symmetric in GPTQ's. Tensors depend on nothing but their names and shapes and are made when read.
