@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "src/base/checked.h"
+#include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/cuda/attention.h"
 #include "src/ops/cuda/device_memory.h"
@@ -24,11 +25,6 @@
 namespace nibble::cuda {
 namespace {
 
-template <typename T>
-T Must(Result<T> result) {
-  CHECK(result.has_value(), "{}", result.error().message());
-  return std::move(*result);
-}
 void Must(cudaError_t error) { CHECK(error == cudaSuccess, "{}", ErrorText(error)); }
 
 // Uniform in ±√3: of variance 1.

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "src/base/file.h"
+#include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/cuda/cuda_backend.h"
 #include "src/ops/cuda/measure_limits.h"
@@ -24,11 +25,6 @@
 namespace nibble {
 namespace {
 
-template <typename T>
-T Must(Result<T> result) {
-  if (!result) CheckFailed(__FILE__, __LINE__, "a result", result.error().message());
-  return std::move(*result);
-}
 void Must(cudaError_t error) { CHECK(error == cudaSuccess, "{}", cudaGetErrorString(error)); }
 void Must(cublasStatus_t status) { CHECK(status == CUBLAS_STATUS_SUCCESS); }
 

@@ -9,17 +9,12 @@
 #include <numeric>
 #include <vector>
 
+#include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/cuda/cuda_backend.h"
 
 namespace nibble {
 namespace {
-
-template <typename T>
-T Must(Result<T> result) {
-  if (!result) CheckFailed(__FILE__, __LINE__, "a result", result.error().message());
-  return std::move(*result);
-}
 
 double Microseconds(Backend& backend, const SamplingOptions& options, int64_t rows,
                     int64_t vocabulary) {

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/cuda/cuda_backend.h"
 
@@ -20,12 +21,6 @@ namespace nibble {
 namespace {
 
 constexpr int64_t kHidden = 4096, kIntermediate = 11008, kHeads = 32, kDim = 128, kLayers = 32;
-
-template <typename T>
-T Must(Result<T> result) {
-  if (!result) CheckFailed(__FILE__, __LINE__, "a result", result.error().message());
-  return std::move(*result);
-}
 
 // kApart: rope and attention as operations of their own.
 enum Part : unsigned { kNorms = 1, kLinears = 2, kRope = 4, kAttention = 8, kAll = 15, kApart = 16 };

@@ -9,6 +9,7 @@
 #include <map>
 
 #include "src/base/file.h"
+#include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/cpu/cpu_backend.h"
 #include "src/quantize/calibration_runner.h"
@@ -148,12 +149,6 @@ class QuantizeCheckpointTest : public ::testing::TestWithParam<Case> {
   CalibrationSet set_;
 };
 
-template <typename T>
-T Get(Result<T> result) {
-  CHECK(result, "{}", result.error().message());
-  return *std::move(result);
-}
-
 const QuantizeProgress kIgnore = [](int64_t, int64_t, std::string_view, const Json&) {};
 
 // What is read back from disk is exactly what rounding gave, in every layout.
@@ -170,8 +165,8 @@ TEST_P(QuantizeCheckpointTest, ReadsBackWhatItWrote) {
   EXPECT_EQ(calls, 14);
   EXPECT_EQ((*record)["modules"].size(), 14u);
 
-  const auto checkpoint = Get(OpenCheckpoint("random:tiny"));
-  const ModelDescription model = Get(DescribeModel(*checkpoint));
+  const auto checkpoint = Must(OpenCheckpoint("random:tiny"));
+  const ModelDescription model = Must(DescribeModel(*checkpoint));
   const auto opened = OpenCheckpoint(output_);
   ASSERT_TRUE(opened) << opened.error().message();
   const Checkpoint* quantized = opened->get();
@@ -182,10 +177,10 @@ TEST_P(QuantizeCheckpointTest, ReadsBackWhatItWrote) {
   EXPECT_EQ(Name(again.quantization->layout), c.layout);
   const LayerLinears linears = LinearsOfLayer(model.config, 1);
   for (const LinearName* linear : linears.All()) {
-    const Weight original = Get(ReadWeight(*checkpoint, linear->name, linear->out_features,
-                                           linear->in_features, std::nullopt));
-    const Weight read = Get(ReadWeight(*quantized, linear->name, linear->out_features,
-                                       linear->in_features, again.quantization));
+    const Weight original = Must(ReadWeight(*checkpoint, linear->name, linear->out_features,
+                                            linear->in_features, std::nullopt));
+    const Weight read = Must(ReadWeight(*quantized, linear->name, linear->out_features,
+                                        linear->in_features, again.quantization));
     const auto& got = std::get<QuantizedWeight>(read);
     // The error that was reported is that of what lies on disk. AWQ scales what it rounds.
     if (c.method == QuantMethod::kAwq || c.method == QuantMethod::kAwqGptq) continue;
@@ -200,8 +195,8 @@ TEST_P(QuantizeCheckpointTest, ReadsBackWhatItWrote) {
     EXPECT_NEAR(errors[linear->name], error / square, 1e-9);
   }
   // Everything else is untouched.
-  EXPECT_EQ(Get(ReadVector(*quantized, "model.norm.weight", 64)),
-            Get(ReadVector(*checkpoint, "model.norm.weight", 64)));
+  EXPECT_EQ(Must(ReadVector(*quantized, "model.norm.weight", 64)),
+            Must(ReadVector(*checkpoint, "model.norm.weight", 64)));
   EXPECT_TRUE(FileExists(output_ + "/quantize.json"));
   EXPECT_TRUE(FileExists(output_ + "/README.md"));
   EXPECT_FALSE(FileExists(output_ + ".quantizing"));
@@ -225,11 +220,11 @@ TEST_P(QuantizeCheckpointTest, CalibrationPays) {
 // layers.
 std::vector<float> LastMlpOutput(const std::string& path, const CalibrationSet& set,
                                  const ActivationStorage& storage) {
-  const auto checkpoint = Get(OpenCheckpoint(path));
-  const ModelDescription model = Get(DescribeModel(*checkpoint));
-  const auto backend = Get(MakeCpuBackend({.threads = 2}));
-  const auto runner = Get(CalibrationRunner::Create(model.config, set, *backend, storage));
-  runner->Embed(*Get(LoadEmbedding(*checkpoint, model, *backend)));
+  const auto checkpoint = Must(OpenCheckpoint(path));
+  const ModelDescription model = Must(DescribeModel(*checkpoint));
+  const auto backend = Must(MakeCpuBackend({.threads = 2}));
+  const auto runner = Must(CalibrationRunner::Create(model.config, set, *backend, storage));
+  runner->Embed(*Must(LoadEmbedding(*checkpoint, model, *backend)));
   const int64_t last = model.config.layers - 1;
   const CancelToken never;
   const auto run = [&](QuantizeContext::Stage stage, int64_t layer, const LayerWeights& weights) {
@@ -238,7 +233,7 @@ std::vector<float> LastMlpOutput(const std::string& path, const CalibrationSet& 
   };
   LayerWeights weights;
   for (int64_t layer = 0; layer <= last; ++layer) {
-    weights = Get(LoadLayer(*checkpoint, model, layer, *backend));
+    weights = Must(LoadLayer(*checkpoint, model, layer, *backend));
     run(&CalibrationRunner::QkvInput, layer, weights);
     run(&CalibrationRunner::OutputInput, layer, weights);
     run(&CalibrationRunner::MlpInput, layer, weights);

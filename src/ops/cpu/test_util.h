@@ -12,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/backend.h"
 #include "src/ops/cpu/cpu_backend.h"
@@ -24,12 +25,6 @@ inline std::unique_ptr<Backend> MakeCpu(int threads) {
   auto backend = MakeCpuBackend({.threads = threads});
   CHECK(backend.has_value());
   return std::move(*backend);
-}
-
-template <typename T>
-T Must(Result<T> result) {
-  if (!result) CheckFailed(__FILE__, __LINE__, "a result", result.error().message());
-  return std::move(*result);
 }
 
 // A strided float32 matrix, poisoned with NaN, with canaries around it and

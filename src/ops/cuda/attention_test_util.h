@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "src/base/checked.h"
+#include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/base/thread_pool.h"
 #include "src/ops/cuda/attention.h"
@@ -23,14 +24,6 @@ namespace nibble::cuda {
 inline constexpr uint16_t kPoison = 0x7fa5;
 inline constexpr int32_t kNoBlock = 0x0fffffff;  // far outside of any cache
 
-template <typename T>
-T Must(Result<T> result) {
-  if (!result) CheckFailed(__FILE__, __LINE__, "a result", result.error().message());
-  return std::move(*result);
-}
-inline void Must(Status status) {
-  if (!status) CheckFailed(__FILE__, __LINE__, "success", status.error().message());
-}
 inline void Must(cudaError_t error) { CHECK(error == cudaSuccess, "{}", ErrorText(error)); }
 
 inline float ToFloat(uint16_t bits, DType type) {

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <vector>
 
+#include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/cuda/cuda_backend.h"
 #include "src/ops/cuda/device.h"
@@ -16,12 +17,6 @@
 
 namespace nibble {
 namespace {
-
-template <typename T>
-T Must(Result<T> result) {
-  if (!result) CheckFailed(__FILE__, __LINE__, "a result", result.error().message());
-  return std::move(*result);
-}
 
 // A float32 matrix on the host; the device's copy is strided, and guarded by NaN after each row.
 struct HostMatrix {

@@ -12,18 +12,13 @@
 #include <numeric>
 #include <vector>
 
+#include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/cuda/cuda_backend.h"
 #include "src/ops/cuda/device.h"
 #include "src/ops/ref/ref_backend.h"
 
 namespace nibble {
-
-template <typename T>
-T Must(Result<T> result) {
-  if (!result) CheckFailed(__FILE__, __LINE__, "a result", result.error().message());
-  return std::move(*result);
-}
 
 // A float32 matrix on the host.
 struct Floats {

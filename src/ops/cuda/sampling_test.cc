@@ -9,18 +9,13 @@
 #include <numeric>
 #include <vector>
 
+#include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/cuda/cuda_backend.h"
 #include "src/ops/cuda/device.h"
 
 namespace nibble {
 namespace {
-
-template <typename T>
-T Must(Result<T> result) {
-  if (!result) CheckFailed(__FILE__, __LINE__, "a result", result.error().message());
-  return std::move(*result);
-}
 
 class CudaSamplingTest : public testing::Test {
  protected:
