@@ -11,8 +11,10 @@ namespace {
 constexpr int kThreads = 256;  // one block a row, or kPartialSums blocks in turns
 
 __device__ float AsFloat(float x) { return x; }
-__device__ float AsFloat(__half x) { return __half2float(x); }
-__device__ float AsFloat(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <typename T>
+__device__ float AsFloat(T x) {
+  return HalfTraits<T>::ToFloat(x);
+}
 
 __global__ void __launch_bounds__(kThreads)
     ScaleKernel(const float* weight, int64_t stride, const float* rows, const float* columns,
