@@ -84,7 +84,8 @@ Status ScoreText(const ScoreOptions& options, const CommandContext& context) {
   const Extension all{engine->Open(), tokens, WantLogits::kAll};
   NIBBLE_RETURN_IF_ERROR(engine->Extend(
       {{all}},
-      [&](size_t, int64_t first, const MatrixView& logits) {
+      [&](std::span<const LogitRun> runs) {
+        const auto& [extension, first, logits] = runs.front();
         for (int64_t r = 0; r < logits.rows; ++r) {
           const auto next = static_cast<size_t>(first + r + 1);
           if (next == tokens.size()) return;
@@ -92,8 +93,7 @@ Status ScoreText(const ScoreOptions& options, const CommandContext& context) {
                                               static_cast<size_t>(logits.columns));
           const RowLogProbabilities row(values);
           total += row.At(tokens[next]);
-          add(tokens[next], row.At(tokens[next]),
-              TopTokens(row, values, options.top, tokenizer));
+          add(tokens[next], row.At(tokens[next]), TopTokens(row, values, options.top, tokenizer));
         }
       },
       context.cancel));

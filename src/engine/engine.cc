@@ -160,14 +160,17 @@ Status Engine::Extend(std::span<const Extension> extensions, const LogitsSink& s
                       const CancelToken& cancel) {
   const auto deliver = [&](std::span<const Piece> pieces, MatrixView logits) -> Status {
     NIBBLE_ASSIGN_OR_RETURN(const MatrixView host, backend_.ToHost(logits));
+    std::vector<LogitRun> runs;
     int64_t row = 0;
     for (const Piece& piece : pieces) {
       const int64_t wanted = LogitRows(extensions, piece);
-      if (wanted > 0) {
-        sink(piece.extension, piece.first + piece.count - wanted, host.Rows(row, wanted));
-      }
+      if (wanted == 0) continue;
+      runs.push_back({.extension = piece.extension,
+                      .first_token = piece.first + piece.count - wanted,
+                      .logits = host.Rows(row, wanted)});
       row += wanted;
     }
+    sink(runs);
     return {};
   };
   return RunSteps(extensions, deliver, cancel);

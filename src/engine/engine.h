@@ -61,11 +61,16 @@ struct Extension {
   int64_t count() const { return tokens.empty() ? 1 : static_cast<int64_t>(tokens.size()); }
 };
 
-// Logits that became ready: row i of `logits` (float32 on the host, [n, vocabulary]) follows the
-// token `first_token + i` of extension number `extension`. The view is valid during the call. The
-// tokens of one extension come in order.
-using LogitsSink =
-    std::function<void(size_t extension, int64_t first_token, const MatrixView& logits)>;
+// Logits of extension number `extension` that became ready: row i of `logits` (float32 on the host,
+// [n, vocabulary], n > 0) follows its token `first_token + i`.
+struct LogitRun {
+  size_t extension = 0;
+  int64_t first_token = 0;
+  MatrixView logits;
+};
+// Called after each step that made logits ready, with one run for each of its extensions, valid
+// during the call. The tokens of one extension come in order.
+using LogitsSink = std::function<void(std::span<const LogitRun> runs)>;
 
 // The token that was chosen to follow an extension's last one.
 using TokenSink = std::function<void(size_t extension, int32_t token)>;

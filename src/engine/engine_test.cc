@@ -74,9 +74,11 @@ using Rows = std::vector<std::vector<float>>;
 
 // Appends the logits of `extension` 0 to rows.
 LogitsSink Collect(std::vector<Rows>& rows) {
-  return [&rows](size_t extension, int64_t, const MatrixView& logits) {
-    for (int64_t r = 0; r < logits.rows; ++r) {
-      rows[extension].emplace_back(logits.row<float>(r), logits.row<float>(r) + logits.columns);
+  return [&rows](std::span<const LogitRun> runs) {
+    for (const auto& [extension, first, logits] : runs) {
+      for (int64_t r = 0; r < logits.rows; ++r) {
+        rows[extension].emplace_back(logits.row<float>(r), logits.row<float>(r) + logits.columns);
+      }
     }
   };
 }

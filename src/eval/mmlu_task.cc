@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <map>
-#include <optional>
 
 #include "src/base/checked.h"
 #include "src/eval/divergence.h"
@@ -37,8 +36,8 @@ Tokens Encode(const Tokenizer& tokenizer, const std::string& text) {
   return tokenizer.Encode(text, SpecialTokens::kAdd, ParseSpecial::kNo);
 }
 
-// What " A" to " D" become after a prompt: the same tokens (mostly none), then one of their own each,
-// at the same place.
+// What " A" to " D" become after a prompt: the same tokens (mostly none), then one of their own
+// each, at the same place.
 struct Letters {
   Tokens before;
   std::array<int32_t, 4> ids{};
@@ -69,22 +68,30 @@ Result<Letters> FindLetters(const Tokenizer& tokenizer, const std::string& text,
 // Builds the prompts of one subject.
 class Prompter {
  public:
-  Prompter(const Tokenizer& tokenizer, const MmluSubjectData& subject, const MmluFormat& format,
-           int64_t context)
-      : tokenizer_(tokenizer),
-        subject_(subject),
-        format_(format),
-        context_(static_cast<size_t>(context)) {}
+  // Of a subject with at least one question.
+  static Result<Prompter> Create(const Tokenizer& tokenizer, const MmluSubjectData& subject,
+                                 const MmluFormat& format, int64_t context) {
+    Prompter prompter(tokenizer, subject, format, context);
+    if (format.scoring == MmluScoring::kLetters) {
+      // All prompts end alike, so one question settles it.
+      const MmluQuestion& question = subject.questions.front();
+      NIBBLE_ASSIGN_OR_RETURN(prompter.letters_,
+                              FindLetters(tokenizer, MmluQuestionPart(question, format),
+                                          MmluContinuations(question, format)));
+    }
+    return prompter;
+  }
 
-  Result<Prompt> Make(const MmluQuestion& question) {
+  // From any thread.
+  Prompt Make(const MmluQuestion& question) const {
     for (int shots = static_cast<int>(subject_.shots.size()); shots > 0; --shots) {
-      NIBBLE_ASSIGN_OR_RETURN(Prompt prompt, WithShots(question, shots));
+      Prompt prompt = WithShots(question, shots);
       if (std::all_of(prompt.candidates.begin(), prompt.candidates.end(),
                       [&](const Candidate& c) { return c.tokens.size() <= context_; })) {
         return prompt;
       }
     }
-    NIBBLE_ASSIGN_OR_RETURN(Prompt prompt, WithShots(question, 0));
+    Prompt prompt = WithShots(question, 0);
     for (Candidate& candidate : prompt.candidates) {
       if (candidate.tokens.size() <= context_) continue;
       candidate.tokens.erase(candidate.tokens.begin(),
@@ -95,23 +102,26 @@ class Prompter {
   }
 
  private:
-  Result<Prompt> WithShots(const MmluQuestion& question, int shots) {
+  Prompter(const Tokenizer& tokenizer, const MmluSubjectData& subject, const MmluFormat& format,
+           int64_t context)
+      : tokenizer_(tokenizer),
+        subject_(subject),
+        format_(format),
+        context_(static_cast<size_t>(context)) {}
+
+  Prompt WithShots(const MmluQuestion& question, int shots) const {
     Prompt prompt{.question = &question, .shots = shots};
     const std::string text =
         MmluPrefix(subject_, shots, format_) + MmluQuestionPart(question, format_);
     const Tokens tokens = Encode(text);
-    const std::array<std::string, 4> continuations = MmluContinuations(question, format_);
     if (format_.scoring == MmluScoring::kLetters) {
-      if (!letters_) {  // all prompts end alike, so the first question settles it
-        NIBBLE_ASSIGN_OR_RETURN(letters_, FindLetters(tokenizer_, text, continuations));
-      }
       prompt.candidates.push_back({tokens, 0});
       Tokens& asked = prompt.candidates.front().tokens;
-      asked.insert(asked.end(), letters_->before.begin(), letters_->before.end());
-      prompt.letters = letters_->ids;
+      asked.insert(asked.end(), letters_.before.begin(), letters_.before.end());
+      prompt.letters = letters_.ids;
       return prompt;
     }
-    for (const std::string& continuation : continuations) {
+    for (const std::string& continuation : MmluContinuations(question, format_)) {
       Candidate candidate{Encode(text + continuation), 1};
       // What lies beyond the prompt's own tokens is scored, at least the last token: as lm-eval
       // does where prompt and continuation merge into one.
@@ -129,7 +139,7 @@ class Prompter {
   const MmluSubjectData& subject_;
   MmluFormat format_;
   size_t context_;
-  std::optional<Letters> letters_;
+  Letters letters_;  // where they are scored
 };
 
 // The tokens that all candidates of the prompts begin with, less what must be run to score each.
@@ -148,9 +158,14 @@ size_t SharedTokens(std::span<const Prompt> prompts) {
 // Runs prompts that begin alike.
 class PromptRunner {
  public:
-  PromptRunner(Engine& engine, const MmluFormat& format, MmluAnswers& answers,
+  PromptRunner(Engine& engine, const MmluFormat& format, ThreadPool& pool, MmluAnswers& answers,
                const MmluProgress& progress, const CancelToken& cancel)
-      : engine_(engine), format_(format), answers_(answers), progress_(progress), cancel_(cancel) {}
+      : engine_(engine),
+        format_(format),
+        pool_(pool),
+        answers_(answers),
+        progress_(progress),
+        cancel_(cancel) {}
 
   Status Run(int subject, std::span<const Prompt> prompts) {
     const size_t shared = SharedTokens(prompts);
@@ -208,13 +223,13 @@ class PromptRunner {
       answers_.computed_tokens += static_cast<int64_t>(end - shared);
     }
     std::vector<std::array<double, 4>> scores(prompts.size());
-    Status status = engine_.Extend(
-        stems,
-        [&](size_t p, int64_t, const MatrixView& logits) {
-          const RowLogProbabilities row({logits.row<float>(0), size_t(logits.columns)});
-          for (size_t i = 0; i < 4; ++i) scores[p][i] = StemScore(row, prompts[p], stem_ends[p], i);
-        },
-        cancel_);
+    Status status = engine_.Extend(stems, OnAllThreads([&](const LogitRun& run) {
+                                     const size_t p = run.extension;
+                                     const RowLogProbabilities row = RowOf(run, 0);
+                                     for (size_t i = 0; i < 4; ++i)
+                                       scores[p][i] = StemScore(row, prompts[p], stem_ends[p], i);
+                                   }),
+                                   cancel_);
     if (status && format_.scoring == MmluScoring::kCloze) {
       status = RunCandidates(prompts, stem_ends, open, scores);
     }
@@ -233,6 +248,18 @@ class PromptRunner {
     }
     progress_(static_cast<int64_t>(answers_.questions.size()));
     return {};
+  }
+
+  template <typename Visit>
+  LogitsSink OnAllThreads(const Visit& visit) const {
+    return [this, visit](std::span<const LogitRun> runs) {
+      pool_.ParallelFor(std::ssize(runs), 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) visit(runs[static_cast<size_t>(i)]);
+      });
+    };
+  }
+  static RowLogProbabilities RowOf(const LogitRun& run, int64_t row) {
+    return RowLogProbabilities({run.logits.row<float>(row), size_t(run.logits.columns)});
   }
 
   // What the logits after the stem say about answer i: the letter, or the first token that follows.
@@ -265,23 +292,22 @@ class PromptRunner {
       }
     }
     if (extensions.empty()) return {};
-    return engine_.Extend(
-        extensions,
-        [&](size_t e, int64_t first, const MatrixView& logits) {
-          const auto [p, i] = targets[e];
-          const Candidate& candidate = prompts[p].candidates[i];
-          for (int64_t r = 0; r < logits.rows; ++r) {
-            const size_t next = stem_ends[p] + static_cast<size_t>(first + r) + 1;
-            if (next < candidate.scored_from()) continue;
-            const RowLogProbabilities row({logits.row<float>(r), size_t(logits.columns)});
-            scores[p][i] += row.At(candidate.tokens[next]);
-          }
-        },
-        cancel_);
+    return engine_.Extend(extensions, OnAllThreads([&](const LogitRun& run) {
+                            const auto [p, i] = targets[run.extension];
+                            const Candidate& candidate = prompts[p].candidates[i];
+                            for (int64_t r = 0; r < run.logits.rows; ++r) {
+                              const size_t next =
+                                  stem_ends[p] + static_cast<size_t>(run.first_token + r) + 1;
+                              if (next < candidate.scored_from()) continue;
+                              scores[p][i] += RowOf(run, r).At(candidate.tokens[next]);
+                            }
+                          }),
+                          cancel_);
   }
 
   Engine& engine_;
   MmluFormat format_;
+  ThreadPool& pool_;
   MmluAnswers& answers_;
   const MmluProgress& progress_;
   const CancelToken& cancel_;
@@ -301,7 +327,7 @@ EngineOptions MmluEngineOptions(const ModelConfig& config, const Backend& backen
       .limits = {.rows = rows,
                  .sequences = sequences,
                  .context = context,
-                 .logit_rows = std::min<int64_t>(rows, 128)}};
+                 .logit_rows = std::min<int64_t>(rows, 512)}};
 }
 
 int64_t LeastMmluKvTokens(const EngineOptions& options, const Backend& backend) {
@@ -315,20 +341,25 @@ Status CheckLetters(const Tokenizer& tokenizer) {
 }
 
 Result<MmluAnswers> RunMmlu(Engine& engine, const Tokenizer& tokenizer, const MmluDataset& data,
-                            const MmluFormat& format, const MmluProgress& progress,
-                            const CancelToken& cancel) {
+                            const MmluFormat& format, ThreadPool& pool,
+                            const MmluProgress& progress, const CancelToken& cancel) {
   const int64_t context = std::min(engine.config().max_context, engine.limits().context);
   MmluAnswers answers;
   for (const MmluSubjectData& subject : data.subjects()) {
-    Prompter prompter(tokenizer, subject, format, context);
+    if (subject.questions.empty()) continue;
+    NIBBLE_ASSIGN_OR_RETURN(const Prompter prompter,
+                            Prompter::Create(tokenizer, subject, format, context));
+    std::vector<Prompt> made(subject.questions.size());
+    pool.ParallelFor(std::ssize(made), 1, [&](int64_t begin, int64_t end, int) {
+      for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+        made[i] = prompter.Make(subject.questions[i]);
+      }
+    });
     // Prompts that lost shots do not begin like the others.
     std::map<int, std::vector<Prompt>> by_shots;
-    for (const MmluQuestion& question : subject.questions) {
-      NIBBLE_ASSIGN_OR_RETURN(Prompt prompt, prompter.Make(question));
-      by_shots[prompt.shots].push_back(std::move(prompt));
-    }
+    for (Prompt& prompt : made) by_shots[prompt.shots].push_back(std::move(prompt));
     for (const auto& [shots, prompts] : by_shots) {
-      PromptRunner runner(engine, format, answers, progress, cancel);
+      PromptRunner runner(engine, format, pool, answers, progress, cancel);
       NIBBLE_RETURN_IF_ERROR(runner.Run(subject.subject, prompts));
     }
   }

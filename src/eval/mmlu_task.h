@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "src/base/cancel.h"
+#include "src/base/thread_pool.h"
 #include "src/engine/engine.h"
 #include "src/eval/eval_result.h"
 #include "src/tokenizer/tokenizer.h"
@@ -26,11 +27,12 @@ struct MmluAnswers {
 using MmluProgress = std::function<void(int64_t done)>;
 
 // A prompt too long for the context loses shots from the end, then its beginning; what was kept is
-// recorded. kBadInput where the tokenizer has no token of its own for each letter (cloze needs none),
-// kResources where the engine's cache is too small for one prompt.
+// recorded. kBadInput where the tokenizer has no token of its own for each letter (cloze needs
+// none), kResources where the engine's cache is too small for one prompt. Prompts are encoded, and
+// logits turned into log-probabilities, on the pool's threads.
 Result<MmluAnswers> RunMmlu(Engine& engine, const Tokenizer& tokenizer, const MmluDataset& data,
-                            const MmluFormat& format, const MmluProgress& progress,
-                            const CancelToken& cancel);
+                            const MmluFormat& format, ThreadPool& pool,
+                            const MmluProgress& progress, const CancelToken& cancel);
 
 // kBadInput where letters cannot be scored with this tokenizer.
 Status CheckLetters(const Tokenizer& tokenizer);

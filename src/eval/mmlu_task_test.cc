@@ -43,7 +43,8 @@ class TaskTest : public ::testing::Test {
     const Extension all{sequence, tokens, WantLogits::kAll};
     const Status status = engine.Extend(
         {{all}},
-        [&](size_t, int64_t first, const MatrixView& logits) {
+        [&](std::span<const LogitRun> runs) {
+          const auto& [extension, first, logits] = runs.front();
           for (int64_t r = 0; r < logits.rows; ++r) {
             const auto next = static_cast<size_t>(first + r + 1);
             if (next < begin || next == tokens.size()) continue;
@@ -64,6 +65,7 @@ class TaskTest : public ::testing::Test {
   std::unique_ptr<Backend> backend_;
   ModelWeights weights_;
   std::unique_ptr<Tokenizer> tokenizer_;
+  ThreadPool pool_{2};
 };
 
 // Shared prefixes, batches and forks give what each prompt gives alone.
@@ -78,7 +80,7 @@ TEST_F(TaskTest, MmluAgreesWithScoringEachPromptAlone) {
     const int64_t free_tokens = engine->free_kv_tokens();
     int64_t last = 0;
     const auto answers = RunMmlu(
-        *engine, *tokenizer_, data, format, [&](int64_t done) { last = done; }, kNever);
+        *engine, *tokenizer_, data, format, pool_, [&](int64_t done) { last = done; }, kNever);
     ASSERT_TRUE(answers) << answers.error().message();
     EXPECT_EQ(last, 114);
     EXPECT_EQ(engine->free_kv_tokens(), free_tokens);
@@ -116,14 +118,15 @@ TEST_F(TaskTest, LettersWithoutATokenOfTheirOwnAreRefused) {
 }
 
 TEST_F(TaskTest, LongPromptsLoseShots) {
-  const MmluDataset data = MmluDataset::Load(
-                               std::string(NIBBLE_SOURCE_DIR) + "/examples/mmlu-sample",
-                               {.shots = 5, .questions_per_subject = 1})
-                               .value();
-  const auto engine = MakeEngine(MmluEngineOptions(weights_.config, *backend_, DType::kF32, 64));
-  const auto answers =
-      RunMmlu(*engine, *tokenizer_, data, {.scoring = MmluScoring::kCloze}, [](int64_t) {}, kNever)
+  const MmluDataset data =
+      MmluDataset::Load(std::string(NIBBLE_SOURCE_DIR) + "/examples/mmlu-sample",
+                        {.shots = 5, .questions_per_subject = 1})
           .value();
+  const auto engine = MakeEngine(MmluEngineOptions(weights_.config, *backend_, DType::kF32, 64));
+  const auto answers = RunMmlu(
+                           *engine, *tokenizer_, data, {.scoring = MmluScoring::kCloze}, pool_,
+                           [](int64_t) {}, kNever)
+                           .value();
   // The context of 512 is too short for five shots of some subjects in this small vocabulary.
   int dropped = 0;
   for (const QuestionResult& question : answers.questions) dropped += question.shots < 5;
@@ -155,8 +158,8 @@ TEST_F(TaskTest, PerplexityIsThatOfItsDefinition) {
 }
 
 TEST_F(TaskTest, AModelDoesNotDivergeFromItself) {
-  const std::vector<int32_t> tokens = tokenizer_->Encode(
-      std::string(400, 'a') + " dog and a cat", SpecialTokens::kAdd, ParseSpecial::kNo);
+  const std::vector<int32_t> tokens = tokenizer_->Encode(std::string(400, 'a') + " dog and a cat",
+                                                         SpecialTokens::kAdd, ParseSpecial::kNo);
   const PerplexityOptions options{.context = 64, .max_windows = 2};
   const auto a = MakeEngine(PerplexityEngineOptions(options, *backend_, DType::kF32));
   const auto b = MakeEngine(PerplexityEngineOptions(options, *backend_, DType::kF32));

@@ -95,8 +95,8 @@ Result<Json> RunPerplexity(Engine& candidate, Engine* reference, std::span<const
     return BadInput("the reference has a vocabulary of {}, the model one of {}",
                     reference->config().vocabulary, vocabulary);
   }
-  NIBBLE_RETURN_IF_ERROR(CheckPerplexity(options, candidate.config(),
-                                         static_cast<int64_t>(tokens.size())));
+  NIBBLE_RETURN_IF_ERROR(
+      CheckPerplexity(options, candidate.config(), static_cast<int64_t>(tokens.size())));
   const int64_t available = static_cast<int64_t>(tokens.size()) / options.context;
   const int64_t windows = std::min(available, options.max_windows.value_or(available));
   const int64_t chunk = candidate.limits().logit_rows;
@@ -124,7 +124,8 @@ Result<Json> RunPerplexity(Engine& candidate, Engine* reference, std::span<const
       if (reference != nullptr) {
         NIBBLE_RETURN_IF_ERROR(reference_sequence->Extend(
             part,
-            [&](size_t, int64_t first, const MatrixView& logits) {
+            [&](std::span<const LogitRun> runs) {
+              const auto& [extension, first, logits] = runs.front();
               for (int64_t r = 0; r < logits.rows; ++r) {
                 std::copy_n(logits.row<float>(r), vocabulary,
                             reference_logits.view().row<float>(first + r));
@@ -134,7 +135,9 @@ Result<Json> RunPerplexity(Engine& candidate, Engine* reference, std::span<const
       }
       NIBBLE_RETURN_IF_ERROR(candidate_sequence.Extend(
           part,
-          [&](size_t, int64_t first, const MatrixView& logits) {
+          [&](std::span<const LogitRun> runs) {
+            const int64_t first = runs.front().first_token;
+            const MatrixView logits = runs.front().logits;
             pool.ParallelFor(logits.rows, 1, [&](int64_t row_begin, int64_t row_end, int) {
               for (int64_t r = row_begin; r < row_end; ++r) {
                 const int32_t target = window[static_cast<size_t>(begin + first + r + 1)];
@@ -156,8 +159,7 @@ Result<Json> RunPerplexity(Engine& candidate, Engine* reference, std::span<const
     }
     progress(w + 1, windows);
   }
-  const PerplexityAccumulator& figures =
-      reference != nullptr ? divergence.candidate() : plain;
+  const PerplexityAccumulator& figures = reference != nullptr ? divergence.candidate() : plain;
   Json record = {{"windows", windows}, {"windows_in_text", available}};
   record.update(ToJson(figures));
   if (reference != nullptr) record.update(ToJson(divergence.Summarize()));

@@ -241,9 +241,15 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
                                              backend, progress, cancel);
   if (!layers) {
     layer_writer.Wait();
-    // No other attempt would get further.
-    if (layers.error().code() == ErrorCode::kBadInput) store.Remove();
-    return layers;
+    const Error& error = layers.error();
+    if (error.code() == ErrorCode::kBadInput) {
+      store.Remove();  // no other attempt would get further
+      return layers;
+    }
+    return Fail(
+        error.code(),
+        "{} (finished layers are kept in {}.quantizing: the same command goes on from there)",
+        error.message(), options.output);
   }
   Json modules = *std::move(layers);
   written.insert(layer_writer.written().begin(), layer_writer.written().end());

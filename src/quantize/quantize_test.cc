@@ -314,6 +314,7 @@ TEST_P(QuantizeCheckpointTest, ResumesToTheSameBits) {
       });
   ASSERT_FALSE(stopped);
   EXPECT_EQ(stopped.error().code(), ErrorCode::kInterrupted);
+  EXPECT_THAT(stopped.error().message(), HasSubstr("kept in " + output_ + ".quantizing"));
   EXPECT_FALSE(FileExists(output_));
   EXPECT_TRUE(FileExists(output_ + ".quantizing"));
   ASSERT_TRUE(Quantize(c, output_, CancelToken(), kIgnore));

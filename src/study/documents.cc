@@ -73,9 +73,10 @@ Result<EvalResult> Evaluate(LoadedModel& model, const MmluDataset& data, const M
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
                           Engine::Create(model.weights, *model.backend, options));
   Progress progress(style, fmt::format("MMLU, {}", Name(format.scoring)), data.question_count());
+  ThreadPool pool(UsableCores());
   NIBBLE_ASSIGN_OR_RETURN(MmluAnswers answers,
                           RunMmlu(
-                              *engine, *model.tokenizer, data, format,
+                              *engine, *model.tokenizer, data, format, pool,
                               [&](int64_t done) { progress.Update(done); }, cancel));
   return EvalResult::Make({.model = ModelLabel(model.checkpoint()),
                            .origin = model.checkpoint().synthetic() ? WeightsOrigin::kSynthetic
