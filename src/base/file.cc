@@ -63,6 +63,11 @@ std::string JoinPath(std::string_view directory, std::string_view name) {
   return (fs::path(directory) / name).string();
 }
 
+std::string LastPart(std::string_view path) {
+  while (path.size() > 1 && path.ends_with('/')) path.remove_suffix(1);
+  return std::string(path.substr(path.rfind('/') + 1));
+}
+
 Result<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.get() < 0) return SystemError(path, "open");

@@ -16,6 +16,8 @@ bool FileExists(const std::string& path);
 bool IsDirectory(const std::string& path);
 Result<uint64_t> FileSize(const std::string& path);
 std::string JoinPath(std::string_view directory, std::string_view name);
+// The last part of a path, whether slashes follow it or not.
+std::string LastPart(std::string_view path);
 
 // Fails where the file is absent, is not a regular file, or is larger than `max_bytes`.
 Result<std::string> ReadFile(const std::string& path, uint64_t max_bytes = uint64_t{1} << 32);

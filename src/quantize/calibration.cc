@@ -1,7 +1,6 @@
 #include "src/quantize/calibration.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <numeric>
 
 #include "src/base/file.h"
@@ -62,7 +61,7 @@ Result<std::vector<std::vector<int32_t>>> ParseLines(const std::string& path,
 Result<CalibrationSet> MakeCalibrationSet(std::span<const std::vector<int32_t>> documents,
                                           const CalibrationOptions& options, int64_t max_context) {
   CalibrationSet set;
-  set.source = std::filesystem::path(options.path).filename();
+  set.source = LastPart(options.path);
   set.sequence_length = options.sequence_length;
   if (set.sequence_length > max_context) {
     set.sequence_length = max_context;

@@ -23,12 +23,6 @@ using Clock = std::chrono::steady_clock;
 // Fewer activations in memory are as good as none.
 constexpr uint64_t kLeastActivationBytes = uint64_t{1} << 20;
 
-// Of a file or a directory, without where it lies.
-std::string NameOf(std::string path) {
-  while (path.size() > 1 && path.ends_with('/')) path.pop_back();
-  return std::filesystem::path(path).filename();
-}
-
 std::string ModelCard(const std::string& source, const QuantizationConfig& quantization,
                       QuantMethod method, const Json& record) {
   const bool scales = method == QuantMethod::kAwq || method == QuantMethod::kAwqGptq;
@@ -304,7 +298,7 @@ Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescrip
   record["peak_memory_bytes"] = PeakResidentBytes();
   if (backend.queues_steps()) record["peak_device_memory_bytes"] = PeakDeviceBytes(backend);
   writer->AddFile({"quantize.json", record.dump(1) + "\n"});
-  writer->AddFile({"README.md", ModelCard(NameOf(checkpoint.path()), quantization,
+  writer->AddFile({"README.md", ModelCard(LastPart(checkpoint.path()), quantization,
                                           options.method.method, record)});
   NIBBLE_RETURN_IF_ERROR(writer->Finish());
   store.Remove();

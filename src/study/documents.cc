@@ -8,9 +8,7 @@ namespace {
 
 // A label for people: the path's last part and the weights' kind.
 std::string ModelLabel(const Checkpoint& checkpoint) {
-  std::string_view path = checkpoint.path();
-  while (path.ends_with('/')) path.remove_suffix(1);
-  return fmt::format("{} {}", path.substr(path.rfind('/') + 1), checkpoint.label());
+  return fmt::format("{} {}", LastPart(checkpoint.path()), checkpoint.label());
 }
 
 // `reference`'s vocabulary must be the candidate's, id by id.
@@ -128,7 +126,7 @@ Result<Json> MeasurePerplexity(LoadedModel& model, LoadedModel* reference,
       {"model", ModelLabel(model.checkpoint())},
       {"reference", reference == nullptr ? Json() : Json(ModelLabel(reference->checkpoint()))},
       {"synthetic", model.checkpoint().synthetic()},
-      {"text", request.text_path.substr(request.text_path.rfind('/') + 1)},
+      {"text", LastPart(request.text_path)},
       {"text_tokens", tokens.size()},
       {"join", Name(request.join)},
       {"context", request.options.context}};

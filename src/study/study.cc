@@ -32,11 +32,6 @@ std::string UtcNow() {
   return text;
 }
 
-std::string LastPart(std::string_view path) {
-  while (path.ends_with('/')) path.remove_suffix(1);
-  return std::string(path.substr(path.rfind('/') + 1));
-}
-
 std::string FingerprintOf(const Json& inputs) { return Fingerprint().Add(inputs.dump()).Hex(); }
 
 template <typename T>
