@@ -23,7 +23,7 @@ inline void Relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : shares_(static_cast<size_t>(std::max(threads, 1))) {
   CHECK(threads >= 1);
   workers_.reserve(static_cast<size_t>(threads - 1));
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { WorkerLoop(i); });
@@ -36,11 +36,15 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::RunShare(int thread) {
-  while (true) {
-    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-    if (begin >= count_) return;
-    (*body_)(begin, std::min(begin + grain_, count_), thread);
+void ThreadPool::RunShares(int thread) {
+  const auto own = static_cast<size_t>(thread);
+  for (size_t i = 0; i < shares_.size(); ++i) {
+    Share& share = shares_[(own + i) % shares_.size()];
+    while (true) {
+      const int64_t begin = share.next.fetch_add(grain_, std::memory_order_relaxed);
+      if (begin >= share.end) break;
+      (*body_)(begin, std::min(begin + grain_, share.end), thread);
+    }
   }
 }
 
@@ -51,7 +55,7 @@ void ThreadPool::WorkerLoop(int thread) {
     epoch_.wait(seen, std::memory_order_acquire);
     seen = epoch_.load(std::memory_order_acquire);
     if (stop_) return;
-    RunShare(thread);
+    RunShares(thread);
     finished_.fetch_add(1, std::memory_order_release);
     finished_.notify_one();
   }
@@ -66,14 +70,18 @@ void ThreadPool::ParallelFor(int64_t count, int64_t grain, const Body& body) {
     }
     return;
   }
-  count_ = count;
   grain_ = grain;
   body_ = &body;
-  next_.store(0, std::memory_order_relaxed);
+  const int64_t ranges = (count + grain - 1) / grain;
+  for (int64_t i = 0, begin = 0; i < threads(); ++i) {
+    Share& share = shares_[static_cast<size_t>(i)];
+    share.next.store(begin, std::memory_order_relaxed);
+    share.end = begin = std::min(ranges * (i + 1) / threads() * grain, count);
+  }
   finished_.store(0, std::memory_order_relaxed);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
-  RunShare(0);
+  RunShares(0);
   const int workers = static_cast<int>(workers_.size());
   for (int i = 0; i < kSpins && finished_.load(std::memory_order_acquire) < workers; ++i) Relax();
   for (int done = finished_.load(std::memory_order_acquire); done < workers;

@@ -23,20 +23,26 @@ class ThreadPool {
 
   // Calls body(begin, end, thread) on disjoint ranges of at most `grain` items that cover [0, count)
   // in no particular order; `thread` is in [0, threads()) and unique among concurrent calls. Returns
-  // when all are done. Not reentrant; `body` must not throw.
+  // when all are done. Not reentrant; `body` must not throw. A thread goes through a stretch of its
+  // own in order, as prefetching likes it, and then helps with the others' stretches.
   using Body = std::function<void(int64_t begin, int64_t end, int thread)>;
   void ParallelFor(int64_t count, int64_t grain, const Body& body);
 
  private:
   void WorkerLoop(int thread);
-  void RunShare(int thread);
+  void RunShares(int thread);
+
+  // A stretch of the items that one thread begins with.
+  struct alignas(64) Share {  // a cache line each
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
 
   // One loop at a time. A worker sees `epoch_` change, works, then adds itself to `finished_`.
   std::atomic<uint64_t> epoch_{0};
   std::atomic<int> finished_{0};
-  std::atomic<int64_t> next_{0};
   std::atomic<bool> stop_{false};
-  int64_t count_ = 0;
+  std::vector<Share> shares_;  // of each thread
   int64_t grain_ = 1;
   const Body* body_ = nullptr;
   std::vector<std::thread> workers_;

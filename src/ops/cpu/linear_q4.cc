@@ -91,6 +91,10 @@ struct Q4Tile {
         negated_sums(task.packed_negated_sums() + row * task.weight->layout().segments.count()) {}
 };
 
+// What the panels after these need, into the second-level cache: the processor's own prefetching
+// loses its streams at a panel's end. Past the last panel the address is of no use and no harm.
+HWY_INLINE void PrefetchSoon(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 // acc[T][P panels] += pair j of a block's codes · the T activations of that
 // pair
 template <int j, int T, int P>
@@ -133,8 +137,9 @@ HWY_INLINE void AddBlock(const int32_t* HWY_RESTRICT words, int64_t words_stride
     const VecI x3 = hn::Set(d, x[3]);
 #pragma GCC unroll kUnroll
     for (int v = 0; v < P * kPanelVecs; ++v) {
-      const VecI w =
-          hn::Load(d, words + (v / kPanelVecs) * words_stride + (v % kPanelVecs) * kLanes);
+      const int32_t* at = words + (v / kPanelVecs) * words_stride + (v % kPanelVecs) * kLanes;
+      if (v % kPanelVecs == 0) PrefetchSoon(at + P * words_stride);
+      const VecI w = hn::Load(d, at);
       VecI sum = acc[0][v];
       MulAddPairs(CodePair<0>(w), x0, sum);
       MulAddPairs(CodePair<1>(w), x1, sum);
@@ -198,6 +203,10 @@ HWY_INLINE void RunPanels(const Segments& segments, const Q4Panels& panels, Q4Ti
   }
   const int32_t* HWY_RESTRICT words = panels.words;
   for (int64_t g = 0; g < segments.groups; ++g) {
+    for (int p = P; T == 1 && p < 2 * P; ++p) {
+      PrefetchSoon(panels.scales + p * panels.scales_stride + g * kPanelRows);
+      if (kZeros) PrefetchSoon(panels.zeros + p * panels.scales_stride + g * kPanelRows);
+    }
     for (int64_t i = 0; i < segments.per_group; ++i) {
       VecI acc[T][P * kPanelVecs];
       StartSegment<kZeros, T, P>(panels, g, x.negated_sums, acc);
@@ -213,10 +222,16 @@ HWY_INLINE void RunPanels(const Segments& segments, const Q4Panels& panels, Q4Ti
   }
 }
 
+// Panels at a time. For one row, two vectors' words of each stream and few
+// streams: memory is the limit, and 4 accumulators are enough.
+constexpr int Q4PanelsFor(int rows) {
+  return rows > 1 ? PanelsFor(rows) : kPanelVecs < 4 ? 4 / kPanelVecs : 1;
+}
+
 template <bool kZeros, int T>
 void RunTile(const Segments& segments, const Q4Panels& panels, int64_t count, const Q4Tile& x,
              float* sums) {
-  constexpr int kStep = PanelsFor(T);
+  constexpr int kStep = Q4PanelsFor(T);
   int64_t p = 0;
   for (; p + kStep <= count; p += kStep) {
     RunPanels<kZeros, T, kStep>(segments, panels.From(p), x, sums + p * kPanelRows);
