@@ -63,9 +63,10 @@ struct SolverCommandOptions {
         ->check(CLI::Range(0.0, 1.0))
         ->capture_default_str();
     command
-        .add_option("--asymmetric-samples", asymmetric_samples,
-                    "gptq: the share of the samples, the first ones, that those errors are measured "
-                    "on")
+        .add_option(
+            "--asymmetric-samples", asymmetric_samples,
+            "gptq: the share of the samples, the first ones, that those errors are measured "
+            "on")
         ->check(CLI::Range(1e-6, 1.0))
         ->capture_default_str();
   }

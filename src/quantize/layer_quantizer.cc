@@ -283,8 +283,8 @@ Result<std::unique_ptr<LayerQuantizer>> LayerQuantizer::Create(
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<PreparedLinear> embedding,
                           LoadEmbedding(checkpoint, model, backend));
-  const auto make_runner = [&](const CalibrationSet& set, int64_t boundary = 0)
-      -> Result<std::unique_ptr<CalibrationRunner>> {
+  const auto make_runner = [&](const CalibrationSet& set,
+                               int64_t boundary = 0) -> Result<std::unique_ptr<CalibrationRunner>> {
     NIBBLE_ASSIGN_OR_RETURN(
         std::unique_ptr<CalibrationRunner> runner,
         CalibrationRunner::Create(model.config, set, backend, storage, boundary));
