@@ -19,6 +19,7 @@ struct SolverCommandOptions {
   double damping = GptqOptions().damping;
   bool static_groups = false;
   double asymmetric_calibration = GptqOptions().drift_share;
+  double asymmetric_samples = GptqOptions().drift_samples;
 
   // `seed_option`: the name under which `command` still has room for the seed.
   void AddTo(CLI::App& command, const char* seed_option) {
@@ -58,8 +59,15 @@ struct SolverCommandOptions {
     command
         .add_option("--asymmetric-calibration", asymmetric_calibration,
                     "gptq: share of what earlier errors did to the inputs that later weights make "
-                    "up for; needs the activations twice")
+                    "up for; takes samples through the unquantized model too")
         ->check(CLI::Range(0.0, 1.0))
+        ->capture_default_str();
+    command
+        .add_option(
+            "--asymmetric-samples", asymmetric_samples,
+            "gptq: the share of the samples, the first ones, that those errors are measured "
+            "on")
+        ->check(CLI::Range(1e-6, 1.0))
         ->capture_default_str();
   }
 
@@ -74,6 +82,7 @@ struct SolverCommandOptions {
     solver.gptq.search = *ScaleSearchFromName(scale_search);
     solver.gptq.damping = damping;
     solver.gptq.drift_share = asymmetric_calibration;
+    solver.gptq.drift_samples = asymmetric_samples;
     if (static_groups) solver.gptq.grid_time = GridTime::kStatic;
     return solver;
   }

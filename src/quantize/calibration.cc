@@ -58,6 +58,13 @@ Result<std::vector<std::vector<int32_t>>> ParseLines(const std::string& path,
 
 }  // namespace
 
+CalibrationSet CalibrationSet::First(int64_t count) const {
+  CalibrationSet first = *this;
+  first.samples = std::min(count, samples);
+  first.tokens.resize(static_cast<size_t>(first.token_count()));
+  return first;
+}
+
 Result<CalibrationSet> MakeCalibrationSet(std::span<const std::vector<int32_t>> documents,
                                           const CalibrationOptions& options, int64_t max_context) {
   CalibrationSet set;

@@ -33,6 +33,8 @@ struct CalibrationSet {
     return std::span(tokens).subspan(static_cast<size_t>(i * sequence_length),
                                      static_cast<size_t>(sequence_length));
   }
+  // Its first samples, as many or all.
+  CalibrationSet First(int64_t count) const;
 };
 
 // Cuts the documents, one after the other, each with the tokens that the tokenizer puts around a

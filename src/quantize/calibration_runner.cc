@@ -15,13 +15,14 @@ constexpr int64_t kRowsPerStep = 2048;
 }  // namespace
 
 Result<std::unique_ptr<CalibrationRunner>> CalibrationRunner::Create(
-    const ModelConfig& config, const CalibrationSet& set, Backend& backend,
-    const ActivationStorage& storage) {
-  std::unique_ptr<CalibrationRunner> runner(new CalibrationRunner(config, set, backend));
+    const ModelConfig& config, CalibrationSet set, Backend& backend,
+    const ActivationStorage& storage, int64_t boundary) {
+  const int64_t length = set.sequence_length, samples = set.samples;
+  std::unique_ptr<CalibrationRunner> runner(
+      new CalibrationRunner(config, std::move(set), backend, boundary));
   runner->rope_frequencies_ = RopeFrequencies(config.rope, config.head_dim);
-  const int64_t length = set.sequence_length;
   runner->sequences_per_step_ = std::clamp<int64_t>(
-      std::max(kRowsPerStep, backend.step_rows()) / length, 1, std::max<int64_t>(1, set.samples));
+      std::max(kRowsPerStep, backend.step_rows()) / length, 1, std::max<int64_t>(1, samples));
   const int64_t rows = runner->sequences_per_step_ * length;
   NIBBLE_ASSIGN_OR_RETURN(
       runner->plan_,
@@ -84,8 +85,11 @@ LayerContext CalibrationRunner::Context(int64_t layer, const LayerWeights& weigh
 
 std::vector<CalibrationRunner::Step> CalibrationRunner::Steps(int64_t sequences) const {
   std::vector<Step> steps;
-  for (int64_t first = 0; first < sequences; first += sequences_per_step_) {
-    steps.push_back({first, std::min(sequences_per_step_, sequences - first)});
+  int64_t first = 0;
+  while (first < sequences) {
+    const int64_t end = first < boundary_ ? std::min(boundary_, sequences) : sequences;
+    steps.push_back({first, std::min(sequences_per_step_, end - first)});
+    first += steps.back().sequences;
   }
   return steps;
 }

@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "src/base/cancel.h"
@@ -27,11 +28,12 @@ struct ActivationStorage {
 
 class CalibrationRunner {
  public:
-  // Borrows the arguments but `storage`.
+  // Borrows `config` and `backend`. A step begins at sample `boundary`: what was gathered before it
+  // is of the samples before it alone.
   static Result<std::unique_ptr<CalibrationRunner>> Create(const ModelConfig& config,
-                                                           const CalibrationSet& set,
-                                                           Backend& backend,
-                                                           const ActivationStorage& storage);
+                                                           CalibrationSet set, Backend& backend,
+                                                           const ActivationStorage& storage,
+                                                           int64_t boundary = 0);
 
   // The residual stream before the first layer.
   void Embed(const PreparedLinear& table);
@@ -67,8 +69,9 @@ class CalibrationRunner {
   const ModelConfig& config() const { return config_; }
 
  private:
-  CalibrationRunner(const ModelConfig& config, const CalibrationSet& set, Backend& backend)
-      : config_(config), set_(set), backend_(backend) {}
+  CalibrationRunner(const ModelConfig& config, CalibrationSet set, Backend& backend,
+                    int64_t boundary)
+      : config_(config), set_(std::move(set)), backend_(backend), boundary_(boundary) {}
   Status Allocate(const ActivationStorage& storage);
   LayerContext Context(int64_t layer, const LayerWeights& weights) const;
   // Makes the step the backend's batch; returns its part of the residual stream.
@@ -87,8 +90,9 @@ class CalibrationRunner {
                           MatrixView out);
 
   const ModelConfig& config_;
-  const CalibrationSet& set_;
+  CalibrationSet set_;
   Backend& backend_;
+  int64_t boundary_;
   std::vector<float> rope_frequencies_;
   int64_t sequences_per_step_ = 1;
   std::unique_ptr<BatchPlan> plan_;

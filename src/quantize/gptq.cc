@@ -1,6 +1,7 @@
 #include "src/quantize/gptq.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace nibble {
@@ -51,6 +52,12 @@ std::optional<ScaleSearch> ScaleSearchFromName(std::string_view name) {
     if (Name(search) == name) return search;
   }
   return std::nullopt;
+}
+
+int64_t GptqOptions::DriftSamples(int64_t samples) const {
+  if (drift_share == 0) return 0;
+  const double part = std::ceil(drift_samples * static_cast<double>(samples));
+  return std::min(samples, std::max<int64_t>(1, static_cast<int64_t>(part)));
 }
 
 std::vector<int32_t> SweepOrder(ColumnOrder order, std::span<const float> importance,

@@ -36,6 +36,12 @@ struct GptqOptions {
   // The share of what earlier errors did to the inputs that the weights make up for, in [0, 1]
   // (asymmetric calibration); 0 needs no unquantized stream.
   double drift_share = 0.5;
+  // The share of the calibration samples, above 0, that show what those errors did: the first ones,
+  // which run through the unquantized model as well.
+  double drift_samples = 0.25;
+
+  // How many of them that is: one at least, and none without asymmetric calibration.
+  int64_t DriftSamples(int64_t samples) const;
 };
 
 // The columns in the order of the sweep; a permutation of 0 … size - 1. `importance`: H_jj.
@@ -51,7 +57,8 @@ class GptqSolver {
                                    const QuantSpec& spec, const GptqOptions& options);
 
   // What to solve for instead of `weight` where earlier errors changed the input; see
-  // QuantizeOps::Retarget.
+  // QuantizeOps::Retarget. `drift` is of the tokens that the statistics were of when the solver was
+  // made: with a factor of others, how much the two sets differ would count as drift.
   Result<Matrix> Retarget(MatrixView weight, const InputDrift& drift) const;
   // `weight`: float32 [out, in].
   Result<QuantizedWeight> Solve(MatrixView weight) const;

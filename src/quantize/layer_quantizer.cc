@@ -101,8 +101,8 @@ class AwqQuantizer final : public LayerQuantizer {
 };
 
 // GPTQ, on inputs that went through the layers and linears quantized before; with a scaler, on the
-// layer as AWQ scaled it; with a runner that holds the unquantized model's activations, towards
-// that model's outputs.
+// layer as AWQ scaled it; with a runner that holds the unquantized model's activations on the first
+// samples, towards that model's outputs.
 class GptqQuantizer final : public LayerQuantizer {
  public:
   GptqQuantizer(const QuantizeContext& context, std::unique_ptr<CalibrationRunner> runner,
@@ -190,15 +190,26 @@ class GptqQuantizer final : public LayerQuantizer {
                        const LinearDone& done, const CancelToken& cancel) {
     auto start = Clock::now();
     const LinearTensor& representative = *group.linears.front();
+    const auto make_solver = [&](const InputStatistics& statistics) {
+      return GptqSolver::Create(context_.ops, statistics, context_.plan.spec,
+                                context_.options.gptq);
+    };
     std::unique_ptr<InputDrift> drift;
+    std::optional<Result<GptqSolver>> corrector;  // of the drift's samples, where they are not all
     QuantizeContext::Sink add_drift = QuantizeContext::Ignore;
     if (unquantized_) {
       std::vector<MatrixView> views;
       for (const LinearTensor* linear : group.linears) views.push_back(linear->view());
       NIBBLE_ASSIGN_OR_RETURN(drift, context_.ops.CreateDrift(views));
-      add_drift = [&](const CalibrationRunner::Step& step, MatrixView x) {
+      add_drift = [&](const CalibrationRunner::Step& step, MatrixView x,
+                      const InputStatistics& statistics) {
+        const int64_t end = step.first + step.sequences, samples = unquantized_->samples();
+        if (end > samples) return;
         context_.ops.AccumulateDrift((unquantized_.get()->*group.input)(step, layer, unquantized),
                                      representative.scales, x, *drift);
+        if (representative.quantized && end == samples && samples < runner_->samples()) {
+          corrector.emplace(make_solver(statistics));
+        }
       };
     }
     NIBBLE_ASSIGN_OR_RETURN(
@@ -209,14 +220,16 @@ class GptqQuantizer final : public LayerQuantizer {
       std::fill(linear->scales.begin(), linear->scales.end(), 1.0f);
     }
     if (!representative.quantized) return {};
-    Result<GptqSolver> solver =
-        GptqSolver::Create(context_.ops, *statistics, context_.plan.spec, context_.options.gptq);
-    if (!solver) return tl::unexpected<Error>(solver.error().In(representative.name.name));
+    const Result<GptqSolver> solver = make_solver(*statistics);
+    for (const Result<GptqSolver>* made : {&solver, corrector ? &*corrector : &solver}) {
+      if (!*made) return tl::unexpected<Error>(made->error().In(representative.name.name));
+    }
+    const GptqSolver& retarget = corrector ? **corrector : *solver;
     for (const LinearTensor* linear : group.linears) {
       MatrixView aim = linear->view();
       Matrix target;
       if (drift) {
-        NIBBLE_ASSIGN_OR_RETURN(target, solver->Retarget(aim, *drift));
+        NIBBLE_ASSIGN_OR_RETURN(target, retarget.Retarget(aim, *drift));
         aim = target.view();
       }
       Result<QuantizedWeight> solved = solver->Solve(aim);
@@ -270,23 +283,27 @@ Result<std::unique_ptr<LayerQuantizer>> LayerQuantizer::Create(
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<PreparedLinear> embedding,
                           LoadEmbedding(checkpoint, model, backend));
-  const auto make_runner = [&]() -> Result<std::unique_ptr<CalibrationRunner>> {
+  const auto make_runner = [&](const CalibrationSet& set,
+                               int64_t boundary = 0) -> Result<std::unique_ptr<CalibrationRunner>> {
     NIBBLE_ASSIGN_OR_RETURN(
         std::unique_ptr<CalibrationRunner> runner,
-        CalibrationRunner::Create(model.config, *calibration, backend, storage));
+        CalibrationRunner::Create(model.config, set, backend, storage, boundary));
     runner->Embed(*embedding);
     return runner;
   };
-  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<CalibrationRunner> runner, make_runner());
+  const int64_t drift_samples =
+      method == QuantMethod::kAwq ? 0 : options.gptq.DriftSamples(calibration->samples);
+  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<CalibrationRunner> runner,
+                          make_runner(*calibration, drift_samples));
   if (method == QuantMethod::kAwq)
     return std::make_unique<AwqQuantizer>(context, std::move(runner));
   std::unique_ptr<CalibrationRunner> unquantized;
-  if (options.gptq.drift_share != 0) {
-    NIBBLE_ASSIGN_OR_RETURN(unquantized, make_runner());
+  if (drift_samples > 0) {
+    NIBBLE_ASSIGN_OR_RETURN(unquantized, make_runner(calibration->First(drift_samples)));
   }
   std::optional<AwqScaler> scaler;
   if (method == QuantMethod::kAwqGptq) {
-    NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<CalibrationRunner> searched, make_runner());
+    NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<CalibrationRunner> searched, make_runner(*calibration));
     scaler.emplace(context, std::move(searched));
   }
   return std::make_unique<GptqQuantizer>(context, std::move(runner), std::move(unquantized),

@@ -102,11 +102,11 @@ uint64_t LayerBytes(const ModelConfig& config, const Backend& backend) {
     largest = std::max(largest, elements);
     widest = std::max(widest, static_cast<uint64_t>(linear->in_features));
   }
-  // The statistics and the drift of an input, its Hessian in double and the factor; a linear's
+  // The statistics and the drift of an input, its Hessian in double and two factors; a linear's
   // target, its state in the sweep, its quantized values and their differences. A GPU has sums in
   // float32, and one piece of scratch memory for the Hessian and for what comes behind it.
   const uint64_t solving =
-      backend.queues_steps() ? 20 * widest * widest : 32 * widest * widest + 16 * largest;
+      backend.queues_steps() ? 24 * widest * widest : 36 * widest * widest + 16 * largest;
   return kUncounted + linears + solving;
 }
 
@@ -186,7 +186,8 @@ Json SolverRecord(const SolverOptions& options) {
              gptq.order == ColumnOrder::kActivation || gptq.grid_time == GridTime::kStatic},
             {"scale_search", Name(gptq.search)},
             {"damping", gptq.damping},
-            {"asymmetric_calibration", gptq.drift_share}}}};
+            {"asymmetric_calibration", gptq.drift_share},
+            {"asymmetric_samples", gptq.drift_samples}}}};
 }
 
 Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescription& model,

@@ -14,7 +14,7 @@ Result<std::unique_ptr<InputStatistics>> QuantizeContext::Gather(
     NIBBLE_RETURN_IF_ERROR(cancel.Check());
     const MatrixView x = (runner.*stage)(step, layer, weights);
     ops.Accumulate(x, *statistics);
-    sink(step, x);
+    sink(step, x, *statistics);
   }
   const std::vector<float> squares = ops.MeanSquares(*statistics);
   for (size_t k = 0; k < squares.size(); ++k) {

@@ -33,11 +33,12 @@ struct QuantizeContext {
   }
 
   // Runs a stage that ends at the input of `linear`, and returns that input's statistics; `sink`
-  // sees it too, step by step. kBadInput where it is not finite.
+  // sees it too, step by step, with the statistics so far. kBadInput where it is not finite.
   using Stage = MatrixView (CalibrationRunner::*)(const CalibrationRunner::Step&, int64_t,
                                                   const LayerWeights&);
-  using Sink = std::function<void(const CalibrationRunner::Step&, MatrixView)>;
-  static void Ignore(const CalibrationRunner::Step&, MatrixView) {}
+  using Sink =
+      std::function<void(const CalibrationRunner::Step&, MatrixView, const InputStatistics&)>;
+  static void Ignore(const CalibrationRunner::Step&, MatrixView, const InputStatistics&) {}
   Result<std::unique_ptr<InputStatistics>> Gather(CalibrationRunner& runner, Stage stage,
                                                   int64_t layer, const LayerWeights& weights,
                                                   const LinearTensor& linear, const Sink& sink,

@@ -19,6 +19,7 @@
 namespace nibble {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
@@ -96,11 +97,13 @@ struct Case {
   const char* layout;
   int64_t group_size = 32;
   double drift_share = 0;
+  double drift_samples = 1;
 };
 
 // In the tests' names, instead of its bytes.
 void PrintTo(const Case& c, std::ostream* out) {
-  *out << Name(c.method) << " " << c.layout << " " << c.group_size << " " << c.drift_share;
+  *out << Name(c.method) << " " << c.layout << " " << c.group_size << " " << c.drift_share << " of "
+       << c.drift_samples;
 }
 
 class QuantizeCheckpointTest : public ::testing::TestWithParam<Case> {
@@ -138,7 +141,7 @@ class QuantizeCheckpointTest : public ::testing::TestWithParam<Case> {
         *checkpoint, model,
         {.method = {.method = c.method, .quant = {.group_size = c.group_size, .grid = grid}},
          .layout = layout,
-         .solver = {.gptq = {.drift_share = c.drift_share}},
+         .solver = {.gptq = {.drift_share = c.drift_share, .drift_samples = c.drift_samples}},
          .calibration = c.method == QuantMethod::kRtn ? nullptr : &set_,
          .max_host_bytes = max_host_bytes,
          .output = output},
@@ -270,21 +273,50 @@ TEST(CalibrationRunnerTest, StorageDoesNotMatter) {
   }
 }
 
+// What was gathered before the boundary is of the samples before it.
+TEST(CalibrationRunnerTest, AStepBeginsAtTheBoundary) {
+  const CalibrationSet set{
+      .samples = 120, .sequence_length = 40, .tokens = std::vector<int32_t>(120 * 40)};
+  const auto checkpoint = Must(OpenCheckpoint("random:tiny"));
+  const ModelDescription model = Must(DescribeModel(*checkpoint));
+  const auto backend = Must(MakeCpuBackend({.threads = 1}));
+  const auto firsts = [&](const CalibrationSet& samples, int64_t boundary) {
+    const auto runner =
+        Must(CalibrationRunner::Create(model.config, samples, *backend, {}, boundary));
+    std::vector<int64_t> firsts;
+    int64_t next = 0;
+    for (const CalibrationRunner::Step& step : runner->Steps()) {
+      EXPECT_EQ(step.first, next);
+      next += step.sequences;
+      firsts.push_back(step.first);
+    }
+    EXPECT_EQ(next, samples.samples);
+    return firsts;
+  };
+  EXPECT_THAT(firsts(set, 0), ElementsAre(0, 51, 102));
+  EXPECT_THAT(firsts(set, 70), ElementsAre(0, 51, 70));
+  EXPECT_THAT(firsts(set.First(70), 0), ElementsAre(0, 51));
+}
+
 // Towards the unquantized model's outputs, a block's come out nearer to them.
 TEST_F(QuantizeCheckpointTest, AsymmetricCalibrationMakesUpForEarlierErrors) {
   const std::vector<float> want = LastMlpOutput("random:tiny", set_, {});
   for (const QuantMethod method : {QuantMethod::kGptq, QuantMethod::kAwqGptq}) {
-    double errors[2] = {};
-    for (const int share : {0, 1}) {
-      const Case c{method, "awq", 64, static_cast<double>(share)};
+    std::vector<double> errors;
+    for (const Case& c : {Case{method, "awq", 64, 0}, Case{method, "awq", 64, 1},
+                          Case{method, "awq", 64, 1, 0.6}}) {
       const auto record = Quantize(c, output_, CancelToken(), kIgnore);
       ASSERT_TRUE(record) << record.error().message();
       const std::vector<float> got = LastMlpOutput(output_, set_, {});
-      for (size_t i = 0; i < want.size(); ++i) errors[share] += std::pow(got[i] - want[i], 2);
+      errors.push_back(0);
+      for (size_t i = 0; i < want.size(); ++i) errors.back() += std::pow(got[i] - want[i], 2);
       Remove();
     }
     EXPECT_GT(errors[1], 0);
     EXPECT_LT(errors[1], 0.9 * errors[0]) << Name(method);
+    // Fewer samples show less.
+    EXPECT_LT(errors[2], errors[0]) << Name(method);
+    EXPECT_NE(errors[2], errors[1]) << Name(method);
   }
 }
 
@@ -351,7 +383,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{QuantMethod::kGptq, "gptq_v2", kPerChannel},
                       Case{QuantMethod::kGptq, "gptq_v2", 32, 1},
                       Case{QuantMethod::kAwqGptq, "awq"},
-                      Case{QuantMethod::kAwqGptq, "awq", 32, 0.5}),
+                      Case{QuantMethod::kGptq, "awq", 32, 0.5, 0.3},
+                      Case{QuantMethod::kAwqGptq, "awq", 32, 0.5, 0.3}),
     [](const ::testing::TestParamInfo<Case>& info) {
       std::string name = fmt::format("{}_{}_{}", Name(info.param.method), info.param.layout,
                                      info.param.group_size < 0 ? 0 : info.param.group_size);
