@@ -222,11 +222,9 @@ class Stories(Case):
         run(*chat, "--chat-template", "llama2")
         self.refused(*chat, status=3, contains=["no chat template", "--chat-template"])
         self.refused(*chat, "--chat-template", "nobodys", status=3, contains=["nobodys", "zephyr"])
-        self.refused(*chat, "--chat-template", "llama2", "--system", "a", "--system", "b", status=2,
-                     contains="system")
         self.refused("generate", STORIES, "--chat-template", "llama2", status=2, contains="--chat")
         template.write_text("\n{% include 'x' %}")
-        # Before the weights: these are not there.
+        # Before the weights are loaded, and before it is seen that there is no tokenizer.
         self.refused("generate", "random:llama-2-7b", "--chat", "--chat-template", template, status=3,
                      contains=["line 2", "'include'", str(template)])
 
@@ -234,7 +232,7 @@ class Stories(Case):
             (copy / "tokenizer_config.json").write_text(json.dumps({"chat_template": [
                 {"name": "tool_use", "template": "{{ bos_token }}Tom had a dog"},
                 {"name": "default", "template": "{{ raise_exception('not today') }}"}]}))
-        model = self.copy_of_stories(with_templates)
+        model = self.broken(with_templates)
         self.refused("generate", model, "--chat", status=3, contains="not today")
         self.assertEqual(run("generate", model, "--max-tokens", 20, "--chat", "--chat-template",
                              "tool_use").stdout,

@@ -133,7 +133,7 @@ constexpr std::string_view kZephyr = R"jinja(
 {%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}
 )jinja";
 
-constexpr ChatTemplateFamily kFamilies[] = {
+constexpr ChatTemplateFamily kChatFamilies[] = {
     {"chatml", kChatMl},       {"llama2", kLlama2},        {"llama3", kLlama3},
     {"llama3.1", kLlama31},    {"mistral", kMistral},      {"mistral-v3", kMistral3},
     {"qwen2.5", kQwen25},      {"smollm2", kSmolLm2},      {"tinyllama", kZephyr},
@@ -141,14 +141,14 @@ constexpr ChatTemplateFamily kFamilies[] = {
 };
 
 template <typename Entries>
-const auto* Find(const Entries& entries, std::string_view name) {
+const auto* FindNamed(const Entries& entries, std::string_view name) {
   const auto it = std::find_if(entries.begin(), entries.end(),
                                [&](const auto& entry) { return entry.name == name; });
   return it == entries.end() ? nullptr : &*it;
 }
 
 template <typename Entries>
-std::string Names(const Entries& entries) {
+std::string JoinNames(const Entries& entries) {
   std::string names;
   for (const auto& entry : entries) {
     if (!names.empty()) names += ", ";
@@ -159,14 +159,14 @@ std::string Names(const Entries& entries) {
 
 }  // namespace
 
-std::span<const ChatTemplateFamily> ChatTemplateFamilies() { return kFamilies; }
+std::span<const ChatTemplateFamily> ChatTemplateFamilies() { return kChatFamilies; }
 
 Status AddChatTemplate(NamedChatTemplate added, std::string_view source,
                        std::vector<NamedChatTemplate>& templates) {
   if (templates.size() == kMaxChatTemplates) {
     return BadInput("{}: more than {} chat templates", source, kMaxChatTemplates);
   }
-  if (Find(templates, added.name) != nullptr) {
+  if (FindNamed(templates, added.name) != nullptr) {
     return BadInput("{}: two chat templates are named \"{}\"", source, added.name);
   }
   templates.push_back(std::move(added));
@@ -177,26 +177,26 @@ Result<ChatTemplate> ChooseChatTemplate(const std::string& choice,
                                         std::span<const NamedChatTemplate> of_model,
                                         std::string_view model) {
   if (choice.empty()) {
-    if (const NamedChatTemplate* own = Find(of_model, "default")) {
+    if (const NamedChatTemplate* own = FindNamed(of_model, "default")) {
       return ChatTemplate::Parse(own->jinja, fmt::format("{}: the chat template", model));
     }
     if (of_model.empty()) {
       return BadInput("{}: the model has no chat template; --chat-template gives it one", model);
     }
     return BadInput("{}: no chat template is named \"default\"; --chat-template chooses among {}",
-                    model, Names(of_model));
+                    model, JoinNames(of_model));
   }
-  if (const ChatTemplateFamily* family = Find(ChatTemplateFamilies(), choice)) {
+  if (const ChatTemplateFamily* family = FindNamed(ChatTemplateFamilies(), choice)) {
     return ChatTemplate::Parse(family->jinja, fmt::format("the chat template {}", choice));
   }
-  if (const NamedChatTemplate* own = Find(of_model, choice)) {
+  if (const NamedChatTemplate* own = FindNamed(of_model, choice)) {
     return ChatTemplate::Parse(own->jinja,
                                fmt::format("{}: the chat template \"{}\"", model, choice));
   }
   if (!FileExists(choice)) {
     return BadInput("--chat-template {}: neither a file, nor one of {}{}{}", choice,
-                    Names(ChatTemplateFamilies()), of_model.empty() ? "" : ", nor the model's own ",
-                    Names(of_model));
+                    JoinNames(ChatTemplateFamilies()), of_model.empty() ? "" : ", nor the model's own ",
+                    JoinNames(of_model));
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadFile(choice, kMaxChatTemplateBytes));
   return ChatTemplate::Parse(text, choice);
