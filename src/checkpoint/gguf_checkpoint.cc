@@ -62,7 +62,8 @@ class GgufCheckpoint final : public Checkpoint {
     for (const std::string& name : names) {
       NIBBLE_ASSIGN_OR_RETURN(text, file_.String(fmt::format("{}.{}", kKey, name)));
       if (!text) {
-        return BadInput("{}: tokenizer.chat_templates names \"{}\", which is not there", path_, name);
+        return BadInput("{}: tokenizer.chat_templates names \"{}\", which is not there", path_,
+                        name);
       }
       NIBBLE_RETURN_IF_ERROR(AddChatTemplate({name, *std::move(text)}, path_, templates));
     }

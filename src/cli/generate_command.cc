@@ -51,7 +51,8 @@ Result<std::vector<int32_t>> PromptTokens(const GenerateOptions& options, const 
   if (!options.token_ids.empty()) return ParseTokenIds(options.token_ids);
   std::vector<int32_t> tokens;
   if (chat_template != nullptr) {
-    NIBBLE_ASSIGN_OR_RETURN(const std::string text, ChatPrompt(options, *chat_template, *tokenizer));
+    NIBBLE_ASSIGN_OR_RETURN(const std::string text,
+                            ChatPrompt(options, *chat_template, *tokenizer));
     // The template writes the special tokens itself.
     tokens = tokenizer->Encode(text, SpecialTokens::kOmit);
   } else {
@@ -94,9 +95,9 @@ Status Generate(const GenerateOptions& options, const CommandContext& context) {
   // A model without a tokenizer still continues token ids.
   if (options.token_ids.empty()) NIBBLE_RETURN_IF_ERROR(model->tokenizer_status);
   const Tokenizer* tokenizer = model->tokenizer.get();
-  NIBBLE_ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
-                          PromptTokens(options, *model, tokenizer,
-                                       chat_template ? &*chat_template : nullptr));
+  NIBBLE_ASSIGN_OR_RETURN(
+      std::vector<int32_t> prompt,
+      PromptTokens(options, *model, tokenizer, chat_template ? &*chat_template : nullptr));
 
   const ModelConfig& config = model->weights.config;
   const int64_t length = static_cast<int64_t>(prompt.size()) + options.max_tokens;

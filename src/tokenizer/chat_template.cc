@@ -136,7 +136,8 @@ template <typename Messages>
 Result<std::string> ChatTemplate::RenderAny(const Messages& messages,
                                             const Options& options) const {
   Budget budget(kMaxChatTemplateSteps, kMaxChatTemplateTraffic);
-  Result<jinja::Variables> variables = MakeVariables(budget, MessagesValue(budget, messages), options);
+  Result<jinja::Variables> variables =
+      MakeVariables(budget, MessagesValue(budget, messages), options);
   if (!variables) return tl::unexpected<Error>(variables.error().In(program_->source));
   jinja::Context context{budget, options.now};
   jinja::Interpreter interpreter(context, std::move(*variables), kMaxChatTemplateOutput);

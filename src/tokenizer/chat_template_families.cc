@@ -84,7 +84,7 @@ constexpr std::string_view kMistral = R"jinja(
 )jinja";
 
 constexpr std::string_view kMistral3 = R"jinja(
-{#- Since version 3 the system message goes with the last question, if that comes last. #}
+{#- Version 3 (Mistral 7B v0.3): the system message goes with the last question, at the end. #}
 {%- set lead, turns = '', messages %}
 {%- if messages and messages[0].role == 'system' %}
   {%- set lead, turns = messages[0].content ~ '\n\n', messages[1:] %}
@@ -134,10 +134,9 @@ constexpr std::string_view kZephyr = R"jinja(
 )jinja";
 
 constexpr ChatTemplateFamily kChatFamilies[] = {
-    {"chatml", kChatMl},       {"llama2", kLlama2},        {"llama3", kLlama3},
-    {"llama3.1", kLlama31},    {"mistral", kMistral},      {"mistral-v3", kMistral3},
-    {"qwen2.5", kQwen25},      {"smollm2", kSmolLm2},      {"tinyllama", kZephyr},
-    {"zephyr", kZephyr},
+    {"chatml", kChatMl},    {"llama2", kLlama2},       {"llama3", kLlama3},  {"llama3.1", kLlama31},
+    {"mistral", kMistral},  {"mistral-v3", kMistral3}, {"qwen2.5", kQwen25}, {"smollm2", kSmolLm2},
+    {"tinyllama", kZephyr}, {"zephyr", kZephyr},
 };
 
 template <typename Entries>
@@ -195,8 +194,8 @@ Result<ChatTemplate> ChooseChatTemplate(const std::string& choice,
   }
   if (!FileExists(choice)) {
     return BadInput("--chat-template {}: neither a file, nor one of {}{}{}", choice,
-                    JoinNames(ChatTemplateFamilies()), of_model.empty() ? "" : ", nor the model's own ",
-                    JoinNames(of_model));
+                    JoinNames(ChatTemplateFamilies()),
+                    of_model.empty() ? "" : ", nor the model's own ", JoinNames(of_model));
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadFile(choice, kMaxChatTemplateBytes));
   return ChatTemplate::Parse(text, choice);

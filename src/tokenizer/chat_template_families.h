@@ -1,7 +1,7 @@
-// The chat formats of well-known families, for models that come without a template, or with one that
-// is wrong. The formats are the families' own; the texts of the templates are nibble's. They know
-// the roles system, user and assistant, with content as text, and raise on an order of roles that
-// the family was not trained on.
+// The chat formats of well-known families, for models that come without a template, or with one
+// that is wrong. The formats are the families' own; the texts of the templates are nibble's. They
+// know the roles system, user and assistant, with content as text, and raise on an order of roles
+// that the family was not trained on.
 #ifndef NIBBLE_TOKENIZER_CHAT_TEMPLATE_FAMILIES_H_
 #define NIBBLE_TOKENIZER_CHAT_TEMPLATE_FAMILIES_H_
 
