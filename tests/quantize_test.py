@@ -113,6 +113,7 @@ class QuantizeTest(unittest.TestCase):
             run(*command, self.dir / template, "--chat-template", template)
             record = json.loads((self.dir / template / "quantize.json").read_text())
             losses[template] = json.dumps(record["modules"])
+            self.assertIn(f"chat template: {template}", record["notes"])
         self.assertNotEqual(losses["zephyr"], losses["llama2"])
         bad = self.dir / "bad.jinja"
         bad.write_text("{{ messages|wordwrap }}")

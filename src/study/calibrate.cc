@@ -1,6 +1,7 @@
 #include "src/study/calibrate.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 
 #include "src/engine/scheduler.h"
@@ -75,8 +76,14 @@ Result<CalibrationSet> Calibrate(const CalibrationOptions& options, const Opened
   if (!chat_template && !options.chat_template.empty()) {
     return tl::unexpected<Error>(chat_template.error());
   }
-  return LoadCalibrationSet(options, *tokenizer, chat_template,
-                            model.description.config.max_context);
+  NIBBLE_ASSIGN_OR_RETURN(
+      CalibrationSet set,
+      LoadCalibrationSet(options, *tokenizer, chat_template, model.description.config.max_context));
+  if (!options.chat_template.empty()) {
+    set.notes.push_back(fmt::format(
+        "chat template: {}", std::filesystem::path(options.chat_template).filename().string()));
+  }
+  return set;
 }
 
 }  // namespace nibble
