@@ -263,12 +263,6 @@ def text_seeds() -> dict:
                 "quotes": '"a ""quoted"" one, with\na line","b","c","d","e",C\n',
                 "bom": "\ufeffq,a,b,c,d,A\n", "open": '"never closed,a,b\n', "wide": "a," * 40},
         "chat": {
-            "llama2": "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] "
-                      "%}{% endif %}{% for m in messages %}{{ '[INST] ' + m['content'] | trim + "
-                      "' [/INST]' }}{% endfor %}",
-            "chatml": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
-                      "message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if "
-                      "add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
             "loop": "{%- for x in range(3) -%}{{ loop.index0 }}{%- endfor -%}",
             "macro": "{% macro f(a, b=2) %}{{ a ~ b }}{% endmacro %}{{ f(1) }}",
             "error": "{{ raise_exception('no') }}", "deep": "{{ " + "(" * 200 + "1",
@@ -277,12 +271,22 @@ def text_seeds() -> dict:
     }
 
 
+def chat_templates() -> dict:
+    """The templates that the tests compare with jinja2."""
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "oracles", "chat_templates")
+    seeds = {}
+    for name in os.listdir(folder):
+        with open(os.path.join(folder, name), encoding="utf-8", newline="") as file:
+            seeds[name] = file.read()
+    return seeds
+
+
 def main() -> None:
     texts = text_seeds()
     for target, seeds in {
             "safetensors_fuzz": safetensors_seeds(), "gguf_fuzz": gguf_seeds(),
             "config_fuzz": config_seeds(), "tokenizer_json_fuzz": tokenizer_seeds(),
-            "csv_fuzz": texts["csv"], "chat_template_fuzz": texts["chat"],
+            "csv_fuzz": texts["csv"], "chat_template_fuzz": dict(texts["chat"], **chat_templates()),
             "sentencepiece_fuzz": {"bpe": sentencepiece(2), "unigram": sentencepiece(1)},
     }.items():
         save(target, seeds)
