@@ -2,7 +2,7 @@
 # tests/folder_order_test.py enforces the order.
 set(NIBBLE_FOLDERS
     base tensor format ops ops/ref ops/cpu ops/cuda tokenizer checkpoint model quantize engine eval
-    bench report study)
+    bench report study serve)
 
 set(NIBBLE_LINK_base nlohmann_json::nlohmann_json tl::expected spdlog::spdlog fmt::fmt Threads::Threads)
 set(NIBBLE_LINK_tensor PkgConfig::HWY)
