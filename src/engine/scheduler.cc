@@ -19,6 +19,12 @@ int64_t Scheduler::context() const {
   return std::min(engine_.config().max_context, engine_.limits().context);
 }
 
+Status Scheduler::CheckToken(int32_t token) const {
+  if (token >= 0 && token < engine_.config().vocabulary) return {};
+  return BadInput("token id {} is outside the model's vocabulary of {}", token,
+                  engine_.config().vocabulary);
+}
+
 Status Scheduler::Check(const GenerationRequest& request) const {
   const bool scores_prompt = request.scores == WantScores::kPromptAndGenerated;
   CHECK(!request.prompt.empty() && request.max_tokens >= (scores_prompt ? 0 : 1));
@@ -29,13 +35,8 @@ Status Scheduler::Check(const GenerationRequest& request) const {
     return BadInput("{} prompt tokens and {} new ones exceed the context of {} tokens",
                     prompt_length, request.max_tokens, context());
   }
-  const auto check_token = [&](int32_t token) -> Status {
-    if (token >= 0 && token < engine_.config().vocabulary) return {};
-    return BadInput("token id {} is outside the model's vocabulary of {}", token,
-                    engine_.config().vocabulary);
-  };
-  for (const int32_t token : request.prompt) NIBBLE_RETURN_IF_ERROR(check_token(token));
-  for (const auto& bias : request.rules.bias) NIBBLE_RETURN_IF_ERROR(check_token(bias.first));
+  for (const int32_t token : request.prompt) NIBBLE_RETURN_IF_ERROR(CheckToken(token));
+  for (const auto& bias : request.rules.bias) NIBBLE_RETURN_IF_ERROR(CheckToken(bias.first));
   // The last token is delivered but never enters the cache.
   if (KvTokensFor(engine_.backend(), 1, std::max(prompt_length, total - 1)) > capacity_tokens_) {
     return NotEnough("a request of {} tokens exceeds the KV cache of {}", total, capacity_tokens_);

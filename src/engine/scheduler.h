@@ -57,6 +57,8 @@ class Scheduler {
   Result<RequestId> Add(GenerationRequest request);
   // Whether Add would take it; from any thread.
   Status Check(const GenerationRequest& request) const;
+  // Whether the token is one of the vocabulary; from any thread.
+  Status CheckToken(int32_t token) const;
   // Tokens that a prompt and its new tokens may have together.
   int64_t context() const;
 

@@ -36,6 +36,7 @@ RowLogProbabilities::RowLogProbabilities(std::span<const float> logits) : logits
 }
 
 std::vector<int32_t> MostProbableTokens(std::span<const float> logits, int64_t count) {
+  if (count == 0) return {};
   std::vector<int32_t> ids(logits.size());
   std::iota(ids.begin(), ids.end(), 0);
   const auto keep = ids.begin() + std::min<int64_t>(count, static_cast<int64_t>(ids.size()));

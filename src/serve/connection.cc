@@ -12,7 +12,6 @@
 #include <chrono>
 #include <deque>
 #include <optional>
-#include <random>
 
 namespace nibble {
 namespace {
@@ -80,11 +79,6 @@ bool Authorized(const Request& request, const std::string& key) {
 std::string_view PathOf(const Request& request) {
   const std::string_view target(request.target().data(), request.target().size());
   return target.substr(0, target.find('?'));
-}
-
-std::string NewId(std::string_view prefix) {
-  thread_local std::mt19937_64 random{std::random_device{}()};
-  return fmt::format("{}-{:016x}", prefix, random());
 }
 
 int64_t UnixSeconds() {
@@ -267,7 +261,9 @@ asio::awaitable<Connection::After> Connection::Answer(const Request& request) {
   ModelService& service = *context_.service.load();
   const bool chat = PathOf(request) == "/v1/chat/completions";
   Wanted wanted{.kind = chat ? Wanted::Kind::kChat : Wanted::Kind::kCompletion,
-                .head = {NewId(chat ? "chatcmpl" : "cmpl"), UnixSeconds(), service.name()}};
+                .head = {.id = service.NewId(chat ? "chatcmpl" : "cmpl"),
+                         .created_s = UnixSeconds(),
+                         .model = service.name()}};
   const auto prepare = [&](const auto& parsed) -> ApiResult<PreparedAnswer> {
     if (!parsed) return tl::unexpected(parsed.error());
     const GenerationParameters& parameters = parsed->parameters;

@@ -54,7 +54,10 @@ ApiResult<EngineLoop::AnswerId> EngineLoop::Submit(std::vector<ChoiceRequest> ch
                                : choice.echo == EchoPrompt::kYes ? WantScores::kPromptAndGenerated
                                                                  : WantScores::kGenerated;
     if (const Status status = scheduler_.Check(choice.generation); !status) {
-      return tl::unexpected<ApiError>({.status = 400, .message = status.error().message()});
+      return tl::unexpected<ApiError>({.status = 400,
+                                       .message = status.error().message(),
+                                       .param = "max_tokens",
+                                       .code = "context_length_exceeded"});
     }
   }
   const auto count = static_cast<int64_t>(choices.size());
@@ -161,9 +164,8 @@ void EngineLoop::GiveUp(AnswerId answer) {
   }
   const auto count = static_cast<int64_t>(it->second.open.size());
   counted_.aborted += count;
+  ended_choices_ += count;
   answers_.erase(it);
-  const std::lock_guard lock(mutex_);
-  open_choices_ -= count;
 }
 
 void EngineLoop::Touch(Scheduler::RequestId request, Choice& choice) {
@@ -213,7 +215,6 @@ void EngineLoop::Score(Scheduler::RequestId request, int32_t token, std::span<co
 
 std::vector<std::pair<EngineLoop::OnPart, ChoicePart>> EngineLoop::TakeParts() {
   std::vector<std::pair<OnPart, ChoicePart>> parts;
-  int64_t ended = 0;
   for (const Scheduler::RequestId id : std::exchange(touched_, {})) {
     const auto it = choices_.find(id);
     Choice& choice = it->second;
@@ -224,7 +225,7 @@ std::vector<std::pair<EngineLoop::OnPart, ChoicePart>> EngineLoop::TakeParts() {
     const auto answer = answers_.find(choice.answer);
     parts.emplace_back(answer->second.on_part, std::move(part));
     if (choice.end == ChoiceEnd::kNone) continue;
-    ++ended;
+    ++ended_choices_;
     ++(choice.end == ChoiceEnd::kStop ? counted_.stopped : counted_.length);
     counted_.whole_seconds.Observe(Seconds(Clock::now() - choice.accepted));
     scheduler_.Cancel(id);  // does nothing but for those that a stop string ended
@@ -232,8 +233,6 @@ std::vector<std::pair<EngineLoop::OnPart, ChoicePart>> EngineLoop::TakeParts() {
     if (answer->second.open.empty()) answers_.erase(answer);
     choices_.erase(it);
   }
-  const std::lock_guard lock(mutex_);
-  open_choices_ -= ended;
   return parts;
 }
 
@@ -257,6 +256,7 @@ void EngineLoop::Publish() {
   counted_.memory = memory_.current();
   const std::lock_guard lock(mutex_);
   published_ = counted_;
+  open_choices_ -= std::exchange(ended_choices_, 0);
 }
 
 }  // namespace nibble

@@ -54,6 +54,7 @@ class EngineLoop {
   void Cancel(AnswerId answer);
   ServeMetrics metrics() const;
   int64_t context() const { return scheduler_.context(); }
+  Status CheckToken(int32_t token) const { return scheduler_.CheckToken(token); }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -103,6 +104,7 @@ class EngineLoop {
   std::unordered_map<Scheduler::RequestId, Choice> choices_;
   std::vector<Scheduler::RequestId> touched_;
   ServeMetrics counted_;
+  int64_t ended_choices_ = 0;  // since the last Publish
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable wake_;

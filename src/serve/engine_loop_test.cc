@@ -160,6 +160,7 @@ TEST_P(EngineLoopTest, RefusesWhatNeverFitsAndWhatIsTooMuch) {
   loop_->Cancel(*held);
   const ServeMetrics metrics = MetricsWhenIdle();
   EXPECT_EQ(metrics.aborted + metrics.length, 16);
+  EXPECT_EQ(too_long.param, "max_tokens");
   EXPECT_EQ(Ask({Request(1, 5)}).get().choices.at(0).generated, 5);
 }
 

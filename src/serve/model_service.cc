@@ -9,9 +9,20 @@
 namespace nibble {
 namespace {
 
-uint64_t SeedOfThisRun() {
+uint64_t FirstRandom() {
   std::random_device device;
   return uint64_t{device()} << 32 | device();
+}
+
+// Tokens stand for no more bytes than the longest has; what is much longer than that need not be
+// encoded to be refused.
+size_t MaxPromptBytes(const Tokenizer& tokenizer, int64_t context) {
+  constexpr size_t kMargin = 4;  // normalization may shorten a text
+  size_t longest = 1;
+  for (TokenId token = 0; token < tokenizer.vocabulary_size(); ++token) {
+    longest = std::max(longest, tokenizer.TokenText(token).size());
+  }
+  return kMargin * longest * static_cast<size_t>(context);
 }
 
 tl::unexpected<ApiError> Refused(std::string param, std::string message) {
@@ -25,7 +36,14 @@ ModelService::ModelService(const Tokenizer& tokenizer, EngineLoop& loop, Service
     : tokenizer_(tokenizer),
       loop_(loop),
       options_(std::move(options)),
-      first_seed_(SeedOfThisRun()) {}
+      max_prompt_bytes_(MaxPromptBytes(tokenizer, loop.context())),
+      first_random_(FirstRandom()) {}
+
+uint64_t ModelService::NextRandom() { return Random::Mix(first_random_ + randoms_.fetch_add(1)); }
+
+std::string ModelService::NewId(std::string_view prefix) {
+  return fmt::format("{}-{:016x}", prefix, NextRandom());
+}
 
 std::optional<ApiError> ModelService::CheckModel(const GenerationParameters& parameters) const {
   if (!parameters.model || *parameters.model == options_.name) return std::nullopt;
@@ -38,12 +56,49 @@ std::optional<ApiError> ModelService::CheckModel(const GenerationParameters& par
       .code = "model_not_found"};
 }
 
+std::optional<ApiError> ModelService::CheckTokens(const std::vector<int32_t>& prompt,
+                                                  const char* param,
+                                                  const GenerationParameters& parameters) const {
+  if (static_cast<int64_t>(prompt.size()) > loop_.context()) {
+    ApiError error = Refused(param, fmt::format("a prompt of {} tokens exceeds the context of "
+                                                "{} tokens",
+                                                prompt.size(), loop_.context()))
+                         .value();
+    error.code = "context_length_exceeded";
+    return error;
+  }
+  for (const int32_t token : prompt) {
+    if (const Status status = loop_.CheckToken(token); !status) {
+      return Refused(param, status.error().message()).value();
+    }
+  }
+  for (const auto& bias : parameters.logit_bias) {
+    if (const Status status = loop_.CheckToken(bias.first); !status) {
+      return Refused("logit_bias", status.error().message()).value();
+    }
+  }
+  return std::nullopt;
+}
+
+ApiResult<std::vector<int32_t>> ModelService::Encode(std::string_view text, SpecialTokens special,
+                                                     const char* param) const {
+  if (text.size() > max_prompt_bytes_) {
+    return Refused(param,
+                   fmt::format("a prompt of {} bytes is far longer than the context of {} tokens",
+                               text.size(), loop_.context()));
+  }
+  return tokenizer_.Encode(text, special);
+}
+
 ApiResult<std::vector<int32_t>> ModelService::Tokens(const Prompt& prompt) const {
   std::vector<int32_t> tokens;
   if (const auto* ids = std::get_if<std::vector<int32_t>>(&prompt)) {
     tokens = *ids;
   } else {
-    tokens = tokenizer_.Encode(std::get<std::string>(prompt), SpecialTokens::kAdd);
+    ApiResult<std::vector<int32_t>> encoded =
+        Encode(std::get<std::string>(prompt), SpecialTokens::kAdd, "prompt");
+    if (!encoded) return encoded;
+    tokens = *std::move(encoded);
   }
   if (!tokens.empty()) return tokens;
   if (!options_.bos) {
@@ -62,8 +117,9 @@ ApiResult<std::vector<int32_t>> ModelService::ChatTokens(const ChatRequest& requ
       request.messages, {.bos_token = text(tokenizer_.bos()), .eos_token = text(tokenizer_.eos())});
   if (!prompt) return Refused("messages", prompt.error().message());
   // The template writes the special tokens itself.
-  std::vector<int32_t> tokens = tokenizer_.Encode(*prompt, SpecialTokens::kOmit);
-  if (tokens.empty()) return Refused("messages", "the chat template makes an empty prompt of them");
+  ApiResult<std::vector<int32_t>> tokens = Encode(*prompt, SpecialTokens::kOmit, "messages");
+  if (tokens && tokens->empty())
+    return Refused("messages", "the chat template makes an empty prompt of them");
   return tokens;
 }
 
@@ -73,8 +129,7 @@ void ModelService::AddChoices(const std::vector<int32_t>& prompt,
   const auto length = static_cast<int64_t>(prompt.size());
   answer.prompt_tokens += length;
   const int64_t rest = std::max<int64_t>(1, loop_.context() - length);
-  const uint64_t seed =
-      parameters.seed ? *parameters.seed : Random::Mix(first_seed_ + seeds_.fetch_add(1));
+  const uint64_t seed = parameters.seed ? *parameters.seed : NextRandom();
   for (int64_t i = 0; i < parameters.n; ++i) {
     ChoiceRequest& choice = answer.choices.emplace_back();
     choice.generation = {.prompt = prompt,
@@ -100,10 +155,9 @@ ApiResult<PreparedAnswer> ModelService::Prepare(const CompletionRequest& request
   for (const Prompt& prompt : request.prompts) {
     const ApiResult<std::vector<int32_t>> tokens = Tokens(prompt);
     if (!tokens) return tl::unexpected(tokens.error());
-    // Checked before it is copied n times.
-    if (static_cast<int64_t>(tokens->size()) > loop_.context()) {
-      return Refused("prompt", fmt::format("a prompt of {} tokens exceeds the context of {} tokens",
-                                           tokens->size(), loop_.context()));
+    // Before it is copied n times.
+    if (auto error = CheckTokens(*tokens, "prompt", request.parameters)) {
+      return tl::unexpected(*std::move(error));
     }
     AddChoices(*tokens, request.parameters, request.echo ? EchoPrompt::kYes : EchoPrompt::kNo,
                answer);
@@ -115,9 +169,8 @@ ApiResult<PreparedAnswer> ModelService::Prepare(const ChatRequest& request) {
   if (auto error = CheckModel(request.parameters)) return tl::unexpected(*std::move(error));
   const ApiResult<std::vector<int32_t>> tokens = ChatTokens(request);
   if (!tokens) return tl::unexpected(tokens.error());
-  if (static_cast<int64_t>(tokens->size()) > loop_.context()) {
-    return Refused("messages", fmt::format("a prompt of {} tokens exceeds the context of {} tokens",
-                                           tokens->size(), loop_.context()));
+  if (auto error = CheckTokens(*tokens, "messages", request.parameters)) {
+    return tl::unexpected(*std::move(error));
   }
   PreparedAnswer answer;
   AddChoices(*tokens, request.parameters, EchoPrompt::kNo, answer);

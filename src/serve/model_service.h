@@ -38,22 +38,33 @@ class ModelService {
   ApiResult<PreparedAnswer> Prepare(const CompletionRequest& request);
   ApiResult<PreparedAnswer> Prepare(const ChatRequest& request);
 
+  // Of an answer: "PREFIX-" and 16 digits that no other answer has.
+  std::string NewId(std::string_view prefix);
+
   const std::string& name() const { return options_.name; }
   int64_t created_s() const { return options_.created_s; }
   EngineLoop& loop() { return loop_; }
 
  private:
+  // What an answer to such a prompt needs to be possible; `param` held the prompt.
+  std::optional<ApiError> CheckTokens(const std::vector<int32_t>& prompt, const char* param,
+                                      const GenerationParameters& parameters) const;
+  // The text's tokens, unless it is so long that it is not worth looking; `param` held it.
+  ApiResult<std::vector<int32_t>> Encode(std::string_view text, SpecialTokens special,
+                                         const char* param) const;
   ApiResult<std::vector<int32_t>> Tokens(const Prompt& prompt) const;
   ApiResult<std::vector<int32_t>> ChatTokens(const ChatRequest& request) const;
   std::optional<ApiError> CheckModel(const GenerationParameters& parameters) const;
+  uint64_t NextRandom();
   void AddChoices(const std::vector<int32_t>& prompt, const GenerationParameters& parameters,
                   EchoPrompt echo, PreparedAnswer& answer);
 
   const Tokenizer& tokenizer_;
   EngineLoop& loop_;
   const ServiceOptions options_;
-  const uint64_t first_seed_;
-  std::atomic<uint64_t> seeds_{0};  // drawn for requests that name none
+  const size_t max_prompt_bytes_;
+  const uint64_t first_random_;
+  std::atomic<uint64_t> randoms_{0};  // drawn for ids, and as seeds of requests that name none
 };
 
 }  // namespace nibble
