@@ -310,6 +310,27 @@ class ServeTest(unittest.TestCase):
                     start = time.monotonic()
                     self.assertEqual(client.recv(100), b"")
                     self.assertLess(time.monotonic() - start, 8)
+            # So is who does not take an answer, while others get theirs.
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.settimeout(10)
+                client.connect(("127.0.0.1", server.port))
+                body = json.dumps({"prompt": PROMPT, "max_tokens": 500, "n": 3, "logprobs": 20,
+                                   "stream": True, "logit_bias": {"2": -100}}).encode()
+                client.sendall(b"POST /v1/completions HTTP/1.1\r\nAuthorization: Bearer secret\r\n"
+                               b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+                status, _, _ = server.request("POST", "/v1/completions",
+                                              {"prompt": PROMPT, "max_tokens": 5}, headers=good)
+                self.assertEqual(status, 200)
+                time.sleep(3)
+                text = b""
+                try:
+                    while more := client.recv(65536):
+                        text += more
+                except ConnectionResetError:
+                    pass
+                self.assertTrue(text.startswith(b"HTTP/1.1 200"))
+                self.assertNotIn(b"[DONE]", text)
             # Connections beyond the limit are closed; when others leave there is room again.
             time.sleep(0.5)
             clients = [socket.create_connection(("127.0.0.1", server.port), timeout=10)

@@ -18,6 +18,8 @@ namespace {
 // Of the memory that is free beside the weights: what the KV cache and the workspace take at most.
 constexpr double kCacheShare = 0.8;
 constexpr uint64_t kMaxKeyBytes = 4096;
+constexpr int64_t kMaxSequences = 4096;
+constexpr int64_t kMaxQueue = 1'000'000;
 
 struct ServeOptions {
   std::string model;
@@ -43,6 +45,10 @@ Status CheckOptions(const ServeOptions& options) {
     return WrongUsage(
         "want --max-sequences, --max-connections, --max-body-bytes and the time limits of at least "
         "1, and no negative numbers");
+  }
+  if (options.sequences > kMaxSequences || options.queue > kMaxQueue) {
+    return WrongUsage("want --max-sequences up to {} and --max-queue up to {}", kMaxSequences,
+                      kMaxQueue);
   }
   const bool loopback = server.host.starts_with("127.") || server.host == "::1";
   if (!loopback && options.api_key_file.empty() && !options.allow_unauthenticated) {

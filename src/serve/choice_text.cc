@@ -1,6 +1,8 @@
 #include "src/serve/choice_text.h"
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 namespace nibble {
 namespace {
