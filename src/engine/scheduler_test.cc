@@ -111,5 +111,150 @@ TEST_P(SchedulerTest, StopsAtStopTokensAndRefusesWhatNeverFits) {
   EXPECT_EQ(scheduler.Add({.prompt = {-5}, .max_tokens = 1}).error().code(), ErrorCode::kBadInput);
 }
 
+// What a run of requests gave.
+struct Outcome {
+  std::map<Scheduler::RequestId, std::vector<int32_t>> texts;
+  std::map<Scheduler::RequestId, std::vector<std::pair<int32_t, double>>> scores;  // token, logit
+  std::vector<Scheduler::RequestId> finished;
+  int64_t preemptions = 0;
+};
+
+Outcome RunAll(Engine& engine, const std::vector<GenerationRequest>& requests) {
+  Outcome outcome;
+  const int64_t free = engine.free_kv_tokens();
+  Scheduler scheduler(
+      engine, [&](Scheduler::RequestId id, int32_t token) { outcome.texts[id].push_back(token); },
+      [&](Scheduler::RequestId id, FinishReason) { outcome.finished.push_back(id); },
+      [&](Scheduler::RequestId id, int32_t token, std::span<const float> logits) {
+        outcome.scores[id].emplace_back(token, logits[static_cast<size_t>(token)]);
+      });
+  for (const GenerationRequest& request : requests) EXPECT_TRUE(scheduler.Add(request));
+  for (int step = 0; scheduler.Step(kNever).value(); ++step) {
+    if (step == 100000) {
+      ADD_FAILURE() << "it does not end";
+      break;
+    }
+  }
+  EXPECT_EQ(engine.free_kv_tokens(), free);
+  outcome.preemptions = scheduler.preemptions();
+  return outcome;
+}
+
+// Requests that together exceed the cache by far: all finish with the text that they have alone,
+// the oldest first.
+TEST_P(SchedulerTest, PreemptsWhereTheCacheIsFull) {
+  std::vector<GenerationRequest> requests;
+  for (uint64_t i = 0; i < 10; ++i) {
+    requests.push_back({.prompt = RandomTokens(5 + static_cast<int64_t>(i), 64, i),
+                        .max_tokens = 90,
+                        .sampling = {.temperature = i % 2 == 0 ? 0.0 : 1.0, .seed = i}});
+    if (i % 3 == 0) requests.back().rules.frequency_penalty = 0.5;
+    if (i % 4 == 0) requests.back().scores = WantScores::kPromptAndGenerated;
+  }
+  const Outcome together = RunAll(*MakeEngine(16, /*kv_tokens=*/256), requests);
+  EXPECT_GT(together.preemptions, 0);
+  ASSERT_EQ(together.finished.size(), requests.size());
+  EXPECT_EQ(together.finished.front(), 1);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const auto id = static_cast<Scheduler::RequestId>(i) + 1;
+    const Outcome alone = RunAll(*MakeEngine(16, /*kv_tokens=*/256), {requests[i]});
+    EXPECT_EQ(alone.preemptions, 0);
+    EXPECT_EQ(together.texts.at(id), alone.texts.at(1)) << i;
+    if (i % 4 != 0) continue;
+    EXPECT_EQ(together.scores.at(id), alone.scores.at(1)) << i;
+    EXPECT_EQ(together.scores.at(id).size(), requests[i].prompt.size() - 1 + 90);
+  }
+}
+
+TEST_P(SchedulerTest, CancelFreesAtOnceAndLeavesOthersAlone) {
+  const GenerationRequest first{.prompt = {1, 2, 3}, .max_tokens = 40};
+  const Outcome alone = RunAll(*MakeEngine(4, /*kv_tokens=*/64), {first});
+  const std::unique_ptr<Engine> engine = MakeEngine(4, /*kv_tokens=*/64);
+  std::map<Scheduler::RequestId, std::vector<int32_t>> texts;
+  std::vector<Scheduler::RequestId> finished;
+  Scheduler scheduler(
+      *engine, [&](Scheduler::RequestId id, int32_t token) { texts[id].push_back(token); },
+      [&](Scheduler::RequestId id, FinishReason) { finished.push_back(id); });
+  const auto kept = scheduler.Add(first).value();
+  const auto running = scheduler.Add({.prompt = {4, 5}, .max_tokens = 40}).value();
+  const auto waiting = scheduler.Add({.prompt = RandomTokens(60, 64, 1), .max_tokens = 4}).value();
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(scheduler.Step(kNever).value());
+  EXPECT_EQ(scheduler.running(), 2);
+  EXPECT_EQ(scheduler.waiting(), 1);
+  EXPECT_TRUE(scheduler.Cancel(running));
+  EXPECT_FALSE(scheduler.Cancel(running));
+  EXPECT_TRUE(scheduler.Cancel(waiting));
+  const size_t delivered = texts[running].size();
+  EXPECT_GT(delivered, 0u);
+  while (scheduler.Step(kNever).value()) {
+  }
+  EXPECT_EQ(texts[running].size(), delivered);
+  EXPECT_EQ(finished, std::vector<Scheduler::RequestId>{kept});
+  EXPECT_EQ(texts[kept], alone.texts.at(1));
+  EXPECT_EQ(scheduler.kv_tokens_used(), 0);
+  // Where all were cancelled with tokens on their way, nothing is left either.
+  const auto last = scheduler.Add(first).value();
+  ASSERT_TRUE(scheduler.Step(kNever).value());
+  EXPECT_TRUE(scheduler.Cancel(last));
+  while (scheduler.Step(kNever).value()) {
+  }
+  EXPECT_EQ(scheduler.kv_tokens_used(), 0);
+}
+
+// Scores are the logits that Extend gives for the same text.
+TEST_P(SchedulerTest, ScoresPromptAndText) {
+  const std::vector<int32_t> prompt = RandomTokens(21, 64, 3);
+  GenerationRequest request{.prompt = prompt, .max_tokens = 5};
+  const auto text = RunAll(*MakeEngine(8, 128), {request}).texts.at(1);
+  request.scores = WantScores::kPromptAndGenerated;
+  const Outcome scored = RunAll(*MakeEngine(8, 128), {request});
+  EXPECT_EQ(scored.texts.at(1), text);
+  std::vector<int32_t> whole = prompt;
+  whole.insert(whole.end(), text.begin(), text.end());
+  std::vector<std::pair<int32_t, double>> expected;
+  const std::unique_ptr<Engine> engine = MakeEngine(8, 128);
+  const Extension all{engine->Open(), whole, WantLogits::kAll, {}};
+  ASSERT_TRUE(engine->Extend(
+      {{all}},
+      [&](size_t, int64_t first, const MatrixView& logits) {
+        for (int64_t r = 0; r < logits.rows; ++r) {
+          const auto next = static_cast<size_t>(first + r + 1);
+          if (next < whole.size()) {
+            expected.emplace_back(whole[next], logits.row<float>(r)[whole[next]]);
+          }
+        }
+      },
+      kNever));
+  EXPECT_EQ(scored.scores.at(1), expected);
+
+  request.max_tokens = 0;
+  const Outcome prompt_only = RunAll(*MakeEngine(8, 128), {request});
+  EXPECT_EQ(prompt_only.finished.size(), 1u);
+  expected.resize(prompt.size() - 1);
+  EXPECT_EQ(prompt_only.scores.at(1), expected);
+}
+
+TEST_P(SchedulerTest, RulesChangeWhatIsChosen) {
+  GenerationRequest request{.prompt = {1, 2, 3}, .max_tokens = 12};
+  const auto text = [&] { return RunAll(*MakeEngine(8, 128), {request}).texts.at(1); };
+  const std::vector<int32_t> plain = text();
+  request.rules.bias = {{plain[0], -100.f}};
+  const std::vector<int32_t> biased = text();
+  EXPECT_EQ(std::count(biased.begin(), biased.end(), plain[0]), 0);
+  request.rules = {.presence_penalty = 1e6};
+  std::vector<int32_t> different = text();
+  std::sort(different.begin(), different.end());
+  EXPECT_EQ(std::unique(different.begin(), different.end()), different.end());
+  // Of a hot distribution min_p leaves the most probable alone.
+  request.sampling = {.temperature = 2, .seed = 5};
+  request.rules = {.min_p = 1};
+  EXPECT_EQ(text(), plain);
+  request.rules = {.bias = {{64, 1.f}}};
+  const std::unique_ptr<Engine> engine = MakeEngine(8, 128);
+  Scheduler scheduler(
+      *engine, [](Scheduler::RequestId, int32_t) {}, [](Scheduler::RequestId, FinishReason) {});
+  EXPECT_EQ(scheduler.Add(request).error().code(), ErrorCode::kBadInput);
+}
+
 }  // namespace
 }  // namespace nibble

@@ -281,12 +281,28 @@ def chat_templates() -> dict:
     return seeds
 
 
+def request_seeds() -> dict:
+    common = {"model": "m", "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "n": 2,
+              "stop": ["a", "b"], "seed": 1, "presence_penalty": 1, "frequency_penalty": -1,
+              "logit_bias": {"5": -100}, "user": "u", "stream": True,
+              "stream_options": {"include_usage": True}}
+    bodies = {
+        "text": {**common, "prompt": "Once", "max_tokens": 0, "echo": True, "logprobs": 1},
+        "tokens": {"prompt": [[1, 2], "a"], "stop": "x"},
+        "chat": {**common, "messages": [{"role": "user", "content": "hi"}, {
+            "role": "assistant", "content": [{"type": "text", "text": "a"}]}],
+            "max_completion_tokens": 5, "logprobs": True, "top_logprobs": 2},
+    }
+    return {name: json.dumps(body) for name, body in bodies.items()}
+
+
 def main() -> None:
     texts = text_seeds()
     for target, seeds in {
             "safetensors_fuzz": safetensors_seeds(), "gguf_fuzz": gguf_seeds(),
             "config_fuzz": config_seeds(), "tokenizer_json_fuzz": tokenizer_seeds(),
             "csv_fuzz": texts["csv"], "chat_template_fuzz": dict(texts["chat"], **chat_templates()),
+            "api_request_fuzz": request_seeds(),
             "sentencepiece_fuzz": {"bpe": sentencepiece(2), "unigram": sentencepiece(1)},
     }.items():
         save(target, seeds)
