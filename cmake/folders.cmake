@@ -127,6 +127,8 @@ if(NIBBLE_TESTS)
            $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
   add_test(NAME serve COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/serve_test.py
                               $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
+  add_test(NAME serve_load COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/serve_load_test.py
+                                   $<TARGET_FILE:nibble> ${NIBBLE_SHARED_DATA})
   add_test(NAME layouts COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/layouts_test.py
                                 $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
   set_tests_properties(layouts PROPERTIES TIMEOUT 1200 SKIP_RETURN_CODE 77)  # without numpy

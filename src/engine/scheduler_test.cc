@@ -355,9 +355,9 @@ TEST_P(SchedulerTest, SharingAndPreemptingChangeNoText) {
       if (step < 1000 && random.Below(5) == 0 && scheduler.waiting() < 8) {
         GenerationRequest request{
             .prompt = Joined(
-                RandomTokens(16 * static_cast<int64_t>(random.Below(8)), 64, random.Below(3)),
+                RandomTokens(16 * static_cast<int64_t>(random.Below(5)), 64, random.Below(3)),
                 RandomTokens(1 + static_cast<int64_t>(random.Below(20)), 64, random.Below(4))),
-            .max_tokens = 1 + static_cast<int64_t>(random.Below(40)),
+            .max_tokens = 1 + static_cast<int64_t>(random.Below(100)),
             .sampling = {.temperature = 1, .seed = random.Next()},
             .scores = random.Below(4) == 0   ? WantScores::kPromptAndGenerated
                       : random.Below(4) == 0 ? WantScores::kGenerated
@@ -376,7 +376,7 @@ TEST_P(SchedulerTest, SharingAndPreemptingChangeNoText) {
     EXPECT_EQ(finished.size(), requests.size());
     EXPECT_EQ(scheduler.kv_tokens_used(), 0);
     EXPECT_GT(scheduler.preemptions(), 3);
-    if (prefix_cache == PrefixCache::kOn) EXPECT_GT(scheduler.prefix_cache_counts().hits, 500);
+    if (prefix_cache == PrefixCache::kOn) EXPECT_GT(scheduler.prefix_cache_counts().hits, 300);
     for (const auto& [id, request] : requests) {
       const Outcome alone = RunAll(*MakeEngine(64, 512), {request});
       ASSERT_EQ(texts.at(id), alone.texts.at(1)) << id;

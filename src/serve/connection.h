@@ -22,7 +22,7 @@ namespace nibble {
 // What all connections share.
 struct ServerContext {
   ServerOptions options;
-  std::atomic<ModelService*> service{nullptr};  // null while the model loads
+  std::atomic<const ServedModels*> models{nullptr};  // null while they load
   std::atomic<bool> draining{false};
   std::atomic<int64_t> connections{0};
   std::atomic<int64_t> answering{0};  // requests
