@@ -2,12 +2,13 @@
 # tests/folder_order_test.py enforces the order.
 set(NIBBLE_FOLDERS
     base tensor format ops ops/ref ops/cpu ops/cuda tokenizer checkpoint model quantize engine eval
-    bench report study)
+    bench report study serve)
 
 set(NIBBLE_LINK_base nlohmann_json::nlohmann_json tl::expected spdlog::spdlog fmt::fmt Threads::Threads)
 set(NIBBLE_LINK_tensor PkgConfig::HWY)
 set(NIBBLE_LINK_ops_cpu PkgConfig::HWY PkgConfig::OPENBLAS)
 set(NIBBLE_LINK_bench PkgConfig::OPENBLAS ${CMAKE_DL_LIBS})
+set(NIBBLE_LINK_serve Boost::headers)
 set(NIBBLE_LINK_tokenizer PkgConfig::PCRE2 PkgConfig::UTF8PROC)
 if(NIBBLE_WITH_CUDA)
   set(NIBBLE_LINK_ops_cuda CUDA::cudart_static CUDA::cublasLt CUDA::cublas CUDA::cusolver)
@@ -124,6 +125,10 @@ if(NIBBLE_TESTS)
   set_tests_properties(cli PROPERTIES TIMEOUT 1800)
   add_test(NAME quantize COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/quantize_test.py
            $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
+  add_test(NAME serve COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/serve_test.py
+                              $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
+  add_test(NAME serve_load COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/serve_load_test.py
+                                   $<TARGET_FILE:nibble> ${NIBBLE_SHARED_DATA})
   add_test(NAME layouts COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/layouts_test.py
                                 $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
   set_tests_properties(layouts PROPERTIES TIMEOUT 1200 SKIP_RETURN_CODE 77)  # without numpy

@@ -212,6 +212,32 @@ class Stories(Case):
             "Once upon a time, there was a little girl named Lily. She loved to play outside in "
             "the park. One day, she saw a big, red ball."))
 
+    def test_chat_templates(self):
+        template = self.dir / "own.jinja"
+        template.write_text("{{ bos_token }}{{ messages[0].content|trim }}")
+        chat = ("generate", STORIES, "--max-tokens", 20, "--prompt", " Tom had a dog ", "--chat")
+        self.assertEqual(run(*chat, "--chat-template", template).stdout,
+                         run("generate", STORIES, "--max-tokens", 20, "--prompt",
+                             "Tom had a dog").stdout)
+        run(*chat, "--chat-template", "llama2")
+        self.refused(*chat, status=3, contains=["no chat template", "--chat-template"])
+        self.refused(*chat, "--chat-template", "nobodys", status=3, contains=["nobodys", "zephyr"])
+        self.refused("generate", STORIES, "--chat-template", "llama2", status=2, contains="--chat")
+        template.write_text("\n{% include 'x' %}")
+        # Before the weights are loaded, and before it is seen that there is no tokenizer.
+        self.refused("generate", "random:llama-2-7b", "--chat", "--chat-template", template, status=3,
+                     contains=["line 2", "'include'", str(template)])
+
+        def with_templates(copy):
+            (copy / "tokenizer_config.json").write_text(json.dumps({"chat_template": [
+                {"name": "tool_use", "template": "{{ bos_token }}Tom had a dog"},
+                {"name": "default", "template": "{{ raise_exception('not today') }}"}]}))
+        model = self.broken(with_templates)
+        self.refused("generate", model, "--chat", status=3, contains="not today")
+        self.assertEqual(run("generate", model, "--max-tokens", 20, "--chat", "--chat-template",
+                             "tool_use").stdout,
+                         run(*chat[:-2], "Tom had a dog").stdout)
+
     def test_score_and_perplexity(self):
         out = self.dir / "score.json"
         run("score", STORIES, "--text", "Once upon a time", "--top", 2, "--output", out)

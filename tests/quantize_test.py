@@ -99,6 +99,30 @@ class QuantizeTest(unittest.TestCase):
                    "--sequence-length", 128, "--output", self.dir / "bad", status=3)
         self.assertIn("line 2", done.stderr)
 
+    def test_chats(self):
+        chats = self.dir / "chats.jsonl"
+        text = TEXT.read_text()
+        chats.write_text("\n".join(json.dumps({"messages": [
+            {"role": "user", "content": text[i:i + 2000]},
+            {"role": "assistant", "content": text[i + 2000:i + 4000]}]}) for i in range(0, 40000, 4000)))
+        command = ("quantize", STORIES, "--method", "awq", "--calibration", chats, "--samples", 4,
+                   "--sequence-length", 128, "--output")
+        self.assertIn("no chat template", run(*command, self.dir / "none", status=3).stderr)
+        losses = {}
+        for template in ("zephyr", "llama2"):
+            run(*command, self.dir / template, "--chat-template", template)
+            record = json.loads((self.dir / template / "quantize.json").read_text())
+            losses[template] = json.dumps(record["modules"])
+            self.assertIn(f"chat template: {template}", record["notes"])
+        self.assertNotEqual(losses["zephyr"], losses["llama2"])
+        bad = self.dir / "bad.jinja"
+        bad.write_text("{{ messages|wordwrap }}")
+        self.assertIn("'wordwrap'", run(*command, self.dir / "bad", "--chat-template", bad,
+                                        status=3).stderr)
+        # Asked for, it must be there, though nothing wants it.
+        command = [TEXT if argument == chats else argument for argument in command]
+        run(*command, self.dir / "text", "--chat-template", bad, status=3)
+
     def test_refusals(self):
         short = self.dir / "short.txt"
         short.write_text("Too short.")

@@ -23,6 +23,7 @@
 #include "src/checkpoint/quantization_config.h"
 #include "src/format/weight.h"
 #include "src/tensor/tensor.h"
+#include "src/tokenizer/chat_template_families.h"
 #include "src/tokenizer/tokenizer.h"
 
 namespace nibble {
@@ -63,8 +64,8 @@ class Checkpoint {
   virtual bool synthetic() const = 0;
 
   virtual Result<std::unique_ptr<Tokenizer>> LoadTokenizer() const = 0;
-  // The Jinja source of the chat template; none where the model has none.
-  virtual Result<std::optional<std::string>> ChatTemplateSource() const = 0;
+  // The chat templates, each name once; none where the model has none. Not parsed.
+  virtual Result<std::vector<NamedChatTemplate>> ChatTemplates() const = 0;
 
   // The tokenizer's files as a Hugging Face directory holds them, by name; for copies of the model.
   struct File {

@@ -145,20 +145,35 @@ TEST(Checkpoint, ChatTemplates) {
   directory.Write("model.safetensors", File({}));
   const auto checkpoint = OpenCheckpoint(directory.path());
   ASSERT_OK(checkpoint);
-  const auto source = [&] { return (*checkpoint)->ChatTemplateSource(); };
-  EXPECT_EQ(source()->has_value(), false);
-  directory.Write("tokenizer_config.json", R"({"chat_template": "one"})");
-  EXPECT_EQ(**source(), "one");
+  const auto source = [&] { return (*checkpoint)->ChatTemplates(); };
+  EXPECT_TRUE(source()->empty());
+  for (const char* none : {"{}", R"({"chat_template": null})", R"({"chat_template": []})"}) {
+    directory.Write("tokenizer_config.json", none);
+    EXPECT_TRUE(source()->empty()) << none;
+  }
+  directory.Write("tokenizer_config.json", R"({"chat_template": "one\n"})");
+  EXPECT_EQ(source()->size(), 1u);
+  EXPECT_EQ((*source())[0].name, "default");
+  EXPECT_EQ((*source())[0].jinja, "one\n");
   directory.Write("tokenizer_config.json",
                   R"({"chat_template": [{"name": "tool_use", "template": "tools"},)"
                   R"({"name": "default", "template": "two"}]})");
-  EXPECT_EQ(**source(), "two");
+  EXPECT_EQ(source()->size(), 2u);
+  EXPECT_EQ((*source())[0].name, "tool_use");
+  EXPECT_EQ((*source())[0].jinja, "tools");
+  EXPECT_EQ((*source())[1].name, "default");
+  EXPECT_EQ((*source())[1].jinja, "two");
+  directory.Write("tokenizer_config.json", R"({"chat_template": [{"name": "a", "template": "1"},)"
+                                           R"({"name": "a", "template": "2"}]})");
+  EXPECT_ERROR(source(), ErrorCode::kBadInput, "two chat templates are named \"a\"");
+  directory.Write("tokenizer_config.json", R"({"chat_template": [{"name": "a"}]})");
+  EXPECT_ERROR(source(), ErrorCode::kBadInput, "template");
   directory.Write("tokenizer_config.json", R"({"chat_template": 3})");
   EXPECT_ERROR(source(), ErrorCode::kBadInput, "want a string or a list");
   directory.Write("chat_template.json", R"({"chat_template": "three"})");
-  EXPECT_EQ(**source(), "three");
+  EXPECT_EQ((*source())[0].jinja, "three");
   directory.Write("chat_template.jinja", "four");
-  EXPECT_EQ(**source(), "four");
+  EXPECT_EQ((*source())[0].jinja, "four");
   const auto files = (*checkpoint)->TokenizerFiles();
   ASSERT_OK(files);
   EXPECT_EQ(files->size(), 3u);

@@ -20,8 +20,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     CHECK((*second)->only_modules == (*config)->only_modules);
     (*config)->Covers("model.layers.0.self_attn.q_proj");
   }
-  if (const auto chat = nibble::ChatTemplateOf(*json, "fuzz")) {
-    CHECK(!*chat || (*chat)->size() <= size);
+  if (const auto chats = nibble::ChatTemplatesOf(*json, "fuzz")) {
+    for (const nibble::NamedChatTemplate& chat : *chats) {
+      CHECK(chat.name.size() + chat.jinja.size() <= size);
+    }
   }
   return 0;
 }

@@ -52,8 +52,22 @@ class GgufCheckpoint final : public Checkpoint {
     NIBBLE_ASSIGN_OR_RETURN(const HfTokenizerFiles files, MakeTokenizerFiles());
     return TokenizerFromJson(files.tokenizer_json, files.tokenizer_config, path_);
   }
-  Result<std::optional<std::string>> ChatTemplateSource() const override {
-    return file_.String("tokenizer.chat_template");
+  Result<std::vector<NamedChatTemplate>> ChatTemplates() const override {
+    constexpr const char* kKey = "tokenizer.chat_template";
+    std::vector<NamedChatTemplate> templates;
+    NIBBLE_ASSIGN_OR_RETURN(std::optional<std::string> text, file_.String(kKey));
+    if (text) templates.push_back({"default", *std::move(text)});
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                            file_.Strings("tokenizer.chat_templates"));
+    for (const std::string& name : names) {
+      NIBBLE_ASSIGN_OR_RETURN(text, file_.String(fmt::format("{}.{}", kKey, name)));
+      if (!text) {
+        return BadInput("{}: tokenizer.chat_templates names \"{}\", which is not there", path_,
+                        name);
+      }
+      NIBBLE_RETURN_IF_ERROR(AddChatTemplate({name, *std::move(text)}, path_, templates));
+    }
+    return templates;
   }
   Result<std::vector<File>> TokenizerFiles() const override {
     NIBBLE_ASSIGN_OR_RETURN(const HfTokenizerFiles files, MakeTokenizerFiles());

@@ -116,6 +116,29 @@ TEST(GgufCheckpoint, MakesTheConfiguration) {
   EXPECT_FALSE((*checkpoint)->synthetic());
 }
 
+TEST(GgufCheckpoint, ChatTemplates) {
+  const TempDirectory directory;
+  const auto templates = [&](GgufBuilder builder) {
+    const auto checkpoint = Open(directory, AddTensors(builder));
+    return checkpoint ? (*checkpoint)->ChatTemplates()
+                      : Result<std::vector<NamedChatTemplate>>(BadInput("not opened"));
+  };
+  GgufBuilder builder = Metadata("llama");
+  ASSERT_OK(templates(builder));
+  EXPECT_TRUE(templates(builder)->empty());
+  builder.String("tokenizer.chat_template", "plain");
+  EXPECT_EQ(templates(builder)->size(), 1u);
+  EXPECT_EQ((*templates(builder))[0].name, "default");
+  EXPECT_EQ((*templates(builder))[0].jinja, "plain");
+  builder.Array("tokenizer.chat_templates", 8, 1, GgufBuilder::Text("tool_use"));
+  EXPECT_ERROR(templates(builder), ErrorCode::kBadInput, "names \"tool_use\", which is not there");
+  builder.String("tokenizer.chat_template.tool_use", "tools");
+  ASSERT_OK(templates(builder));
+  EXPECT_EQ(templates(builder)->size(), 2u);
+  EXPECT_EQ((*templates(builder))[1].name, "tool_use");
+  EXPECT_EQ((*templates(builder))[1].jinja, "tools");
+}
+
 TEST(GgufCheckpoint, DeliversTensors) {
   const TempDirectory directory;
   const auto opened = OpenModel(directory);

@@ -77,21 +77,22 @@ class HfCheckpoint final : public Checkpoint {
     return nibble::LoadTokenizer(path_);
   }
 
-  Result<std::optional<std::string>> ChatTemplateSource() const override {
+  Result<std::vector<NamedChatTemplate>> ChatTemplates() const override {
     // A file of its own, where there is one, is what transformers takes.
     const std::string jinja = JoinPath(path_, "chat_template.jinja");
     if (FileExists(jinja)) {
       NIBBLE_ASSIGN_OR_RETURN(std::string text, ReadFile(jinja, kMaxConfigBytes));
-      return text;
+      return std::vector<NamedChatTemplate>{{"default", std::move(text)}};
     }
     for (const char* name : {"chat_template.json", "tokenizer_config.json"}) {
       const std::string file = JoinPath(path_, name);
       if (!FileExists(file)) continue;
       NIBBLE_ASSIGN_OR_RETURN(const Json json, ReadJsonFile(file, kMaxConfigBytes));
-      NIBBLE_ASSIGN_OR_RETURN(std::optional<std::string> text, ChatTemplateOf(json, file));
-      if (text) return text;
+      NIBBLE_ASSIGN_OR_RETURN(std::vector<NamedChatTemplate> templates,
+                              ChatTemplatesOf(json, file));
+      if (!templates.empty()) return templates;
     }
-    return std::nullopt;
+    return std::vector<NamedChatTemplate>();
   }
 
   Result<std::vector<File>> TokenizerFiles() const override {
@@ -217,23 +218,25 @@ Result<std::unique_ptr<Checkpoint>> OpenHfCheckpoint(const std::string& director
   return checkpoint;
 }
 
-Result<std::optional<std::string>> ChatTemplateOf(const Json& tokenizer_config,
-                                                  std::string_view source) {
+Result<std::vector<NamedChatTemplate>> ChatTemplatesOf(const Json& tokenizer_config,
+                                                       std::string_view source) {
   NIBBLE_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(tokenizer_config, source));
+  std::vector<NamedChatTemplate> templates;
   const Json* value = object.Find("chat_template");
-  if (value == nullptr) return std::nullopt;
-  if (value->is_string()) return value->get<std::string>();
-  if (!value->is_array()) {
-    return BadInput("{}: \"chat_template\": want a string or a list of named templates", source);
+  if (value == nullptr) return templates;
+  if (value->is_string()) {
+    templates.push_back({"default", value->get<std::string>()});
+    return templates;
   }
+  const std::string where = fmt::format("{}: \"chat_template\"", source);
+  if (!value->is_array()) return BadInput("{}: want a string or a list of named templates", where);
   for (const Json& item : *value) {
-    NIBBLE_ASSIGN_OR_RETURN(const JsonObject named, JsonObject::Of(item, source));
-    NIBBLE_ASSIGN_OR_RETURN(const std::string name, named.String("name"));
-    if (name != "default") continue;
-    NIBBLE_ASSIGN_OR_RETURN(std::string text, named.String("template"));
-    return text;
+    NIBBLE_ASSIGN_OR_RETURN(const JsonObject named, JsonObject::Of(item, where));
+    NIBBLE_ASSIGN_OR_RETURN(std::string name, named.String("name"));
+    NIBBLE_ASSIGN_OR_RETURN(std::string jinja, named.String("template"));
+    NIBBLE_RETURN_IF_ERROR(AddChatTemplate({std::move(name), std::move(jinja)}, where, templates));
   }
-  return std::nullopt;
+  return templates;
 }
 
 }  // namespace nibble

@@ -13,10 +13,10 @@ namespace nibble {
 
 Result<std::unique_ptr<Checkpoint>> OpenHfCheckpoint(const std::string& directory);
 
-// The chat template among a tokenizer's settings (tokenizer_config.json): a string, or the one
-// called "default" of a list; none where there is none. `source` names the file in errors.
-Result<std::optional<std::string>> ChatTemplateOf(const Json& tokenizer_config,
-                                                  std::string_view source);
+// The chat templates among a tokenizer's settings (tokenizer_config.json): a string, which is then
+// called "default", or a list of {"name", "template"}. `source` names the file in errors.
+Result<std::vector<NamedChatTemplate>> ChatTemplatesOf(const Json& tokenizer_config,
+                                                       std::string_view source);
 
 }  // namespace nibble
 

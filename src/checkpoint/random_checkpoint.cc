@@ -237,7 +237,9 @@ class RandomCheckpoint final : public Checkpoint {
   Result<std::unique_ptr<Tokenizer>> LoadTokenizer() const override {
     return BadInput("{}: a synthetic model has no tokenizer; it takes token ids only", path_);
   }
-  Result<std::optional<std::string>> ChatTemplateSource() const override { return std::nullopt; }
+  Result<std::vector<NamedChatTemplate>> ChatTemplates() const override {
+    return std::vector<NamedChatTemplate>();
+  }
   Result<std::vector<File>> TokenizerFiles() const override { return std::vector<File>(); }
 
  private:

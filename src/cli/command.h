@@ -56,6 +56,7 @@ void AddPerplexityCommand(Program& program);
 void AddQuantizeCommand(Program& program);
 void AddReportCommand(Program& program);
 void AddScoreCommand(Program& program);
+void AddServeCommand(Program& program);
 void AddStudyCommand(Program& program);
 
 inline RandomWeights AllowRandom(bool allowed) {

@@ -1,9 +1,11 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <ctime>
 #include <memory>
 
 #include "src/base/units.h"
+#include "src/cli/chat_template_option.h"
 #include "src/cli/command.h"
 #include "src/engine/scheduler.h"
 #include "src/study/documents.h"
@@ -18,18 +20,15 @@ struct GenerateOptions {
   std::string token_ids;
   std::string system;
   bool chat = false;
+  std::string chat_template;
   int64_t max_tokens = 256;
   bool ignore_eos = false;
   SamplingOptions sampling;
 };
 
-// The prompt as the model's chat template arranges it.
-Result<std::string> ChatPrompt(const GenerateOptions& options, const Checkpoint& checkpoint,
+// The prompt as the chat template arranges it.
+Result<std::string> ChatPrompt(const GenerateOptions& options, const ChatTemplate& chat_template,
                                const Tokenizer& tokenizer) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::optional<std::string> source, checkpoint.ChatTemplateSource());
-  if (!source) return BadInput("{}: the model has no chat template", checkpoint.path());
-  NIBBLE_ASSIGN_OR_RETURN(const ChatTemplate chat_template,
-                          ChatTemplate::Parse(*source, checkpoint.path()));
   const auto text = [&](std::optional<TokenId> token) -> std::optional<std::string> {
     if (!token) return std::nullopt;
     return std::string(tokenizer.TokenText(*token));
@@ -37,18 +36,23 @@ Result<std::string> ChatPrompt(const GenerateOptions& options, const Checkpoint&
   std::vector<ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
   messages.push_back({"user", options.prompt});
-  const ChatTemplateOptions template_options{.bos_token = text(tokenizer.bos()),
-                                             .eos_token = text(tokenizer.eos())};
+  const std::time_t seconds = std::time(nullptr);
+  std::tm now = {};
+  localtime_r(&seconds, &now);
+  const ChatTemplateOptions template_options{
+      .bos_token = text(tokenizer.bos()), .eos_token = text(tokenizer.eos()), .now = now};
   return chat_template.Render(messages, template_options);
 }
 
+// `chat_template`: null for a prompt that is not a chat's.
 Result<std::vector<int32_t>> PromptTokens(const GenerateOptions& options, const LoadedModel& model,
-                                          const Tokenizer* tokenizer) {
+                                          const Tokenizer* tokenizer,
+                                          const ChatTemplate* chat_template) {
   if (!options.token_ids.empty()) return ParseTokenIds(options.token_ids);
   std::vector<int32_t> tokens;
-  if (options.chat) {
+  if (chat_template != nullptr) {
     NIBBLE_ASSIGN_OR_RETURN(const std::string text,
-                            ChatPrompt(options, model.checkpoint(), *tokenizer));
+                            ChatPrompt(options, *chat_template, *tokenizer));
     // The template writes the special tokens itself.
     tokens = tokenizer->Encode(text, SpecialTokens::kOmit);
   } else {
@@ -72,14 +76,28 @@ Status Generate(const GenerateOptions& options, const CommandContext& context) {
   if (!options.token_ids.empty() && (options.chat || !options.prompt.empty())) {
     return WrongUsage("--token-ids goes with neither --prompt nor --chat");
   }
+  if (!options.chat && !options.chat_template.empty()) {
+    return WrongUsage("--chat-template goes with --chat");
+  }
+  // Before the weights are loaded: a template may be refused.
+  std::optional<ChatTemplate> chat_template;
+  if (options.chat) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
+                            OpenCheckpoint(options.model));
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<NamedChatTemplate> of_model,
+                            checkpoint->ChatTemplates());
+    NIBBLE_ASSIGN_OR_RETURN(chat_template,
+                            ChooseChatTemplate(options.chat_template, of_model, options.model));
+  }
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model,
                           LoadModelOn(options.model, context.common.device, RandomWeights::kAllow,
                                       context.common.progress(), context.cancel));
   // A model without a tokenizer still continues token ids.
   if (options.token_ids.empty()) NIBBLE_RETURN_IF_ERROR(model->tokenizer_status);
   const Tokenizer* tokenizer = model->tokenizer.get();
-  NIBBLE_ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
-                          PromptTokens(options, *model, tokenizer));
+  NIBBLE_ASSIGN_OR_RETURN(
+      std::vector<int32_t> prompt,
+      PromptTokens(options, *model, tokenizer, chat_template ? &*chat_template : nullptr));
 
   const ModelConfig& config = model->weights.config;
   const int64_t length = static_cast<int64_t>(prompt.size()) + options.max_tokens;
@@ -140,6 +158,7 @@ void AddGenerateCommand(Program& program) {
   command->add_option("--prompt", options->prompt, "the text to continue; empty: from BOS");
   command->add_option("--token-ids", options->token_ids, "the prompt as ids, nothing added");
   command->add_flag("--chat", options->chat, "put the prompt into the model's chat template");
+  AddChatTemplateOption(*command, options->chat_template);
   command->add_option("--system", options->system, "the system message, with --chat");
   command->add_option("--max-tokens", options->max_tokens, "tokens at most")->capture_default_str();
   command->add_flag("--ignore-eos", options->ignore_eos, "do not stop at end of sequence");

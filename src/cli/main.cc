@@ -55,6 +55,7 @@ int Main(int argc, char** argv) {
   AddBenchCommand(program);
   AddStudyCommand(program);
   AddReportCommand(program);
+  AddServeCommand(program);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <numeric>
 
 #include "src/base/file.h"
 #include "src/cli/command.h"
@@ -24,18 +23,11 @@ struct ScoreOptions {
 // The `count` most probable tokens, most probable first.
 Json TopTokens(const RowLogProbabilities& row, std::span<const float> logits, int64_t count,
                const Tokenizer* tokenizer) {
-  std::vector<int32_t> ids(logits.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  const auto keep = ids.begin() + std::min<int64_t>(count, static_cast<int64_t>(ids.size()));
-  std::partial_sort(ids.begin(), keep, ids.end(), [&](int32_t a, int32_t b) {
-    const float la = logits[static_cast<size_t>(a)], lb = logits[static_cast<size_t>(b)];
-    return la > lb || (la == lb && a < b);
-  });
   Json top = Json::array();
-  for (auto it = ids.begin(); it != keep; ++it) {
-    top.push_back({{"id", *it},
-                   {"text", tokenizer ? Json(tokenizer->TokenText(*it)) : Json()},
-                   {"logprob", row.At(*it)}});
+  for (const int32_t id : MostProbableTokens(logits, count)) {
+    top.push_back({{"id", id},
+                   {"text", tokenizer ? Json(tokenizer->TokenText(id)) : Json()},
+                   {"logprob", row.At(id)}});
   }
   return top;
 }

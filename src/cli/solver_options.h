@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <string>
 
+#include "src/cli/chat_template_option.h"
 #include "src/quantize/calibration.h"
 #include "src/quantize/layer_quantizer.h"
 
@@ -26,6 +27,7 @@ struct SolverCommandOptions {
     command.add_option("--calibration", calibration.path,
                        "what awq and gptq learn from: text, or .jsonl of texts or chats; without "
                        "it the model writes its own");
+    AddChatTemplateOption(command, calibration.chat_template);
     command.add_option("--samples", calibration.samples, "calibration sequences")
         ->check(CLI::PositiveNumber)
         ->capture_default_str();

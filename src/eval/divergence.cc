@@ -35,6 +35,22 @@ RowLogProbabilities::RowLogProbabilities(std::span<const float> logits) : logits
   top_ = sum.top;
 }
 
+std::vector<int32_t> MostProbableTokens(std::span<const float> logits, int64_t count) {
+  if (count == 0) return {};
+  std::vector<int32_t> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const auto keep = ids.begin() + std::min<int64_t>(count, static_cast<int64_t>(ids.size()));
+  const auto logit = [&](int32_t id) {  // what is not a number cannot be ordered
+    const float value = logits[static_cast<size_t>(id)];
+    return std::isnan(value) ? -std::numeric_limits<float>::infinity() : value;
+  };
+  std::partial_sort(ids.begin(), keep, ids.end(), [&](int32_t a, int32_t b) {
+    return logit(a) > logit(b) || (logit(a) == logit(b) && a < b);
+  });
+  ids.erase(keep, ids.end());
+  return ids;
+}
+
 double RowStatistics::DeltaP() const {
   return std::exp(candidate_logprob) - std::exp(reference_logprob);
 }

@@ -32,6 +32,9 @@ class RowLogProbabilities {
   int64_t top_ = 0;
 };
 
+// The `count` most probable tokens (or all, where there are fewer), most probable first, equal ones by id.
+std::vector<int32_t> MostProbableTokens(std::span<const float> logits, int64_t count);
+
 // What is kept of one scored position.
 struct RowStatistics {
   double reference_logprob = 0;  // of the true token

@@ -14,7 +14,7 @@ namespace {
 Result<std::vector<std::vector<int32_t>>> ParseLines(const std::string& path,
                                                      std::string_view content,
                                                      const Tokenizer& tokenizer,
-                                                     const ChatTemplate* chat_template) {
+                                                     const Result<ChatTemplate>& chat_template) {
   ChatTemplateOptions chat{.add_generation_prompt = false};
   if (tokenizer.bos()) chat.bos_token = std::string(tokenizer.TokenText(*tokenizer.bos()));
   if (tokenizer.eos()) chat.eos_token = std::string(tokenizer.TokenText(*tokenizer.eos()));
@@ -45,9 +45,7 @@ Result<std::vector<std::vector<int32_t>>> ParseLines(const std::string& path,
       messages.push_back(
           {message["role"].get<std::string>(), message["content"].get<std::string>()});
     }
-    if (chat_template == nullptr) {
-      return BadInput("{}: holds a chat, but the model has no chat template", where);
-    }
+    if (!chat_template) return tl::unexpected<Error>(chat_template.error().In(where));
     const Result<std::string> text = chat_template->Render(messages, chat);
     if (!text) return tl::unexpected<Error>(text.error().In(where));
     // The template writes the special tokens itself.
@@ -106,7 +104,8 @@ Result<CalibrationSet> MakeCalibrationSet(std::span<const std::vector<int32_t>> 
 
 Result<CalibrationSet> LoadCalibrationSet(const CalibrationOptions& options,
                                           const Tokenizer& tokenizer,
-                                          const ChatTemplate* chat_template, int64_t max_context) {
+                                          const Result<ChatTemplate>& chat_template,
+                                          int64_t max_context) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string content, ReadFile(options.path));
   std::vector<std::vector<int32_t>> documents;
   if (options.path.ends_with(".jsonl")) {

@@ -19,6 +19,7 @@ struct CalibrationOptions {
   int64_t samples = 128;
   int64_t sequence_length = 2048;
   uint64_t seed = 0;
+  std::string chat_template;  // as for ChooseChatTemplate
 };
 
 struct CalibrationSet {
@@ -44,11 +45,12 @@ struct CalibrationSet {
 Result<CalibrationSet> MakeCalibrationSet(std::span<const std::vector<int32_t>> documents,
                                           const CalibrationOptions& options, int64_t max_context);
 
-// Reads and encodes options.path. Chats are rendered by `chat_template`, which may be null where
-// the file has none.
+// Reads and encodes options.path. Chats are rendered by `chat_template`; where the file holds none,
+// it does not matter that there is an error instead.
 Result<CalibrationSet> LoadCalibrationSet(const CalibrationOptions& options,
                                           const Tokenizer& tokenizer,
-                                          const ChatTemplate* chat_template, int64_t max_context);
+                                          const Result<ChatTemplate>& chat_template,
+                                          int64_t max_context);
 
 }  // namespace nibble
 

@@ -1,6 +1,7 @@
 #include "src/study/calibrate.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 
 #include "src/engine/scheduler.h"
@@ -67,13 +68,22 @@ Result<CalibrationSet> Calibrate(const CalibrationOptions& options, const Opened
   if (options.path.empty()) return SampleFromModel(options, model, device, progress, cancel);
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
                           model.checkpoint->LoadTokenizer());
-  std::optional<ChatTemplate> chat_template;
-  NIBBLE_ASSIGN_OR_RETURN(const auto source, model.checkpoint->ChatTemplateSource());
-  if (source) {
-    NIBBLE_ASSIGN_OR_RETURN(chat_template, ChatTemplate::Parse(*source, model.checkpoint->path()));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<NamedChatTemplate> of_model,
+                          model.checkpoint->ChatTemplates());
+  const Result<ChatTemplate> chat_template =
+      ChooseChatTemplate(options.chat_template, of_model, model.checkpoint->path());
+  // What was asked for must be there; what only came with the model need not be of use.
+  if (!chat_template && !options.chat_template.empty()) {
+    return tl::unexpected<Error>(chat_template.error());
   }
-  return LoadCalibrationSet(options, *tokenizer, chat_template ? &*chat_template : nullptr,
-                            model.description.config.max_context);
+  NIBBLE_ASSIGN_OR_RETURN(
+      CalibrationSet set,
+      LoadCalibrationSet(options, *tokenizer, chat_template, model.description.config.max_context));
+  if (!options.chat_template.empty()) {
+    set.notes.push_back(fmt::format(
+        "chat template: {}", std::filesystem::path(options.chat_template).filename().string()));
+  }
+  return set;
 }
 
 }  // namespace nibble

@@ -8,7 +8,8 @@
 namespace nibble {
 
 // Reads options.path; where that is empty, lets the model write: samples at temperature 1 from its
-// beginning-of-sequence token, which is noted.
+// beginning-of-sequence token, which is noted. A template for chats that cannot be had is an error
+// where it was asked for, or where there is a chat.
 Result<CalibrationSet> Calibrate(const CalibrationOptions& options, const OpenedModel& model,
                                  const DeviceOptions& device, ProgressStyle progress,
                                  const CancelToken& cancel);

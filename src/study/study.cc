@@ -161,13 +161,16 @@ Result<Json> Study::QuantizeStage(const std::string& method) {
                             ignored);
   }
   const CalibrationOptions& calibration = options_.calibration;
-  const Json inputs = {{"method", method},
-                       {"calibration",
-                        {{"path", calibration.path},
-                         {"samples", calibration.samples},
-                         {"sequence_length", calibration.sequence_length},
-                         {"seed", calibration.seed}}},
-                       {"solver", SolverRecord(options_.solver)}};
+  Json inputs = {{"method", method},
+                 {"calibration",
+                  {{"path", calibration.path},
+                   {"samples", calibration.samples},
+                   {"sequence_length", calibration.sequence_length},
+                   {"seed", calibration.seed}}},
+                 {"solver", SolverRecord(options_.solver)}};
+  if (!calibration.chat_template.empty()) {
+    inputs["calibration"]["chat_template"] = calibration.chat_template;
+  }
   return Stage(method + ".quantize", inputs, [&]() -> Result<Json> {
     std::error_code error;
     std::filesystem::remove_all(directory, error);  // of other options, or left by a kill

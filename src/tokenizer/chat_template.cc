@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "src/base/file.h"
 #include "src/tokenizer/jinja_eval.h"
 #include "src/tokenizer/jinja_parser.h"
 #include "src/tokenizer/utf8.h"
@@ -73,8 +72,16 @@ Result<Value> MessagesValue(Budget& budget, std::span<const ChatMessage> message
   return jinja::MakeSequence(budget, Sequence::Type::kList, std::move(items));
 }
 
+Result<Value> MessagesValue(Budget& budget, const Json& messages) {
+  if (!messages.is_array()) return BadInput("the messages are not a list");
+  for (size_t i = 0; i < messages.size(); ++i) {
+    if (!messages[i].is_object()) return BadInput("message {} is not an object", i + 1);
+  }
+  return JsonValue(budget, messages, 1);
+}
+
 // The names refer to `options`, or to literals.
-Result<jinja::Variables> MakeVariables(Budget& budget, std::span<const ChatMessage> messages,
+Result<jinja::Variables> MakeVariables(Budget& budget, Result<Value> messages,
                                        const ChatTemplateOptions& options) {
   jinja::Variables variables;
   variables.emplace("tools", Value());
@@ -93,7 +100,7 @@ Result<jinja::Variables> MakeVariables(Budget& budget, std::span<const ChatMessa
     NIBBLE_ASSIGN_OR_RETURN(Value value, JsonValue(budget, it.value(), 1));
     variables.insert_or_assign(it.key(), std::move(value));
   }
-  NIBBLE_ASSIGN_OR_RETURN(Value list, MessagesValue(budget, messages));
+  NIBBLE_ASSIGN_OR_RETURN(Value list, std::move(messages));
   variables.insert_or_assign("messages", std::move(list));
   variables.insert_or_assign("add_generation_prompt", Value(options.add_generation_prompt));
   return variables;
@@ -125,10 +132,12 @@ Result<ChatTemplate> ChatTemplate::Parse(std::string_view text, std::string_view
       std::make_unique<const Program>(Program{std::string(source), std::move(*block)}));
 }
 
-Result<std::string> ChatTemplate::Render(std::span<const ChatMessage> messages,
-                                         const Options& options) const {
+template <typename Messages>
+Result<std::string> ChatTemplate::RenderAny(const Messages& messages,
+                                            const Options& options) const {
   Budget budget(kMaxChatTemplateSteps, kMaxChatTemplateTraffic);
-  Result<jinja::Variables> variables = MakeVariables(budget, messages, options);
+  Result<jinja::Variables> variables =
+      MakeVariables(budget, MessagesValue(budget, messages), options);
   if (!variables) return tl::unexpected<Error>(variables.error().In(program_->source));
   jinja::Context context{budget, options.now};
   jinja::Interpreter interpreter(context, std::move(*variables), kMaxChatTemplateOutput);
@@ -137,31 +146,13 @@ Result<std::string> ChatTemplate::Render(std::span<const ChatMessage> messages,
   return text;
 }
 
-Result<std::optional<std::string>> FindChatTemplate(const std::string& model_directory) {
-  const std::string own_file = JoinPath(model_directory, "chat_template.jinja");
-  if (FileExists(own_file)) {
-    NIBBLE_ASSIGN_OR_RETURN(std::string text, ReadFile(own_file, kMaxChatTemplateBytes));
-    return std::optional<std::string>(std::move(text));
-  }
-  const std::string config_file = JoinPath(model_directory, "tokenizer_config.json");
-  if (!FileExists(config_file)) return std::optional<std::string>();
-  NIBBLE_ASSIGN_OR_RETURN(const Json json, ReadJsonFile(config_file, uint64_t{64} << 20));
-  NIBBLE_ASSIGN_OR_RETURN(const JsonObject config, JsonObject::Of(json, config_file));
-  const Json* found = config.Find("chat_template");
-  if (found == nullptr) return std::optional<std::string>();
-  if (found->is_string()) return std::optional<std::string>(found->get<std::string>());
-  const std::string where = config_file + ": \"chat_template\"";
-  if (!found->is_array()) return BadInput("{}: want a string or a list of templates", where);
-  std::string names;
-  for (const Json& entry : *found) {
-    NIBBLE_ASSIGN_OR_RETURN(const JsonObject named, JsonObject::Of(entry, where));
-    NIBBLE_ASSIGN_OR_RETURN(const std::string name, named.String("name"));
-    NIBBLE_ASSIGN_OR_RETURN(std::string text, named.String("template"));
-    if (name == "default") return std::optional<std::string>(std::move(text));
-    names += (names.empty() ? "" : ", ") + name;
-  }
-  return BadInput("{}: want a template named \"default\", got {}", where,
-                  names.empty() ? "none" : names);
+Result<std::string> ChatTemplate::Render(std::span<const ChatMessage> messages,
+                                         const Options& options) const {
+  return RenderAny(messages, options);
+}
+
+Result<std::string> ChatTemplate::RenderJson(const Json& messages, const Options& options) const {
+  return RenderAny(messages, options);
 }
 
 }  // namespace nibble

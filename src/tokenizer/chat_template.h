@@ -63,17 +63,17 @@ class ChatTemplate {
   // Fails (kBadInput) where the template raises, for example on roles in an order that it does not
   // know, where it uses what is not supported, or where it exceeds a bound.
   Result<std::string> Render(std::span<const ChatMessage> messages, const Options& options) const;
+  // The same for messages with members beyond these two (calls of tools, names), or with content in
+  // parts: a JSON array of objects, passed on as they are.
+  Result<std::string> RenderJson(const Json& messages, const Options& options) const;
 
  private:
   struct Program;
+  template <typename Messages>
+  Result<std::string> RenderAny(const Messages& messages, const Options& options) const;
   explicit ChatTemplate(std::unique_ptr<const Program> program);
   std::unique_ptr<const Program> program_;
 };
-
-// The template of a model directory: chat_template.jinja, else "chat_template" in
-// tokenizer_config.json (a string, or a list of {name, template} of which "default" is taken).
-// nullopt where there is none.
-Result<std::optional<std::string>> FindChatTemplate(const std::string& model_directory);
 
 }  // namespace nibble
 

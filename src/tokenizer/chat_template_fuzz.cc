@@ -9,14 +9,18 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   const Result<ChatTemplate> parsed = ChatTemplate::Parse(text, "fuzz");
   if (!parsed) return 0;
-  const ChatMessage messages[] = {{"system", " Be brief. "},
-                                  {"user", "Wie geht\xE2\x80\x99s?\n"},
-                                  {"assistant", "<think>hm</think>ok"}};
+  static const Json messages = Json::parse(R"([
+      {"role": "system", "content": " Be brief. "}, {"role": "user", "content": "Wie geht’s?\n"},
+      {"role": "assistant", "content": "<think>hm</think>ok"},
+      {"role": "user", "name": "x", "content": [{"type": "text", "text": "t"}, {"type": "image"}]},
+      {"role": "assistant", "content": null,
+       "tool_calls": [{"id": "123456789", "function": {"name": "f", "arguments": {"a": [1, {}]}}}]},
+      {"role": "tool", "content": {"content": 2}}])");
   ChatTemplateOptions options;
   options.bos_token = "<s>";
   options.now = std::tm{};
   options.variables = Json{{"tools", {{{"name", "f"}, {"numbers", {1, 2.5, nullptr}}}}}};
-  const Result<std::string> rendered = parsed->Render(messages, options);
+  const Result<std::string> rendered = parsed->RenderJson(messages, options);
   CHECK(!rendered || IsValidUtf8(*rendered));
   return 0;
 }

@@ -4,10 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <filesystem>
-
-#include "src/base/file.h"
-
 namespace nibble {
 namespace {
 
@@ -85,6 +81,24 @@ TEST(ChatTemplate, RefusesWhatIsNotUtf8) {
   options = {};
   options.variables = Json{{"a", Json::array({"\xFF"})}};
   EXPECT_THAT(Render("x", options), HasSubstr("UTF-8"));
+}
+
+TEST(ChatTemplate, PassesOnWhatMessagesHoldBesideText) {
+  const Result<ChatTemplate> parsed = ChatTemplate::Parse(
+      "{% for m in messages %}{{ m.role }}:{{ m.tool_calls[0].function.arguments|tojson if "
+      "m.tool_calls is defined else m.content }};{% endfor %}",
+      "t");
+  ASSERT_TRUE(parsed.has_value());
+  const Json messages = Json::parse(R"([
+      {"role": "user", "content": [{"type": "text", "text": "ä"}]},
+      {"role": "assistant", "content": null,
+       "tool_calls": [{"function": {"name": "f", "arguments": {"z": 1, "a": 2.0}}}]}])");
+  EXPECT_EQ(parsed->RenderJson(messages, {}).value(),
+            "user:[{'type': 'text', 'text': 'ä'}];assistant:{\"z\": 1, \"a\": 2.0};");
+  const auto error = [&](const Json& bad) { return parsed->RenderJson(bad, {}).error().message(); };
+  EXPECT_EQ(error(Json::object()), "t: the messages are not a list");
+  EXPECT_EQ(error(Json::array({{{"role", "user"}}, "text"})), "t: message 2 is not an object");
+  EXPECT_THAT(error(Json::array({{{"role", "\xFF"}}})), HasSubstr("UTF-8"));
 }
 
 TEST(ChatTemplate, RefusesVariablesThatTheConversationSets) {
@@ -288,40 +302,6 @@ TEST(ChatTemplateBounds, Cycles) {
   EXPECT_EQ(Render("{% set a = namespace() %}{% for i in [a, 2] %}{% set a.l = loop %}{% endfor %}"
                    "{{ a.l.length }} {{ a.l.last }} {{ a.l.nextitem is defined }}"),
             "2 True False");
-}
-
-TEST(FindChatTemplate, PrefersTheFileOfItsOwn) {
-  const std::string directory = ::testing::TempDir() + "/chat_template_test";
-  std::filesystem::remove_all(directory);
-  ASSERT_TRUE(MakeDirectories(directory));
-  auto found = FindChatTemplate(directory);
-  ASSERT_TRUE(found.has_value());
-  EXPECT_FALSE(found->has_value());
-
-  const std::string config = directory + "/tokenizer_config.json";
-  const auto with_config = [&](std::string_view text) {
-    EXPECT_TRUE(WriteFileAtomic(config, text));
-    return FindChatTemplate(directory);
-  };
-  EXPECT_FALSE(with_config("{}")->has_value());
-  EXPECT_FALSE(with_config(R"({"chat_template": null})")->has_value());
-  EXPECT_EQ(**with_config(R"({"chat_template": "a\n"})"), "a\n");
-  EXPECT_EQ(**with_config(R"({"chat_template": [{"name": "tool_use", "template": "t"},
-                                               {"name": "default", "template": "d"}]})"),
-            "d");
-  EXPECT_THAT(
-      with_config(R"({"chat_template": [{"name": "rag", "template": "r"}]})").error().message(),
-      AllOf(HasSubstr(config), HasSubstr("rag")));
-  EXPECT_THAT(with_config(R"({"chat_template": 3})").error().message(), HasSubstr(config));
-  EXPECT_FALSE(with_config(R"({"chat_template": [{"name": 3}]})").has_value());
-  EXPECT_FALSE(with_config("{").has_value());
-
-  ASSERT_TRUE(WriteFileAtomic(directory + "/chat_template.jinja", "own"));
-  EXPECT_EQ(**FindChatTemplate(directory), "own");
-  ASSERT_TRUE(WriteFileAtomic(directory + "/chat_template.jinja",
-                              std::string(kMaxChatTemplateBytes + 1, 'x')));
-  EXPECT_FALSE(FindChatTemplate(directory).has_value());
-  std::filesystem::remove_all(directory);
 }
 
 }  // namespace

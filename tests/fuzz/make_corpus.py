@@ -263,12 +263,6 @@ def text_seeds() -> dict:
                 "quotes": '"a ""quoted"" one, with\na line","b","c","d","e",C\n',
                 "bom": "\ufeffq,a,b,c,d,A\n", "open": '"never closed,a,b\n', "wide": "a," * 40},
         "chat": {
-            "llama2": "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] "
-                      "%}{% endif %}{% for m in messages %}{{ '[INST] ' + m['content'] | trim + "
-                      "' [/INST]' }}{% endfor %}",
-            "chatml": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
-                      "message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if "
-                      "add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
             "loop": "{%- for x in range(3) -%}{{ loop.index0 }}{%- endfor -%}",
             "macro": "{% macro f(a, b=2) %}{{ a ~ b }}{% endmacro %}{{ f(1) }}",
             "error": "{{ raise_exception('no') }}", "deep": "{{ " + "(" * 200 + "1",
@@ -277,12 +271,43 @@ def text_seeds() -> dict:
     }
 
 
+def chat_templates() -> dict:
+    """The templates that the tests compare with jinja2."""
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "oracles", "chat_templates")
+    seeds = {}
+    for name in os.listdir(folder):
+        with open(os.path.join(folder, name), encoding="utf-8", newline="") as file:
+            seeds[name] = file.read()
+    return seeds
+
+
+def request_seeds() -> dict:
+    common = {"model": "m", "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "n": 2,
+              "stop": ["a", "b"], "seed": 1, "presence_penalty": 1, "frequency_penalty": -1,
+              "logit_bias": {"5": -100}, "user": "u", "stream": True,
+              "stream_options": {"include_usage": True}}
+    bodies = {
+        "text": {**common, "prompt": "Once", "max_tokens": 0, "echo": True, "logprobs": 1},
+        "tokens": {"prompt": [[1, 2], "a"], "stop": "x"},
+        "chat": {**common, "messages": [{"role": "user", "content": "hi"}, {
+            "role": "assistant", "content": [{"type": "text", "text": "a"}]}],
+            "max_completion_tokens": 5, "logprobs": True, "top_logprobs": 2},
+        "tokenize": {"model": "m", "prompt": "Once", "add_special_tokens": False,
+                     "return_token_strs": True},
+        "tokenize_chat": {"messages": [{"role": "user", "content": "hi"}],
+                          "add_generation_prompt": False},
+        "detokenize": {"model": "m", "tokens": [1, 2, 3]},
+    }
+    return {name: json.dumps(body) for name, body in bodies.items()}
+
+
 def main() -> None:
     texts = text_seeds()
     for target, seeds in {
             "safetensors_fuzz": safetensors_seeds(), "gguf_fuzz": gguf_seeds(),
             "config_fuzz": config_seeds(), "tokenizer_json_fuzz": tokenizer_seeds(),
-            "csv_fuzz": texts["csv"], "chat_template_fuzz": texts["chat"],
+            "csv_fuzz": texts["csv"], "chat_template_fuzz": dict(texts["chat"], **chat_templates()),
+            "api_request_fuzz": request_seeds(),
             "sentencepiece_fuzz": {"bpe": sentencepiece(2), "unigram": sentencepiece(1)},
     }.items():
         save(target, seeds)

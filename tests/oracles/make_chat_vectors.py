@@ -4,7 +4,8 @@
 usage: make_chat_vectors.py DIRECTORY [TEMPLATE_FILE...]
 (needs jinja2 3.1; uses transformers where installed)
 
-DIRECTORY gets one .jsonl file for each template of chat_templates/ and each TEMPLATE_FILE, one
+DIRECTORY gets one .jsonl file for each template of chat_templates/, each family that nibble knows
+(family-NAME, read from src/tokenizer/chat_template_families.cc) and each TEMPLATE_FILE, one
 ("expressions") of small templates with random expressions, and one ("unicode") of case mappings
 over all of Unicode. A line {"template": TEXT} sets the template of the lines behind it, which are cases:
 {"messages": [...], "add_generation_prompt": BOOL, "bos_token": TEXT or null, "eos_token": ...,
@@ -16,13 +17,15 @@ import datetime
 import json
 import os
 import random
+import re
 import sys
+import warnings
 
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-CASES_PER_TEMPLATE = 150
+CASES_PER_TEMPLATE = 400
 EXPRESSIONS = 8000
 NOW = (2024, 7, 5, 9, 3, 0)
 
@@ -41,8 +44,17 @@ def compile_as_transformers_does(text):
         return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
                           sort_keys=sort_keys)
 
+    class Generation(jinja2.ext.Extension):
+        """{% generation %}: marks text for training, and changes nothing in it."""
+        tags = {"generation"}
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return jinja2.nodes.Scope(body).set_lineno(line)
+
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, Generation])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     return environment.from_string(text)
@@ -93,7 +105,79 @@ def random_text(rng):
     return text
 
 
-def random_messages(rng):
+FUNCTIONS = [
+    {"name": "book", "description": "Books a room.\nAt once.", "return": {"type": "string"},
+     "parameters": {"type": "object", "required": ["nights"], "properties": {
+         "nights": {"type": "integer"}, "kind": {"enum": ["single", "döuble", 3, None]},
+         "guests": {"type": "array", "items": {"type": "object", "properties": {
+             "name": {"type": "string"}, "age": {"anyOf": [{"type": "number"}, {"type": "null"}]}}}},
+         "any": {}, "list": {"type": "array"}}}}]
+ARGUMENTS = [{}, {"city": "Zürich", "days": 2}, {"query": 'a "b" \\ <c>', "deep": {"x": [1.5, None, True, {}]}},
+             {"text": "line\nline", "n": -0.0, "big": 1e22}, "already text", '{"a": 1}']
+
+
+def random_call(rng):
+    call = {"type": "function", "function": {
+        "name": rng.choice(["get_weather", "book", "brave_search", "é"]), "arguments": rng.choice(ARGUMENTS)}}
+    if rng.random() < 0.8:
+        call["id"] = rng.choice(["abcdefghi", "123456789", "123456789", "short", ""])
+    return call if rng.random() < 0.9 else call["function"]
+
+
+def random_parts(rng):
+    return [rng.choice([{"type": "text", "text": random_text(rng)}, {"type": "text", "text": "x"},
+                        {"type": "image"}]) for _ in range(rng.randint(0, 3))]
+
+
+def random_tool_talk(rng):
+    """A conversation in which functions are called."""
+    messages = [{"role": "system", "content": random_text(rng)}] if rng.random() < 0.5 else []
+    for _ in range(rng.randint(1, 3)):
+        messages.append({"role": "user", "content": random_text(rng)})
+        if rng.random() < 0.8:
+            calls = [random_call(rng) for _ in range(rng.choice([1, 1, 1, 2, 0]))]
+            message = {"role": "assistant", "content": rng.choice([None, "", random_text(rng)]),
+                       "tool_calls": calls}
+            if rng.random() < 0.3:
+                del message["content"]
+            messages.append(message)
+            for call in calls:
+                content = rng.choice([random_text(rng), '{"t": 21.5}', {"content": 21.5, "unit": "°C"}, "ok", [1, 2]])
+                answer = {"role": rng.choice(["tool", "tool", "tool", "ipython", "tool_results"]), "content": content}
+                if rng.random() < 0.8:
+                    answer["tool_call_id"] = call.get("id", "123456789")
+                messages.append(answer)
+        messages.append({"role": "assistant", "content": random_text(rng)})
+    if rng.random() < 0.5:
+        messages.pop()
+    return messages
+
+
+def random_odd_messages(rng):
+    """Members that few have: parts, names, thoughts; or none where there should be one."""
+    messages = random_messages(rng, plain=True)
+    for message in messages:
+        odd = rng.random()
+        if odd < 0.3:
+            message["content"] = random_parts(rng)
+        elif odd < 0.35:
+            message["content"] = rng.choice([None, 3, {"text": "t", "n": 1}])
+        elif odd < 0.4:
+            del message["content"]
+        if rng.random() < 0.3:
+            message["name"] = rng.choice(["ann_lee", "Bo", ""])
+        if message["role"] == "assistant" and rng.random() < 0.4:
+            message["reasoning_content"] = rng.choice([None, "", " because\n", random_text(rng)])
+    return messages
+
+
+def random_messages(rng, plain=False):
+    if not plain:
+        kind = rng.random()
+        if kind < 0.2:
+            return random_tool_talk(rng)
+        if kind < 0.3:
+            return random_odd_messages(rng)
     count = rng.choice([0, 1, 1, 2, 3, 4, 5, 8])
     messages = []
     if rng.random() < 0.4:
@@ -111,7 +195,14 @@ def random_messages(rng):
 def random_case(rng):
     variables = {}
     if rng.random() < 0.3:
-        variables["tools"] = rng.choice([TOOLS, TOOLS[:1], []])
+        variables["tools"] = rng.choice([TOOLS, TOOLS[:1], [], [TOOLS[0], {"type": "function", "function": FUNCTIONS[0]}],
+                                         FUNCTIONS])
+    if rng.random() < 0.1:
+        variables["builtin_tools"] = rng.choice([["code_interpreter", "brave_search"], [], ["brave_search"]])
+    if rng.random() < 0.05:
+        variables["custom_tools"] = FUNCTIONS
+    if rng.random() < 0.1:
+        variables["documents"] = [{"title": "T", "text": "Some text"}, {"text": "untitled ä"}][:rng.randint(0, 2)]
     if rng.random() < 0.2:
         variables["tools_in_user_message"] = rng.random() < 0.5
     if rng.random() < 0.2:
@@ -263,21 +354,33 @@ def write(directory, name, lines):
     print(f"{name}: {sum(1 for line in lines if 'messages' in line)} cases, {raising} raise")
 
 
+def templates(files):
+    """(name, text): the fixtures', the families', and those of further files."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    fixtures = os.path.join(here, "chat_templates")
+    for path in [os.path.join(fixtures, name) for name in sorted(os.listdir(fixtures))] + files:
+        with open(path, encoding="utf-8", newline="") as file:
+            yield os.path.splitext(os.path.basename(path))[0], file.read()
+    source = os.path.join(here, "..", "..", "src", "tokenizer", "chat_template_families.cc")
+    with open(source, encoding="utf-8") as file:
+        families = re.findall(r'constexpr std::string_view k(\w+) = R"jinja\((.*?)\)jinja";', file.read(), re.DOTALL)
+    assert len(families) > 5, f"{source}: the families are written in another way"
+    for name, text in families:
+        yield "family-" + name, text
+
+
 def main():
     directory = sys.argv[1]
+    warnings.simplefilter("ignore", SyntaxWarning)  # about subscripts of what has none, made on purpose
     os.makedirs(directory, exist_ok=True)
-    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "chat_templates")
-    paths = [os.path.join(source, name) for name in sorted(os.listdir(source))] + sys.argv[2:]
-    for index, path in enumerate(paths):
+    for index, (name, text) in enumerate(templates(sys.argv[2:])):
         rng = random.Random(index)
-        with open(path, encoding="utf-8", newline="") as file:
-            text = file.read()
         lines = [{"template": text}]
         for _ in range(CASES_PER_TEMPLATE):
             one = random_case(rng)
             one["expected"] = render(compile_as_transformers_does(text), one)
             lines.append(one)
-        write(directory, os.path.splitext(os.path.basename(path))[0], lines)
+        write(directory, name, lines)
     write(directory, "expressions", expression_cases(random.Random(7)))
     write(directory, "unicode", unicode_cases())
 

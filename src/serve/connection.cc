@@ -1,0 +1,433 @@
+#include "src/serve/connection.h"
+
+#include <spdlog/spdlog.h>
+#include <sys/socket.h>
+
+#include <boost/asio/post.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/asio/write.hpp>
+#include <cerrno>
+#include <chrono>
+#include <deque>
+#include <optional>
+
+#include "src/serve/endpoints.h"
+
+namespace nibble {
+namespace {
+
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = beast::http;
+using boost::system::error_code;
+using Request = Connection::Request;
+using Response = Connection::Response;
+
+// Parts of an answer that wait for a client that takes them too slowly; beyond it is cut.
+constexpr size_t kMaxPartsWaiting = 1 << 16;
+
+constexpr std::chrono::seconds kLinger{2};
+constexpr size_t kLingerBytes = 16 << 10;
+
+Response TextResponse(const Request& request, int status, std::string body,
+                      std::string_view type = "application/json") {
+  Response response{static_cast<http::status>(status), request.version()};
+  response.set(http::field::content_type, beast::string_view(type.data(), type.size()));
+  response.keep_alive(request.keep_alive());
+  response.body() = std::move(body);
+  response.prepare_payload();
+  return response;
+}
+
+Response ErrorResponse(const Request& request, const ApiError& error) {
+  Response response = TextResponse(request, error.status, DocumentText(ErrorDocument(error)));
+  if (error.status == 429 || error.status == 503) response.set(http::field::retry_after, "1");
+  if (error.status == 401) response.set(http::field::www_authenticate, "Bearer");
+  return response;
+}
+
+Response Unavailable(const Request& request, const char* message) {
+  const Json document = {
+      {"error", {{"code", 503}, {"message", message}, {"type", "unavailable_error"}}}};
+  Response response = TextResponse(request, 503, DocumentText(document));
+  response.set(http::field::retry_after, "1");
+  return response;
+}
+
+// Takes the same time wherever the two differ.
+bool SameKey(std::string_view given, std::string_view key) {
+  unsigned difference = given.size() == key.size() ? 0 : 1;
+  for (size_t i = 0; i < given.size(); ++i) {
+    difference |=
+        static_cast<unsigned char>(given[i]) ^ static_cast<unsigned char>(key[i % key.size()]);
+  }
+  return difference == 0;
+}
+
+bool Authorized(const Request& request, const std::string& key) {
+  if (key.empty()) return true;
+  constexpr std::string_view kScheme = "Bearer ";
+  const beast::string_view value = request[http::field::authorization];
+  const std::string_view given(value.data(), value.size());
+  return given.starts_with(kScheme) && SameKey(given.substr(kScheme.size()), key);
+}
+
+std::string_view PathOf(const Request& request) {
+  const std::string_view target(request.target().data(), request.target().size());
+  return target.substr(0, target.find('?'));
+}
+
+int64_t UnixSeconds() {
+  return std::chrono::duration_cast<std::chrono::seconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+// What a request that could not be read gets; nothing where the client is gone or was too slow.
+std::optional<Response> Refusal(const error_code& error, const ServerOptions& options) {
+  Request none;
+  none.version(11);
+  none.keep_alive(false);
+  if (error == http::error::body_limit) {
+    return ErrorResponse(
+        none, {.status = 413,
+               .message = fmt::format("the body exceeds {} bytes", options.max_body_bytes)});
+  }
+  if (error == http::error::header_limit) {
+    return ErrorResponse(
+        none, {.status = 431,
+               .message = fmt::format("the headers exceed {} bytes", options.max_header_bytes)});
+  }
+  const bool malformed = error.category() == make_error_code(http::error::bad_target).category() &&
+                         error != http::error::end_of_stream &&
+                         error != http::error::partial_message;
+  if (!malformed) return std::nullopt;
+  return ErrorResponse(none, {.message = fmt::format("not HTTP/1.1: {}", error.message())});
+}
+
+// Counts a request for as long as it is being answered.
+class Counted {
+ public:
+  explicit Counted(std::atomic<int64_t>& count) : count_(count) { ++count_; }
+  ~Counted() { --count_; }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+
+ private:
+  std::atomic<int64_t>& count_;
+};
+
+}  // namespace
+
+// What the engine's thread sends to a connection; touched on the connection's strand alone.
+struct Connection::Mailbox {
+  explicit Mailbox(const asio::any_io_executor& executor)
+      : signal(executor, asio::steady_timer::time_point::max()) {}
+
+  void Notify() { signal.cancel(); }
+  bool Ended() const { return gone || failure || parts.size() > kMaxPartsWaiting; }
+
+  std::deque<ChoicePart> parts;
+  std::optional<ApiError> failure;
+  bool gone = false;      // the client
+  bool complete = false;  // nobody looks here any more
+  asio::steady_timer signal;
+};
+
+struct Connection::CompleteAtEnd {
+  Mailbox& mailbox;
+  ~CompleteAtEnd() { mailbox.complete = true; }
+};
+
+// A request that was understood.
+struct Connection::Wanted {
+  enum class Kind { kCompletion, kChat };
+  Kind kind;
+  AnswerHead head;
+  Logprobs logprobs;
+  Delivery delivery;
+  bool include_usage;
+  int64_t prompt_tokens;
+  size_t choices;
+
+  Json Chunk(const ChoicePart& part) const {
+    return kind == Kind::kChat ? ChatChunk(head, part, logprobs)
+                               : CompletionChunk(head, part, logprobs);
+  }
+  Json UsageChunk(const Usage& usage) const {
+    return kind == Kind::kChat ? ChatUsageChunk(head, usage) : CompletionUsageChunk(head, usage);
+  }
+  Json Whole(std::span<const ChoicePart> parts, const Usage& usage) const {
+    return kind == Kind::kChat ? ChatDocument(head, parts, usage, logprobs)
+                               : CompletionDocument(head, parts, usage, logprobs);
+  }
+};
+
+asio::awaitable<void> Connection::Run() {
+  while (co_await ServeOne() == After::kKeep) {
+  }
+  // What the client still sends is read for a moment: a connection closed over unread bytes is
+  // reset, and takes the answer with it.
+  error_code error;
+  stream_.socket().shutdown(asio::ip::tcp::socket::shutdown_send, error);
+  stream_.expires_after(kLinger);
+  for (uint64_t left = 2 * context_.options.max_body_bytes; !error && left > 0;) {
+    buffer_.clear();
+    const auto room = buffer_.prepare(kLingerBytes);
+    const size_t count =
+        co_await stream_.async_read_some(room, asio::redirect_error(asio::use_awaitable, error));
+    left -= std::min<uint64_t>(left, count);
+  }
+}
+
+asio::awaitable<Connection::After> Connection::ServeOne() {
+  const ServerOptions& options = context_.options;
+  http::request_parser<http::string_body> parser;
+  parser.header_limit(options.max_header_bytes);
+  parser.body_limit(options.max_body_bytes);
+  error_code error;
+  stream_.expires_after(std::chrono::seconds(options.header_seconds));
+  co_await http::async_read_header(stream_, buffer_, parser,
+                                   asio::redirect_error(asio::use_awaitable, error));
+  if (!error && parser.get()[http::field::expect] == "100-continue") {
+    std::string interim = "HTTP/1.1 100 Continue\r\n\r\n";
+    const bool taken = co_await WriteText(std::move(interim));
+    if (!taken) co_return After::kClose;
+  }
+  if (!error) {
+    stream_.expires_after(std::chrono::seconds(options.body_seconds));
+    co_await http::async_read(stream_, buffer_, parser,
+                              asio::redirect_error(asio::use_awaitable, error));
+  }
+  if (error) {
+    std::optional<Response> refusal = Refusal(error, options);
+    if (!refusal) co_return After::kClose;
+    co_return co_await Send(std::move(*refusal));
+  }
+  const Request request = parser.release();
+  const Counted counted(context_.answering);
+  std::optional<Response> immediate = Immediate(request);
+  if (immediate) co_return co_await Send(std::move(*immediate));
+  co_return co_await Answer(request);
+}
+
+std::optional<Response> Connection::Immediate(const Request& request) {
+  const ServedModels* const models = context_.models.load();
+  const std::string_view path = PathOf(request);
+  if (path != "/health" && !Authorized(request, context_.options.api_key)) {
+    return ErrorResponse(request, {.status = 401,
+                                   .message = "want the header Authorization: Bearer KEY",
+                                   .type = "authentication_error",
+                                   .code = "invalid_api_key"});
+  }
+  const Endpoint* const endpoint = FindEndpoint(path);
+  if (endpoint == nullptr) {
+    return ErrorResponse(request, {.status = 404, .message = "there is no such endpoint"});
+  }
+  const beast::string_view method(endpoint->method.data(), endpoint->method.size());
+  if (request.method_string() != method) {
+    Response response = ErrorResponse(
+        request, {.status = 405, .message = fmt::format("want {}", endpoint->method)});
+    response.set(http::field::allow, method);
+    return response;
+  }
+  const bool needs_models = endpoint->needs == Endpoint::Needs::kModels;
+  if (needs_models && models == nullptr) return Unavailable(request, "Loading model");
+  if (needs_models && context_.draining.load() && path != "/metrics") {
+    return Unavailable(request, "The server is about to stop");
+  }
+  if (endpoint->answer == nullptr) return std::nullopt;
+  const ApiResult<PlainAnswer> answer = endpoint->answer(models, request.body());
+  if (!answer) return ErrorResponse(request, answer.error());
+  return TextResponse(request, 200, answer->body, answer->type);
+}
+
+asio::awaitable<Connection::After> Connection::Answer(const Request& request) {
+  const bool chat = PathOf(request) == "/v1/chat/completions";
+  Wanted wanted{.kind = chat ? Wanted::Kind::kChat : Wanted::Kind::kCompletion};
+  ModelService* service = nullptr;
+  const auto prepare = [&](const auto& parsed) -> ApiResult<PreparedAnswer> {
+    if (!parsed) return tl::unexpected(parsed.error());
+    const GenerationParameters& parameters = parsed->parameters;
+    for (const std::string& name : parameters.unknown_members) {
+      spdlog::warn("a request's member {} is ignored", DocumentText(name));
+    }
+    const ApiResult<ModelService*> found = context_.models.load()->Find(parameters.model);
+    if (!found) return tl::unexpected(found.error());
+    service = *found;
+    wanted.head = {.id = service->NewId(chat ? "chatcmpl" : "cmpl"),
+                   .created_s = UnixSeconds(),
+                   .model = service->name()};
+    wanted.logprobs = parameters.top_logprobs ? Logprobs::kYes : Logprobs::kNo;
+    wanted.delivery = parameters.delivery;
+    wanted.include_usage = parameters.include_usage;
+    return service->Prepare(*parsed);
+  };
+  ApiResult<PreparedAnswer> prepared = chat ? prepare(ParseChatRequest(request.body()))
+                                            : prepare(ParseCompletionRequest(request.body()));
+  if (!prepared) {
+    Response refusal = ErrorResponse(request, prepared.error());
+    co_return co_await Send(std::move(refusal));
+  }
+  wanted.prompt_tokens = prepared->prompt_tokens;
+  wanted.choices = prepared->choices.size();
+
+  const asio::any_io_executor executor = stream_.get_executor();
+  const auto mailbox = std::make_shared<Mailbox>(executor);
+  const ApiResult<EngineLoop::AnswerId> answer = service->loop().Submit(
+      std::move(prepared->choices),
+      [mailbox, executor](ChoicePart part) {
+        asio::post(executor, [mailbox, part = std::move(part)]() mutable {
+          if (mailbox->Ended()) return;
+          mailbox->parts.push_back(std::move(part));
+          mailbox->Notify();
+        });
+      },
+      [mailbox, executor](ApiError error) {
+        asio::post(executor, [mailbox, error = std::move(error)]() mutable {
+          mailbox->failure = std::move(error);
+          mailbox->Notify();
+        });
+      });
+  if (!answer) {
+    Response refusal = ErrorResponse(request, answer.error());
+    co_return co_await Send(std::move(refusal));
+  }
+  const CompleteAtEnd complete_at_end{*mailbox};
+  WatchForEnd(stream_.socket(), mailbox);
+  After after = After::kClose;
+  if (wanted.delivery == Delivery::kStream) {
+    after = co_await SendStream(request, wanted, *mailbox);
+  } else {
+    after = co_await SendWhole(request, wanted, *mailbox);
+  }
+  service->loop().Cancel(*answer);  // of one that is complete nothing is left to cancel
+  error_code ignored;
+  stream_.socket().cancel(ignored);  // the watch
+  co_return after;
+}
+
+void Connection::WatchForEnd(asio::ip::tcp::socket& socket, std::shared_ptr<Mailbox> mailbox) {
+  socket.async_wait(asio::ip::tcp::socket::wait_read, [&socket, mailbox](error_code error) {
+    if (error || mailbox->complete) return;
+    // Bytes are a next request, sent early. Nothing is the end, but for a wait that ended because
+    // of bytes that were read already.
+    char byte = 0;
+    const ssize_t count = recv(socket.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (count > 0) return;
+    if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) {
+      return WatchForEnd(socket, mailbox);
+    }
+    mailbox->gone = true;
+    mailbox->Notify();
+  });
+}
+
+asio::awaitable<Connection::After> Connection::SendWhole(const Request& request,
+                                                         const Wanted& wanted, Mailbox& mailbox) {
+  std::vector<ChoicePart> choices(wanted.choices);
+  for (size_t i = 0; i < choices.size(); ++i) choices[i].index = static_cast<int64_t>(i);
+  Usage usage{.prompt_tokens = wanted.prompt_tokens};
+  size_t open = wanted.choices;
+  while (open > 0 && !mailbox.Ended()) {
+    if (mailbox.parts.empty()) {
+      error_code ignored;
+      co_await mailbox.signal.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+      continue;
+    }
+    ChoicePart part = std::move(mailbox.parts.front());
+    mailbox.parts.pop_front();
+    ChoicePart& choice = choices[static_cast<size_t>(part.index)];
+    choice.text += part.text;
+    std::move(part.tokens.begin(), part.tokens.end(), std::back_inserter(choice.tokens));
+    choice.end = part.end;
+    usage.completion_tokens += part.generated;
+    usage.cached_tokens += part.cached;
+    if (part.end != ChoiceEnd::kNone) --open;
+  }
+  if (open > 0 && !mailbox.failure) co_return After::kClose;
+  Response response = mailbox.failure
+                          ? ErrorResponse(request, *mailbox.failure)
+                          : TextResponse(request, 200, DocumentText(wanted.Whole(choices, usage)));
+  co_return co_await Send(std::move(response));
+}
+
+asio::awaitable<Connection::After> Connection::SendStream(const Request& request,
+                                                          const Wanted& wanted, Mailbox& mailbox) {
+  // HTTP/1.0 knows no chunks: the connection's end is the answer's.
+  const bool chunked = request.version() >= 11;
+  const bool keep = chunked && request.keep_alive();
+  const auto framed = [&](const std::string& text) {
+    return chunked ? fmt::format("{:x}\r\n{}\r\n", text.size(), text) : text;
+  };
+  std::string head = fmt::format(
+      "HTTP/1.{} 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+      "Cache-Control: no-store\r\n{}Connection: {}\r\n\r\n",
+      chunked ? 1 : 0, chunked ? "Transfer-Encoding: chunked\r\n" : "",
+      keep ? "keep-alive" : "close");
+  std::string events;
+  if (wanted.kind == Wanted::Kind::kChat) {
+    for (size_t i = 0; i < wanted.choices; ++i) {
+      events += EventText(ChatRoleChunk(wanted.head, static_cast<int64_t>(i)));
+    }
+  }
+  if (!events.empty()) head += framed(events);
+  bool taken = co_await WriteText(std::move(head));
+
+  Usage usage{.prompt_tokens = wanted.prompt_tokens};
+  size_t open = wanted.choices;
+  while (taken && open > 0 && !mailbox.Ended()) {
+    if (mailbox.parts.empty()) {
+      error_code ignored;
+      co_await mailbox.signal.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+      continue;
+    }
+    events.clear();
+    const std::deque<ChoicePart> parts = std::exchange(mailbox.parts, {});
+    for (const ChoicePart& part : parts) {
+      usage.completion_tokens += part.generated;
+      usage.cached_tokens += part.cached;
+      const bool ends = part.end != ChoiceEnd::kNone;
+      if (ends) --open;
+      // A token that completes no character says nothing.
+      if (ends || !part.text.empty() || !part.tokens.empty()) {
+        events += EventText(wanted.Chunk(part));
+      }
+    }
+    if (events.empty()) continue;
+    std::string frame = framed(events);
+    taken = co_await WriteText(std::move(frame));
+  }
+  if (!taken || (open > 0 && !mailbox.failure)) co_return After::kClose;
+  events.clear();
+  if (mailbox.failure) {
+    events = EventText(ErrorDocument(*mailbox.failure));
+  } else if (wanted.include_usage) {
+    events = EventText(wanted.UsageChunk(usage));
+  }
+  events += kLastEvent;
+  std::string last = framed(events);
+  if (chunked) last += "0\r\n\r\n";
+  taken = co_await WriteText(std::move(last));
+  co_return taken&& keep ? After::kKeep : After::kClose;
+}
+
+asio::awaitable<Connection::After> Connection::Send(Response response) {
+  error_code error;
+  stream_.expires_after(std::chrono::seconds(context_.options.write_seconds));
+  const bool keep = response.keep_alive();
+  co_await http::async_write(stream_, response, asio::redirect_error(asio::use_awaitable, error));
+  co_return keep && !error ? After::kKeep : After::kClose;
+}
+
+asio::awaitable<bool> Connection::WriteText(std::string text) {
+  error_code error;
+  stream_.expires_after(std::chrono::seconds(context_.options.write_seconds));
+  co_await asio::async_write(stream_, asio::buffer(text),
+                             asio::redirect_error(asio::use_awaitable, error));
+  co_return !error;
+}
+
+}  // namespace nibble
