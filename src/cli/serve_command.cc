@@ -91,10 +91,7 @@ ServedModel SplitModel(const std::string& argument) {
                      name.find_first_of("/:") == std::string::npos &&
                      !std::filesystem::exists(argument, ignored);
   if (named) return {.name = name, .path = argument.substr(equals + 1)};
-  const std::filesystem::path path(argument);
-  return {.name = path.has_filename() ? path.filename().string()
-                                      : path.parent_path().filename().string(),
-          .path = argument};
+  return {.name = LastPart(argument), .path = argument};
 }
 
 Result<std::vector<ServedModel>> NamedModels(const ServeOptions& options) {

@@ -262,6 +262,21 @@ void Scheduler::ScoreRow(Entry& entry, int64_t position, std::span<const float> 
   on_score_(entry.id, entry.text[static_cast<size_t>(position)], logits);
 }
 
+std::optional<int32_t> Scheduler::TakeRow(Entry& entry, int64_t position,
+                                          std::span<const float> logits, bool chooses) {
+  if (position < entry.prompt_length) {
+    ScoreRow(entry, position, logits);
+    return std::nullopt;
+  }
+  if (!chooses) return std::nullopt;
+  const int32_t token =
+      ChooseByRules(logits, entry.request.rules, entry.counts, entry.request.sampling, position);
+  const std::vector<int32_t>& stops = entry.request.stop_tokens;
+  const bool stops_here = std::find(stops.begin(), stops.end(), token) != stops.end();
+  if (entry.request.scores != WantScores::kNone && !stops_here) on_score_(entry.id, token, logits);
+  return token;
+}
+
 Status Scheduler::RunOnHost(const std::vector<Work>& work, const CancelToken& cancel) {
   std::vector<Extension> extensions;
   std::vector<int64_t> first_positions;
@@ -287,24 +302,17 @@ Status Scheduler::RunOnHost(const std::vector<Work>& work, const CancelToken& ca
   std::vector<std::pair<Entry*, int32_t>> chosen;
   NIBBLE_RETURN_IF_ERROR(engine_.Extend(
       extensions,
-      [&](size_t e, int64_t first_token, const MatrixView& logits) {
-        Entry& entry = *work[e].entry;
-        for (int64_t r = 0; r < logits.rows; ++r) {
-          const std::span<const float> row(logits.row<float>(r),
-                                           static_cast<size_t>(logits.columns));
-          const int64_t position = first_positions[e] + first_token + r + 1;
-          const bool last = first_token + r + 1 == work[e].count;
-          if (position < entry.prompt_length) {
-            ScoreRow(entry, position, row);
-          } else if (last && work[e].chooses) {
-            const int32_t token = ChooseByRules(row, entry.request.rules, entry.counts,
-                                                entry.request.sampling, position);
-            const std::vector<int32_t>& stops = entry.request.stop_tokens;
-            const bool stops_here = std::find(stops.begin(), stops.end(), token) != stops.end();
-            if (entry.request.scores != WantScores::kNone && !stops_here) {
-              on_score_(entry.id, token, row);
-            }
-            chosen.emplace_back(&entry, token);
+      [&](std::span<const LogitRun> runs) {
+        for (const LogitRun& run : runs) {
+          const Work& piece = work[run.extension];
+          const int64_t first_position = first_positions[run.extension];
+          for (int64_t r = 0; r < run.logits.rows; ++r) {
+            const int64_t done = run.first_token + r + 1;
+            const std::span<const float> row(run.logits.row<float>(r),
+                                             static_cast<size_t>(run.logits.columns));
+            const std::optional<int32_t> token = TakeRow(*piece.entry, first_position + done, row,
+                                                         piece.chooses && done == piece.count);
+            if (token) chosen.emplace_back(piece.entry, *token);
           }
         }
       },

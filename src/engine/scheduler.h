@@ -142,6 +142,10 @@ class Scheduler {
   Result<bool> IssueStep(const CancelToken& cancel);
   Status RunOnHost(const std::vector<Work>& work, const CancelToken& cancel);
   void ScoreRow(Entry& entry, int64_t position, std::span<const float> logits);
+  // The logits of the place `position` of a text on the host: its score where the prompt has a token
+  // there, else the token that is chosen, if one is to be.
+  std::optional<int32_t> TakeRow(Entry& entry, int64_t position, std::span<const float> logits,
+                                 bool chooses);
   Status ReceiveStep();
   void Accept(Entry& entry, int32_t token);
   void RemoveFinished();

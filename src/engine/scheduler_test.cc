@@ -226,7 +226,8 @@ TEST_P(SchedulerTest, ScoresPromptAndText) {
   const Extension all{engine->Open(), whole, WantLogits::kAll, {}};
   ASSERT_TRUE(engine->Extend(
       {{all}},
-      [&](size_t, int64_t first, const MatrixView& logits) {
+      [&](std::span<const LogitRun> runs) {
+        const auto& [extension, first, logits] = runs.front();
         for (int64_t r = 0; r < logits.rows; ++r) {
           const auto next = static_cast<size_t>(first + r + 1);
           if (next < whole.size()) {
