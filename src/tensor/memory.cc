@@ -127,12 +127,7 @@ Result<Buffer> AllocateHost(MemoryTracker& tracker, MemoryClass memory_class, si
   if (data == nullptr) {
     return NotEnough("cannot allocate {} of memory for {}", FormatBytes(bytes), Name(memory_class));
   }
-  if (huge) {
-    // What is left over after whole huge pages is in one too if it fills half of it: small pages
-    // are slower to read, and 4-bit weights rarely end where a page does.
-    const size_t whole = (rounded + kHugePage / 2) / kHugePage * kHugePage;
-    ::madvise(data, std::max(rounded, whole), MADV_HUGEPAGE);
-  }
+  if (huge) ::madvise(data, rounded, MADV_HUGEPAGE);
   return Buffer(
       data, rounded, [](void* p, size_t) { std::free(p); }, &tracker, memory_class);
 }

@@ -73,9 +73,8 @@ class Buffer {
   MemoryClass class_ = MemoryClass::kWorkspace;
 };
 
-// Host memory aligned to 64 bytes, in huge pages where the system grants them (the last one may take
-// up to 1 MiB more than `bytes`); not zeroed. Fails with ErrorCode::kResources. `tracker` counts
-// `bytes` and must outlive the buffer.
+// Host memory aligned to 64 bytes, in huge pages where the system grants them; not zeroed. Fails
+// with ErrorCode::kResources. `tracker` counts it and must outlive the buffer.
 Result<Buffer> AllocateHost(MemoryTracker& tracker, MemoryClass memory_class, size_t bytes);
 
 // Storage in a nameless file of `directory` (which must exist), mapped, so that the system can keep
