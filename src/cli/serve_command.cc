@@ -6,8 +6,8 @@
 #include <memory>
 #include <thread>
 
-#include "src/base/file.h"
 #include "src/base/units.h"
+#include "src/cli/api_key_file.h"
 #include "src/cli/command.h"
 #include "src/serve/server.h"
 #include "src/study/documents.h"
@@ -17,7 +17,6 @@ namespace {
 
 // Of the memory that is free beside the weights: what the KV cache and the workspace take at most.
 constexpr double kCacheShare = 0.8;
-constexpr uint64_t kMaxKeyBytes = 4096;
 constexpr int64_t kMaxSequences = 4096;
 constexpr int64_t kMaxQueue = 1'000'000;
 
@@ -59,13 +58,6 @@ Status CheckOptions(const ServeOptions& options) {
   return {};
 }
 
-Result<std::string> ReadApiKey(const std::string& path) {
-  NIBBLE_ASSIGN_OR_RETURN(std::string key, ReadFile(path, kMaxKeyBytes));
-  while (!key.empty() && (key.back() == '\n' || key.back() == '\r')) key.pop_back();
-  if (key.empty()) return BadInput("{}: want a key, got nothing", path);
-  return key;
-}
-
 Result<EngineOptions> EngineOptionsFor(const ServeOptions& options, const LoadedModel& model) {
   const ModelConfig& config = model.weights.config;
   if (options.context > config.max_context) {
@@ -102,9 +94,7 @@ Result<std::optional<ChatTemplate>> ReadChatTemplate(const Checkpoint& checkpoin
 
 Status RunServer(ServeOptions options, const CommandContext& context) {
   NIBBLE_RETURN_IF_ERROR(CheckOptions(options));
-  if (!options.api_key_file.empty()) {
-    NIBBLE_ASSIGN_OR_RETURN(options.server.api_key, ReadApiKey(options.api_key_file));
-  }
+  NIBBLE_ASSIGN_OR_RETURN(options.server.api_key, ReadApiKey(options.api_key_file));
   // It listens before the model is loaded, so that a probe sees that it loads; what it serves is
   // gone before it is.
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server, Server::Start(options.server));
@@ -156,6 +146,7 @@ void AddServeCommand(Program& program) {
   add("--port", options->server.port, "0: any that is free");
   add("--model-name", options->name, "in requests and answers; by default the model's file name");
   add("--api-key-file", options->api_key_file, "holds the key that requests must bring");
+  add("--report", options->server.report, "a study's directory, shown to browsers at /report/");
   command->add_flag("--allow-unauthenticated", options->allow_unauthenticated,
                     "serve others without a key");
   add("--context", options->context, "tokens of a prompt and its answer; 0: the model's");

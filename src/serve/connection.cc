@@ -13,6 +13,8 @@
 #include <deque>
 #include <optional>
 
+#include "src/serve/api_key.h"
+
 namespace nibble {
 namespace {
 
@@ -58,22 +60,13 @@ Response Unavailable(const Request& request, const char* message) {
   return response;
 }
 
-// Takes the same time wherever the two differ.
-bool SameKey(std::string_view given, std::string_view key) {
-  unsigned difference = given.size() == key.size() ? 0 : 1;
-  for (size_t i = 0; i < given.size(); ++i) {
-    difference |=
-        static_cast<unsigned char>(given[i]) ^ static_cast<unsigned char>(key[i % key.size()]);
-  }
-  return difference == 0;
-}
-
-bool Authorized(const Request& request, const std::string& key) {
-  if (key.empty()) return true;
+KeyState KeyOf(const Request& request, const std::string& key) {
+  if (key.empty()) return KeyState::kNoneWanted;
   constexpr std::string_view kScheme = "Bearer ";
   const beast::string_view value = request[http::field::authorization];
   const std::string_view given(value.data(), value.size());
-  return given.starts_with(kScheme) && SameKey(given.substr(kScheme.size()), key);
+  const bool right = given.starts_with(kScheme) && SameKey(given.substr(kScheme.size()), key);
+  return right ? KeyState::kGiven : KeyState::kMissing;
 }
 
 std::string_view PathOf(const Request& request) {
@@ -230,7 +223,9 @@ std::optional<Response> Connection::Immediate(const Request& request) {
   const bool posts = path == "/v1/completions" || path == "/v1/chat/completions";
   const bool gets =
       path == "/health" || path == "/v1/models" || path == "/metrics" || path == "/version";
-  if (path != "/health" && !Authorized(request, context_.options.api_key)) {
+  const KeyState key = KeyOf(request, context_.options.api_key);
+  if (std::optional<Response> page = context_.browser->Answer(request, key)) return page;
+  if (path != "/health" && key == KeyState::kMissing) {
     return ErrorResponse(request, {.status = 401,
                                    .message = "want the header Authorization: Bearer KEY",
                                    .type = "authentication_error",
