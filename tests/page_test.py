@@ -24,13 +24,13 @@ DONE = ("document.querySelectorAll('.answer').length > 0 && "
 
 
 class Front(http.server.ThreadingHTTPServer):
-    """Passes requests on to servers of one model each, as a server of all of them; with `pause_s`
-    between the pieces of a stream."""
+    """Passes requests on to a server, with `pause_s` between the pieces of a stream; keeps what is
+    posted in `bodies`."""
     daemon_threads = True
 
-    def __init__(self, backends):
+    def __init__(self, backend):
         super().__init__(("127.0.0.1", 0), FrontHandler)
-        self.backends = backends  # by model
+        self.backend = backend
         self.pause_s = 0
         self.bodies = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -44,43 +44,29 @@ class FrontHandler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-    def forward(self, server, body=None):
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        connection.request(self.command, self.path, body, {"Content-Type": "application/json"})
-        return connection, connection.getresponse()
-
-    def do_GET(self):
-        answers = [self.forward(s)[1] for s in self.server.backends.values()]
-        bodies = [a.read() for a in answers]
-        if self.path == "/v1/models":
-            body = json.dumps({"data": [m for b in bodies for m in json.loads(b)["data"]]}).encode()
-        else:
-            body = b"".join(bodies) if self.path == "/metrics" else bodies[0]
-        self.send_response(answers[0].status)
-        for name, value in answers[0].getheaders():
-            if name not in ("Content-Length", "Connection"):
-                self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.bodies.append(json.loads(body))
-        connection, answer = self.forward(
-            self.server.backends[self.server.bodies[-1]["model"]], body)
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.getheader("Content-Type"))
-        self.end_headers()
+    def do_GET(self, body=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.backend.port, timeout=60)
         try:
+            connection.request(self.command, self.path, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name not in ("Connection", "Transfer-Encoding"):
+                    self.send_header(name, value)
+            self.end_headers()
             while line := answer.readline():
                 self.wfile.write(line)
-                if line == b"\n":
+                if body and line == b"\n":
                     time.sleep(self.server.pause_s)
         except OSError:
             pass  # the browser left
         finally:
             connection.close()
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.bodies.append(json.loads(body))
+        self.do_GET(body)
 
 
 @unittest.skipUnless(STORIES.is_dir(), "the reference model is absent")
@@ -95,8 +81,8 @@ class PageTest(unittest.TestCase):
         (cls.dir / "study" / "report.html").write_text(
             "<!doctype html><style>p { color: red }</style><title>r</title><p id=p>The report</p>"
             "<script>document.title = 'ran'</script>")
-        cls.backends = {name: Server(cls.model, "--model-name", name) for name in ("one", "two")}
-        cls.front = Front(cls.backends)
+        cls.server = Server(f"one={cls.model}", f"two={cls.model}")
+        cls.front = Front(cls.server)
         cls.browser = Browser()
 
     @classmethod
@@ -104,8 +90,7 @@ class PageTest(unittest.TestCase):
         cls.browser.close()
         cls.front.shutdown()
         cls.front.server_close()
-        for server in cls.backends.values():
-            server.stop()
+        cls.server.stop()
         shutil.rmtree(cls.dir, ignore_errors=True)
 
     def setUp(self):
@@ -138,8 +123,8 @@ class PageTest(unittest.TestCase):
         [first] = self.browser.run(TEXTS)
         messages = [{"role": "system", "content": "A fairy tale"},
                     {"role": "user", "content": "Once upon"}]
-        expected = self.backends["one"].complete(
-            "/v1/chat/completions", messages=messages, temperature=0, max_tokens=30)
+        expected = self.server.complete(
+            "/v1/chat/completions", model="one", messages=messages, temperature=0, max_tokens=30)
         self.assertEqual(first, expected["choices"][0]["message"]["content"])
         stats = self.browser.run("document.querySelector('.stats').textContent")
         self.assertRegex(stats, r"^30 tokens · [\d.]+ tokens/s · first after \d+ ms · cut")
@@ -195,7 +180,7 @@ class PageTest(unittest.TestCase):
         self.browser.wait(DONE)
         [stopped] = self.browser.run(TEXTS)
         self.assertIn("stopped", self.browser.run("document.querySelector('.stats').textContent"))
-        self.backends["one"].wait_idle()
+        self.server.wait_idle()
         self.front.pause_s = 0
         self.browser.fill("#max_tokens", "60")
         self.browser.click("#regenerate")

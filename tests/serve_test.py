@@ -6,7 +6,6 @@ import concurrent.futures
 import http.client
 import json
 import pathlib
-import re
 import shutil
 import signal
 import socket
@@ -16,88 +15,20 @@ import tempfile
 import time
 import unittest
 
+import server_process
+from server_process import PROMPT
+
 NIBBLE, SOURCE, SHARED = (pathlib.Path(p).resolve() for p in sys.argv[1:4])
 STORIES = SHARED / "models" / "stories260K"
 TEMPLATE = ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
             "{% if add_generation_prompt %}assistant:{% endif %}")
-PROMPT = "Once upon a time"
 
 
-class Server:
-    """A server process on a free port."""
+class Server(server_process.Server):
+    """Of the program under test."""
 
     def __init__(self, model, *options):
-        self.process = subprocess.Popen(
-            [NIBBLE, "serve", str(model), "--port", "0", "--threads", "2", "--quiet",
-             *map(str, options)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        line = self.process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-        if not found:
-            self.process.kill()
-            raise AssertionError(f"no server: {line!r} {self.process.communicate()}")
-        self.port = int(found.group(1))
-
-    def request(self, method, path, body=None, headers=None, timeout=60):
-        """Status, headers, body as text."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            if body is not None and not isinstance(body, (bytes, str)):
-                body = json.dumps(body)
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            return response.status, dict(response.getheaders()), response.read().decode()
-        finally:
-            connection.close()
-
-    def complete(self, path="/v1/completions", **body):
-        status, _, text = self.request("POST", path, body)
-        assert status == 200, (status, text)
-        return json.loads(text)
-
-    def stream(self, path="/v1/completions", **body):
-        """The chunks, all but [DONE]."""
-        status, headers, text = self.request("POST", path, {**body, "stream": True})
-        assert status == 200, (status, text)
-        assert headers["Content-Type"].startswith("text/event-stream"), headers
-        events = text.split("\n\n")
-        assert events[-2:] == ["data: [DONE]", ""], events[-2:]
-        return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
-
-    def metrics(self):
-        _, _, text = self.request("GET", "/metrics")
-        return {line.rsplit(" ", 1)[0].split("{")[0]: float(line.rsplit(" ", 1)[1])
-                for line in text.splitlines() if line and line[0] != "#"}
-
-    def wait_idle(self):
-        for _ in range(500):
-            metrics = self.metrics()
-            if (metrics["vllm:num_requests_running"] == metrics["vllm:num_requests_waiting"] ==
-                    metrics["vllm:kv_cache_usage_perc"] == 0):
-                return metrics
-            time.sleep(0.02)
-        raise AssertionError(f"it is never idle: {metrics}")
-
-    def open_stream(self, **body):
-        """A socket on which a stream has begun."""
-        text = json.dumps({"prompt": PROMPT, "stream": True, **body}).encode()
-        client = socket.create_connection(("127.0.0.1", self.port), timeout=30)
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
-                       % (len(text), text))
-        assert client.recv(15) == b"HTTP/1.1 200 OK"
-        return client
-
-    def stop(self):
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-        finally:
-            self.process.stdout.close()
-            self.process.stderr.close()
+        super().__init__(NIBBLE, model, *options)
 
 
 @unittest.skipUnless(STORIES.is_dir(), "the reference model is absent")
@@ -122,6 +53,7 @@ class ServeTest(unittest.TestCase):
     def test_answers_small_questions(self):
         status, _, text = self.server.request("GET", "/health")
         self.assertEqual((status, json.loads(text)), (200, {"status": "ok"}))
+        self.assertEqual(json.loads(self.server.request("GET", "/version")[2]).keys(), {"version"})
         _, _, text = self.server.request("GET", "/v1/models")
         self.assertEqual([m["id"] for m in json.loads(text)["data"]], ["stories"])
         status, headers, text = self.server.request("GET", "/metrics")
@@ -221,6 +153,97 @@ class ServeTest(unittest.TestCase):
                 together = list(pool.map(lambda b: server.complete(**b)["choices"], bodies))
             self.assertGreater(server.wait_idle()["vllm:num_preemptions_total"], 0)
             self.assertEqual(together, [self.server.complete(**b)["choices"] for b in bodies])
+        finally:
+            self.assertEqual(server.stop(), 0)
+
+    def test_a_prompt_seen_before_is_not_computed_again(self):
+        before = self.server.metrics()
+        system = [5 + i * 7 % 400 for i in range(300)]
+        answers = [self.server.complete(prompt=system + own, max_tokens=20, seed=1, n=2)
+                   for own in ([1, 2, 3], [4, 5], [1, 2, 3])]
+        cached = [a["usage"]["prompt_tokens_details"]["cached_tokens"] for a in answers]
+        self.assertEqual(cached, [0, 288, 288])
+        self.assertEqual(answers[2]["choices"], answers[0]["choices"])
+        chunks = self.server.stream(prompt=system, max_tokens=2,
+                                    stream_options={"include_usage": True})
+        self.assertEqual(chunks[-1]["usage"]["prompt_tokens_details"], {"cached_tokens": 288})
+        # A prompt whose scores are wanted is computed.
+        scored = self.server.complete(prompt=system, max_tokens=1, echo=True, logprobs=1)
+        self.assertEqual(scored["usage"]["prompt_tokens_details"], {"cached_tokens": 0})
+        self.assertEqual(len(scored["choices"][0]["logprobs"]["tokens"]), 301)
+        after = self.server.wait_idle()
+        counts = [after[name] - before[name] for name in ("vllm:prefix_cache_queries_total",
+                                                          "vllm:prefix_cache_hits_total")]
+        self.assertEqual(counts, [2 * (303 + 302 + 303) + 300, 288 + 4 * 288 + 288])
+        server = Server(self.model, "--no-prefix-cache", "--batch-invariant")
+        try:
+            for _ in range(2):
+                answer = server.complete(prompt=system + [1, 2, 3], max_tokens=20, seed=1, n=2)
+                self.assertEqual(answer["choices"], answers[0]["choices"])
+                details = answer["usage"]["prompt_tokens_details"]
+                self.assertEqual(details, {"cached_tokens": 0})
+            self.assertEqual(server.wait_idle()["vllm:prefix_cache_queries_total"], 0)
+        finally:
+            self.assertEqual(server.stop(), 0)
+
+    def test_tokenizes_as_vllm_does(self):
+        def ask(path, body):
+            status, _, text = self.server.request("POST", path, body)
+            return status, json.loads(text)
+        status, whole = ask("/tokenize", {"prompt": PROMPT, "return_token_strs": True})
+        self.assertEqual(status, 200, whole)
+        self.assertEqual(set(whole), {"count", "max_model_len", "tokens", "token_strs"})
+        self.assertEqual((whole["count"], whole["max_model_len"]), (len(whole["tokens"]), 512))
+        self.assertEqual(whole["token_strs"][0], "<s>")
+        _, bare = ask("/tokenize", {"prompt": PROMPT, "add_special_tokens": False})
+        self.assertEqual(bare["tokens"], whole["tokens"][1:])
+        self.assertIsNone(bare["token_strs"])
+        self.assertEqual(ask("/detokenize", {"tokens": bare["tokens"]})[1], {"prompt": PROMPT})
+        _, chat = ask("/tokenize", {"messages": [{"role": "user", "content": "Hi"}]})
+        _, same = ask("/tokenize", {"prompt": "user: Hi\nassistant:",
+                                    "add_special_tokens": False})
+        self.assertEqual(chat["tokens"], same["tokens"])
+        for path, body, param in (("/tokenize", {}, "prompt"), ("/tokenize", {"prompt": 1}, "prompt"),
+                                  ("/detokenize", {"tokens": [512]}, "tokens"),
+                                  ("/detokenize", {"tokens": [-1]}, "tokens"),
+                                  ("/tokenize", {"prompt": "word " * 10000}, "prompt")):
+            status, answer = ask(path, body)
+            self.assertEqual((status, answer["error"]["param"]), (400, param))
+        self.assertEqual(ask("/tokenize", {"prompt": "a", "model": "other"})[0], 404)
+        info = json.loads(self.server.request("GET", "/tokenizer_info")[2])
+        self.assertEqual((info["bos_token"], info["eos_token"]), ("<s>", "</s>"))
+        self.assertEqual(info["chat_template"], TEMPLATE)
+
+    def test_two_models(self):
+        other = self.dir / "other"
+        shutil.copytree(STORIES, other)
+        done = subprocess.run([NIBBLE, "serve", f"a={self.model}", f"b={self.dir / 'none'}"],
+                              capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 3, done.stderr)
+        self.assertIn("model b: ", done.stderr)
+        self.assertNotIn("serving", done.stdout)
+        for arguments in ([self.model, self.model], [f"a={self.model}", f"a={other}"],
+                          [self.model, other, "--model-name", "x"]):
+            done = subprocess.run([NIBBLE, "serve", *map(str, arguments)], capture_output=True,
+                                  text=True, timeout=60)
+            self.assertEqual(done.returncode, 2, done.stderr)
+        server = Server([f"a={self.model}", f"b={other}"], "--chat-template", "chatml")
+        try:
+            _, _, text = server.request("GET", "/v1/models")
+            self.assertEqual([m["id"] for m in json.loads(text)["data"]], ["a", "b"])
+            ask = {"prompt": PROMPT, "max_tokens": 10, "temperature": 0}
+            answers = {name: server.complete(model=name, **ask) for name in "ab"}
+            self.assertEqual({n: a["model"] for n, a in answers.items()}, {"a": "a", "b": "b"})
+            self.assertEqual(answers["a"]["choices"], answers["b"]["choices"])
+            self.assertEqual(server.complete(**ask)["model"], "a")
+            status, _, text = server.request("POST", "/v1/completions", {"model": "c", **ask})
+            self.assertEqual(status, 404)
+            self.assertIn('this server has \"a\", \"b\"', text)
+            counts = server.labelled_metrics()
+            self.assertEqual(counts['vllm:generation_tokens_total{model_name="a"}'], 20)
+            self.assertEqual(counts['vllm:generation_tokens_total{model_name="b"}'], 10)
+            info = json.loads(server.request("GET", "/tokenizer_info")[2])
+            self.assertIn("<|im_start|>", info["chat_template"])
         finally:
             self.assertEqual(server.stop(), 0)
 

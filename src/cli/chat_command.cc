@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -78,7 +79,9 @@ class Chat {
         quiet_(quiet),
         scheduler_(
             engine, [this](Scheduler::RequestId, int32_t token) { Token(token); },
-            [this](Scheduler::RequestId, FinishReason reason) { reason_ = reason; }) {}
+            [this](Scheduler::RequestId, FinishReason reason) { reason_ = reason; },
+            /*on_score=*/nullptr, PrefixCache::kOn,
+            [this](Scheduler::RequestId, int64_t shared) { shared_tokens_ = shared; }) {}
 
   // A line: a command or a message. False where it was the last.
   Result<bool> Take(const std::string& line, const CancelToken& cancel) {
@@ -144,7 +147,7 @@ class Chat {
         .sampling = options_.sampling,
         .stop_tokens = model_.weights.config.eos};
     answer_.clear();
-    tokens_ = 0;
+    tokens_ = shared_tokens_ = 0;
     reason_.reset();
     decoder_.emplace(*model_.tokenizer);
     g_chat_interrupted = 0;
@@ -176,7 +179,8 @@ class Chat {
   void ShowSpeed(int64_t prompt_tokens, Clock::time_point start) const {
     if (quiet_) return;
     const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
-    std::string text = fmt::format("[{} + {} tokens", prompt_tokens, tokens_);
+    std::string text =
+        fmt::format("[{} ({} kept) + {} tokens", prompt_tokens, shared_tokens_, tokens_);
     if (tokens_ > 0) text += fmt::format(", first after {:.2f} s", seconds(first_ - start));
     if (tokens_ > 1 && last_ > first_) {
       text += fmt::format(", {:.1f} tokens/s",
@@ -197,6 +201,7 @@ class Chat {
   std::optional<StreamingDecoder> decoder_;
   std::string answer_;
   std::optional<FinishReason> reason_;
+  int64_t shared_tokens_ = 0;  // of the prompt, that an earlier one left in the KV cache
   int64_t tokens_ = 0;
   Clock::time_point first_, last_;
 };

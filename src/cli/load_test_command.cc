@@ -8,8 +8,8 @@
 #include "src/base/progress.h"
 #include "src/cli/api_key_file.h"
 #include "src/cli/command.h"
+#include "src/load/load_level.h"
 #include "src/load/load_result.h"
-#include "src/load/load_test.h"
 
 namespace nibble {
 namespace {
@@ -108,7 +108,7 @@ Status RunLoadTest(LoadTestOptions options, const CommandContext& context) {
   }
   if (workload.model.empty()) {
     NIBBLE_ASSIGN_OR_RETURN(const std::vector<std::string> models,
-                            ServedModels(target, options.limits, context.cancel));
+                            ListModels(target, options.limits, context.cancel));
     if (models.empty()) return BadInput("{}: the server has no model", options.url);
     workload.model = models.front();
   }
@@ -175,9 +175,10 @@ void AddLoadTestCommand(Program& program) {
   add("--api-key-file", options->api_key_file, "holds the key that the server wants");
   add("--timeout", options->limits.request_seconds, "seconds for one answer");
   add("--client-threads", options->limits.threads, "that send and receive");
-  add("--slo-ttft-ms", options->slo_first_ms,
-      "goodput counts answers whose first token is in time");
-  add("--slo-tpot-ms", options->slo_per_token_ms, "and whose others follow in time on average");
+  command->add_option("--slo-ttft-ms", options->slo_first_ms,
+                      "goodput counts answers whose first token is in time");
+  command->add_option("--slo-tpot-ms", options->slo_per_token_ms,
+                      "and whose others follow in time on average");
   add("--output", options->output, "a JSON file (docs/json.md)");
   program.Run(command, [options](const CommandContext& c) { return RunLoadTest(*options, c); });
 }

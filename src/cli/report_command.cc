@@ -24,8 +24,10 @@ void AddReportCommand(Program& program) {
                   "  nibble report ./study --load-test fp16-load.json --load-test awq-load.json\n");
   auto options = std::make_shared<ReportOptions>();
   command->add_option("directory", options->directory, "a study's directory")->required();
-  command->add_option("--load-test", options->load_tests,
-                      "what `nibble load-test --output` wrote, to be shown too; may be repeated");
+  command
+      ->add_option("--load-test", options->load_tests,
+                   "what `nibble load-test --output` wrote, to be shown too; may be repeated")
+      ->allow_extra_args(false);
   program.Run(command, [options](const CommandContext&) -> Status {
     NIBBLE_ASSIGN_OR_RETURN(StudyRecord record, ReadStudy(options->directory));
     for (const std::string& path : options->load_tests) {

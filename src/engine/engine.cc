@@ -1,6 +1,7 @@
 #include "src/engine/engine.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "src/base/checked.h"
 #include "src/base/units.h"
@@ -61,7 +62,8 @@ Result<EngineOptions> FitKvCache(const EngineOptions& wanted, int64_t least_kv_t
   if (options.kv_tokens >= std::min(least_kv_tokens, wanted.kv_tokens)) return options;
   const auto blocks = static_cast<uint64_t>(CeilDiv(least_kv_tokens, layout.block_tokens));
   return NotEnough(
-      "beside the weights this needs {} of memory (a KV cache of {} tokens {}, workspace {}) and {} "
+      "beside the weights this needs {} of memory (a KV cache of {} tokens {}, workspace {}) and "
+      "{} "
       "is available, which would hold {} tokens",
       FormatBytes(blocks * layout.BlockBytes() + workspace), least_kv_tokens,
       FormatBytes(blocks * layout.BlockBytes()), FormatBytes(workspace),
@@ -76,7 +78,7 @@ Result<std::unique_ptr<Engine>> Engine::Create(const ModelWeights& weights, Back
   const int64_t blocks = CeilDiv(options.kv_tokens, layout.block_tokens);
   NIBBLE_ASSIGN_OR_RETURN(engine->cache_, backend.CreateKvCache(layout, blocks));
   NIBBLE_ASSIGN_OR_RETURN(engine->forward_, Forward::Create(weights, backend, options.limits));
-  engine->pool_ = std::make_unique<KvPool>(blocks);
+  engine->pool_ = std::make_unique<KvPool>(blocks, layout.block_tokens);
   return engine;
 }
 
@@ -98,19 +100,64 @@ SequenceId Engine::Fork(SequenceId parent) {
   return next_id_++;
 }
 
+SequenceId Engine::Fork(SequenceId parent, int64_t tokens) {
+  const Sequence& whole = Get(parent);
+  CHECK(tokens % kv_block_tokens() == 0 && tokens <= whole.length);
+  Sequence part{.length = tokens};
+  part.blocks.assign(whole.blocks.begin(), whole.blocks.begin() + tokens / kv_block_tokens());
+  part.published = std::min(whole.published, part.blocks.size());
+  for (const int32_t block : part.blocks) pool_->Share(block);
+  sequences_.emplace(next_id_, std::move(part));
+  return next_id_++;
+}
+
+SequenceId Engine::Open(std::span<const int32_t> tokens) {
+  const auto block_tokens = static_cast<size_t>(kv_block_tokens());
+  Sequence sequence;
+  int32_t parent = KvPool::kNoBlock;
+  for (size_t end = block_tokens; end <= tokens.size(); end += block_tokens) {
+    const std::optional<int32_t> block =
+        pool_->Find(parent, tokens.subspan(end - block_tokens, block_tokens));
+    if (!block) break;
+    pool_->Share(*block);
+    sequence.blocks.push_back(*block);
+    parent = *block;
+  }
+  sequence.published = sequence.blocks.size();
+  sequence.length = static_cast<int64_t>(sequence.blocks.size() * block_tokens);
+  sequences_.emplace(next_id_, std::move(sequence));
+  return next_id_++;
+}
+
+void Engine::Publish(SequenceId id, std::span<const int32_t> tokens) {
+  Sequence& sequence = Get(id);
+  const auto block_tokens = static_cast<size_t>(kv_block_tokens());
+  const size_t known = std::min(tokens.size(), static_cast<size_t>(sequence.length));
+  for (size_t& i = sequence.published; (i + 1) * block_tokens <= known; ++i) {
+    const std::span<const int32_t> own = tokens.subspan(i * block_tokens, block_tokens);
+    const int32_t parent = i == 0 ? KvPool::kNoBlock : sequence.blocks[i - 1];
+    if (const std::optional<int32_t> same = pool_->Find(parent, own)) {
+      pool_->Share(*same);
+      pool_->Release(std::exchange(sequence.blocks[i], *same));
+    } else {
+      pool_->Publish(sequence.blocks[i], parent, own);
+    }
+  }
+}
+
 void Engine::Close(SequenceId sequence) {
-  for (const int32_t block : Get(sequence).blocks) pool_->Release(block);
+  // From the end: the beginning of a text is the likeliest to be wanted again.
+  const std::vector<int32_t>& blocks = Get(sequence).blocks;
+  std::for_each(blocks.rbegin(), blocks.rend(), [&](int32_t block) { pool_->Release(block); });
   sequences_.erase(sequence);
 }
 
 int64_t Engine::length(SequenceId sequence) const { return sequences_.at(sequence).length; }
 
-int64_t Engine::free_kv_tokens() const {
-  return pool_->free_blocks() * cache_->layout().block_tokens;
-}
+int64_t Engine::free_kv_tokens() const { return pool_->free_blocks() * kv_block_tokens(); }
 
 int64_t Engine::BlocksNeeded(const Sequence& sequence, int64_t tokens) const {
-  const int64_t block_tokens = cache_->layout().block_tokens;
+  const int64_t block_tokens = kv_block_tokens();
   const int64_t more = CeilDiv(sequence.length + tokens, block_tokens) -
                        static_cast<int64_t>(sequence.blocks.size());
   const bool copies_last =
@@ -138,13 +185,13 @@ Status Engine::CheckRequest(std::span<const Extension> extensions) const {
   }
   if (blocks > pool_->free_blocks()) {
     return NotEnough("the KV cache is full: {} blocks of {} tokens are wanted, {} are free", blocks,
-                     cache_->layout().block_tokens, pool_->free_blocks());
+                     kv_block_tokens(), pool_->free_blocks());
   }
   return {};
 }
 
 void Engine::ReserveBlocks(Sequence& sequence, int64_t tokens) {
-  const int64_t block_tokens = cache_->layout().block_tokens;
+  const int64_t block_tokens = kv_block_tokens();
   if (sequence.length % block_tokens != 0 && pool_->holders(sequence.blocks.back()) > 1) {
     // Writing into a block that others hold too would change their past: copy it first.
     const int32_t copy = pool_->Take().value();

@@ -1,7 +1,9 @@
 // Runs a model over many sequences at once, on a paged KV cache.
 //
 // A sequence grows by Extend; Fork makes a sequence that begins like another and shares its cache:
-// whole blocks by reference, a partly filled last block by copy. All memory is taken by Create.
+// whole blocks by reference, a partly filled last block by copy. Whole blocks whose tokens were
+// told (Publish) are found by later sequences (Open), until their memory is needed, also when
+// nobody holds them any more. All memory is taken by Create.
 #ifndef NIBBLE_ENGINE_ENGINE_H_
 #define NIBBLE_ENGINE_ENGINE_H_
 
@@ -35,8 +37,9 @@ struct MemoryPrediction {
 MemoryPrediction PredictMemory(const Checkpoint& checkpoint, const ModelDescription& model,
                                const Backend& backend, const EngineOptions& options);
 
-// `wanted` with its KV cache cut down to what `available_bytes` hold beside the workspace, where the
-// weights are loaded. kResources where they do not hold `least_kv_tokens` (naming the tokens that fit).
+// `wanted` with its KV cache cut down to what `available_bytes` hold beside the workspace, where
+// the weights are loaded. kResources where they do not hold `least_kv_tokens` (naming the tokens
+// that fit).
 Result<EngineOptions> FitKvCache(const EngineOptions& wanted, int64_t least_kv_tokens,
                                  const ModelConfig& config, const Backend& backend,
                                  uint64_t available_bytes);
@@ -53,7 +56,8 @@ enum class WantLogits { kNone, kLast, kAll };
 
 struct Extension {
   SequenceId sequence = 0;
-  // At least one; or none, for the one that was chosen for the sequence last, where it is on the device.
+  // At least one; or none, for the one that was chosen for the sequence last, where it is on the
+  // device.
   std::span<const int32_t> tokens;
   WantLogits logits = WantLogits::kLast;
   SamplingOptions sampling;  // of the token that Issue chooses
@@ -77,20 +81,28 @@ class Engine {
                                                 const EngineOptions& options);
 
   SequenceId Open();
+  // A sequence that begins with as many of the tokens as published blocks hold, which is its
+  // length.
+  SequenceId Open(std::span<const int32_t> tokens);
   SequenceId Fork(SequenceId parent);
+  // Of the parent's first `tokens` tokens, which are whole blocks.
+  SequenceId Fork(SequenceId parent, int64_t tokens);
+  // The sequence's tokens are these, as far as it goes. Its whole blocks may be found by them from
+  // now on; where another sequence published the same, it takes over that one's blocks for its own.
+  void Publish(SequenceId sequence, std::span<const int32_t> tokens);
   void Close(SequenceId sequence);
   int64_t length(SequenceId sequence) const;  // tokens in the cache
 
   // Appends the tokens to their sequences, each at most once per call, in as many steps as the
-  // limits ask for. kBadInput where a token id is outside the vocabulary or a sequence would outgrow
-  // the model's context, kResources where the cache is full; nothing is appended then.
+  // limits ask for. kBadInput where a token id is outside the vocabulary or a sequence would
+  // outgrow the model's context, kResources where the cache is full; nothing is appended then.
   // kInterrupted between steps; the sequences then hold part of the tokens.
   Status Extend(std::span<const Extension> extensions, const LogitsSink& sink,
                 const CancelToken& cancel);
   // As Extend, with the next token of each extension in place of logits (every one wants
   // WantLogits::kLast or kNone): it is chosen on the device, and returns to the host with Receive.
-  // Issue need not wait for that: the next one may extend a sequence by the token that this one chose,
-  // given as no tokens at all, in its first step and for sequences of this one's last step.
+  // Issue need not wait for that: the next one may extend a sequence by the token that this one
+  // chose, given as no tokens at all, in its first step and for sequences of this one's last step.
   Status Issue(std::span<const Extension> extensions, const CancelToken& cancel);
   // The tokens of the oldest Issue that was not received; waits for them, not for what came after.
   // Their sequences may have been closed since.
@@ -100,12 +112,15 @@ class Engine {
   const ModelWeights& weights() const { return weights_; }
   Backend& backend() { return backend_; }
   const StepLimits& limits() const { return forward_->limits(); }
+  int64_t kv_block_tokens() const { return cache_->layout().block_tokens; }
+  // That sequences may take; blocks that only wait to be found are free.
   int64_t free_kv_tokens() const;
 
  private:
   struct Sequence {
     std::vector<int32_t> blocks;
     int64_t length = 0;
+    size_t published = 0;  // of its first blocks
     // The token chosen last: the step that chose it, of `choosing_steps_`, and its logit row there.
     int64_t chosen_in = 0;
     int32_t chosen_row = 0;

@@ -1,14 +1,18 @@
 #include "src/engine/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace nibble {
 
-Scheduler::Scheduler(Engine& engine, OnToken on_token, OnFinish on_finish, OnScore on_score)
+Scheduler::Scheduler(Engine& engine, OnToken on_token, OnFinish on_finish, OnScore on_score,
+                     PrefixCache prefix_cache, OnBegin on_begin)
     : engine_(engine),
       on_token_(std::move(on_token)),
       on_finish_(std::move(on_finish)),
       on_score_(std::move(on_score)),
+      prefix_cache_(prefix_cache),
+      on_begin_(std::move(on_begin)),
       capacity_tokens_(engine.free_kv_tokens()) {}
 
 Scheduler::~Scheduler() {
@@ -59,7 +63,7 @@ bool Scheduler::Cancel(RequestId request) {
   if (const auto it = std::find_if(running_.begin(), running_.end(), is_it); it != running_.end()) {
     // As for those that finish: what a step in flight still writes is overwritten by the next
     // holder.
-    engine_.Close(it->sequence);
+    CloseSequence(*it);
     running_.erase(it);
     return true;
   }
@@ -75,23 +79,75 @@ void Scheduler::Admit() {
   const auto room =
       static_cast<size_t>(std::min({limits.sequences, limits.rows, limits.logit_rows}));
   // What the running texts have yet to compute has its blocks before others come.
-  int64_t free = engine_.free_kv_tokens();
+  int64_t reserved = 0;
   for (const Entry& entry : running_) {
-    free -= KvTokensFor(engine_.backend(), 1, entry.refill) -
-            KvTokensFor(engine_.backend(), 1, entry.issued);
+    reserved += KvTokensFor(engine_.backend(), 1, entry.refill) -
+                KvTokensFor(engine_.backend(), 1, entry.issued);
   }
   while (!waiting_.empty() && running_.size() < room) {
     const auto length = static_cast<int64_t>(waiting_.front().text.size());
-    free -= KvTokensFor(engine_.backend(), 1, length);
+    const std::optional<SequenceId> sequence = OpenShared(waiting_.front());
+    if (!sequence) return;
+    const int64_t shared = engine_.length(*sequence);
+    reserved += KvTokensFor(engine_.backend(), 1, length) - shared;
     // With a block more for each that runs, so that who is admitted does not have to go at once.
-    if (free < KvTokensFor(engine_.backend(), static_cast<int64_t>(running_.size()), 1)) return;
+    const int64_t wanted =
+        reserved + KvTokensFor(engine_.backend(), static_cast<int64_t>(running_.size()), 1);
+    if (engine_.free_kv_tokens() < wanted) {
+      engine_.Close(*sequence);
+      return;
+    }
     Entry& entry = running_.emplace_back(std::move(waiting_.front()));
     waiting_.pop_front();
-    entry.sequence = engine_.Open();
+    entry.sequence = *sequence;
     entry.refill = length;
-    entry.issued = 0;
+    entry.issued = shared;
     entry.chosen = entry.generated;
+    if (std::exchange(entry.began, true)) continue;
+    if (prefix_cache_ == PrefixCache::kOn && Skippable(entry) > 0) {
+      prefix_cache_counts_.queries += length;
+      prefix_cache_counts_.hits += shared;
+    }
+    if (on_begin_) on_begin_(entry.id, shared);
   }
+}
+
+int64_t Scheduler::Skippable(const Entry& entry) {
+  const bool scores_prompt =
+      entry.request.scores == WantScores::kPromptAndGenerated && entry.scored < entry.prompt_length;
+  return (scores_prompt ? entry.scored : static_cast<int64_t>(entry.text.size())) - 1;
+}
+
+std::optional<SequenceId> Scheduler::OpenShared(const Entry& entry) {
+  const std::span<const int32_t> text(entry.text);
+  const std::span<const int32_t> skippable = text.first(static_cast<size_t>(Skippable(entry)));
+  // Of those that run, the one that has the most in common.
+  const Entry* sharer = nullptr;
+  int64_t common = 0;
+  for (const Entry& other : running_) {
+    const bool same_group = entry.request.group != 0 && other.request.group == entry.request.group;
+    if (prefix_cache_ == PrefixCache::kOff && !same_group) continue;
+    const auto end = std::ranges::mismatch(skippable, other.text).in1;
+    const int64_t blocks = (end - skippable.begin()) / engine_.kv_block_tokens();
+    if (blocks * engine_.kv_block_tokens() <= common) continue;
+    common = blocks * engine_.kv_block_tokens();
+    sharer = &other;
+  }
+  const bool computed = sharer && engine_.length(sharer->sequence) >= common;
+  if (prefix_cache_ == PrefixCache::kOff) {
+    if (!sharer) return engine_.Open();
+    if (!computed) return std::nullopt;
+    return engine_.Fork(sharer->sequence, common);
+  }
+  const SequenceId sequence = engine_.Open(skippable);
+  if (!sharer || computed || engine_.length(sequence) >= common) return sequence;
+  engine_.Close(sequence);
+  return std::nullopt;
+}
+
+void Scheduler::CloseSequence(const Entry& entry) {
+  if (prefix_cache_ == PrefixCache::kOn) engine_.Publish(entry.sequence, entry.text);
+  engine_.Close(entry.sequence);
 }
 
 std::vector<Scheduler::Work> Scheduler::PlanStep() {
@@ -125,7 +181,7 @@ int64_t Scheduler::KvTokensNeeded(const std::vector<Work>& work) const {
 
 void Scheduler::PreemptLast() {
   CHECK(running_.size() > 1, "a request alone exceeds the KV cache");
-  engine_.Close(running_.back().sequence);
+  CloseSequence(running_.back());
   waiting_.push_front(std::move(running_.back()));
   running_.pop_back();
   ++preemptions_;
@@ -190,6 +246,12 @@ Result<bool> Scheduler::IssueStep(const CancelToken& cancel) {
     in_flight_.push_back(std::move(owners));
   }
   if (!on_host.empty()) NIBBLE_RETURN_IF_ERROR(RunOnHost(on_host, cancel));
+  for (const Work& piece : work) {
+    computed_tokens_ += piece.count;
+    if (prefix_cache_ == PrefixCache::kOn) {
+      engine_.Publish(piece.entry->sequence, piece.entry->text);
+    }
+  }
   return true;
 }
 
@@ -273,8 +335,9 @@ Status Scheduler::ReceiveStep() {
 void Scheduler::RemoveFinished() {
   std::erase_if(running_, [&](const Entry& entry) {
     if (!entry.finished) return false;
-    // A step in flight may still write to its blocks; whoever takes them writes after that.
-    engine_.Close(entry.sequence);
+    // A step in flight may still write to its blocks, beyond its text; whoever takes them writes
+    // after that.
+    CloseSequence(entry);
     return true;
   });
 }

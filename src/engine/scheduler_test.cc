@@ -116,10 +116,14 @@ struct Outcome {
   std::map<Scheduler::RequestId, std::vector<int32_t>> texts;
   std::map<Scheduler::RequestId, std::vector<std::pair<int32_t, double>>> scores;  // token, logit
   std::vector<Scheduler::RequestId> finished;
+  std::map<Scheduler::RequestId, int64_t> shared;  // tokens that were computed when it began
   int64_t preemptions = 0;
+  int64_t computed = 0;  // tokens
+  PrefixCacheCounts counts;
 };
 
-Outcome RunAll(Engine& engine, const std::vector<GenerationRequest>& requests) {
+Outcome RunAll(Engine& engine, const std::vector<GenerationRequest>& requests,
+               PrefixCache prefix_cache = PrefixCache::kOff) {
   Outcome outcome;
   const int64_t free = engine.free_kv_tokens();
   Scheduler scheduler(
@@ -127,6 +131,10 @@ Outcome RunAll(Engine& engine, const std::vector<GenerationRequest>& requests) {
       [&](Scheduler::RequestId id, FinishReason) { outcome.finished.push_back(id); },
       [&](Scheduler::RequestId id, int32_t token, std::span<const float> logits) {
         outcome.scores[id].emplace_back(token, logits[static_cast<size_t>(token)]);
+      },
+      prefix_cache,
+      [&](Scheduler::RequestId id, int64_t shared) {
+        EXPECT_TRUE(outcome.shared.emplace(id, shared).second);
       });
   for (const GenerationRequest& request : requests) EXPECT_TRUE(scheduler.Add(request));
   for (int step = 0; scheduler.Step(kNever).value(); ++step) {
@@ -137,6 +145,8 @@ Outcome RunAll(Engine& engine, const std::vector<GenerationRequest>& requests) {
   }
   EXPECT_EQ(engine.free_kv_tokens(), free);
   outcome.preemptions = scheduler.preemptions();
+  outcome.computed = scheduler.computed_tokens();
+  outcome.counts = scheduler.prefix_cache_counts();
   return outcome;
 }
 
@@ -254,6 +264,126 @@ TEST_P(SchedulerTest, RulesChangeWhatIsChosen) {
   Scheduler scheduler(
       *engine, [](Scheduler::RequestId, int32_t) {}, [](Scheduler::RequestId, FinishReason) {});
   EXPECT_EQ(scheduler.Add(request).error().code(), ErrorCode::kBadInput);
+}
+
+std::vector<int32_t> Joined(std::vector<int32_t> first, const std::vector<int32_t>& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
+}
+
+// A second text with the same beginning computes only what is its own.
+TEST_P(SchedulerTest, PrefixCacheSkipsWhatWasComputed) {
+  const std::vector<int32_t> system = RandomTokens(400, 64, 1);
+  const GenerationRequest first{.prompt = Joined(system, {1, 2, 3}), .max_tokens = 4};
+  GenerationRequest second{.prompt = Joined(system, {4, 5}), .max_tokens = 4};
+  const auto alone = [&](const GenerationRequest& request) {
+    return RunAll(*MakeEngine(64, 512), {request});
+  };
+  const std::unique_ptr<Engine> engine = MakeEngine(64, 512);
+  const Outcome one = RunAll(*engine, {first}, PrefixCache::kOn);
+  EXPECT_EQ(one.shared.at(1), 0);
+  EXPECT_EQ(one.texts.at(1), alone(first).texts.at(1));
+  EXPECT_GE(one.computed, 403);
+  const Outcome two = RunAll(*engine, {second}, PrefixCache::kOn);
+  EXPECT_EQ(two.shared.at(1), 400);
+  EXPECT_EQ(two.texts.at(1), alone(second).texts.at(1));
+  EXPECT_LE(two.computed, 2 + 4);
+  EXPECT_EQ(two.counts.queries, 402);
+  EXPECT_EQ(two.counts.hits, 400);
+  // Of the very same prompt the last block is computed again, for the logits after it.
+  second.prompt = system;
+  EXPECT_EQ(RunAll(*engine, {second}, PrefixCache::kOn).shared.at(1), 400 - 16);
+  // Scores of the prompt are of all its tokens.
+  second.scores = WantScores::kPromptAndGenerated;
+  const Outcome scored = RunAll(*engine, {second}, PrefixCache::kOn);
+  EXPECT_EQ(scored.shared.at(1), 0);
+  EXPECT_EQ(scored.scores.at(1), alone(second).scores.at(1));
+  EXPECT_EQ(scored.counts.queries, 0);
+  second.scores = WantScores::kGenerated;
+  const Outcome generated = RunAll(*engine, {second}, PrefixCache::kOn);
+  EXPECT_EQ(generated.shared.at(1), 400 - 16);
+  EXPECT_EQ(generated.scores.at(1), alone(second).scores.at(1));
+  // Others' texts take the memory in the end.
+  const Outcome other =
+      RunAll(*engine, {{.prompt = RandomTokens(500, 64, 2), .max_tokens = 4}}, PrefixCache::kOn);
+  EXPECT_EQ(other.shared.at(1), 0);
+  second.prompt = Joined(system, {4, 5});
+  EXPECT_LT(RunAll(*engine, {second}, PrefixCache::kOn).shared.at(1), 32);
+}
+
+// Texts that come at once share what one of them computes, be it of one group or of the cache.
+TEST_P(SchedulerTest, ThoseThatComeAtOnceShareTheirBeginning) {
+  const std::vector<int32_t> prompt = RandomTokens(200, 64, 1);
+  std::vector<GenerationRequest> requests;
+  for (uint64_t i = 0; i < 6; ++i) {
+    requests.push_back(
+        {.prompt = prompt, .max_tokens = 10, .sampling = {.temperature = 1, .seed = i}});
+  }
+  const Outcome apart = RunAll(*MakeEngine(32, 2048), requests);
+  EXPECT_GE(apart.computed, 6 * 200);
+  const Outcome cached = RunAll(*MakeEngine(32, 2048), requests, PrefixCache::kOn);
+  for (GenerationRequest& request : requests) request.group = 7;
+  const Outcome grouped = RunAll(*MakeEngine(32, 2048), requests);
+  for (const Outcome* outcome : {&cached, &grouped}) {
+    EXPECT_EQ(outcome->texts, apart.texts);
+    EXPECT_LE(outcome->computed, 200 + 5 * 8 + 6 * 10);
+    EXPECT_EQ(outcome->shared.at(1), 0);
+    for (int64_t i = 2; i <= 6; ++i) EXPECT_EQ(outcome->shared.at(i), 192);
+  }
+  EXPECT_EQ(apart.shared.at(6), 0);
+  EXPECT_EQ(grouped.counts.queries, 0);
+}
+
+// Requests of a few beginnings, rules, scores, groups, cancelled ones, in a cache that holds a few
+// of them: each text is what it is alone, where nothing is shared.
+TEST_P(SchedulerTest, SharingAndPreemptingChangeNoText) {
+  Random random(3);
+  for (const PrefixCache prefix_cache : {PrefixCache::kOn, PrefixCache::kOff}) {
+    const std::unique_ptr<Engine> engine = MakeEngine(24, /*kv_tokens=*/192);
+    std::map<Scheduler::RequestId, GenerationRequest> requests;
+    std::map<Scheduler::RequestId, std::vector<int32_t>> texts;
+    std::map<Scheduler::RequestId, std::vector<std::pair<int32_t, double>>> scores;
+    std::vector<Scheduler::RequestId> finished;
+    Scheduler scheduler(
+        *engine, [&](Scheduler::RequestId id, int32_t token) { texts[id].push_back(token); },
+        [&](Scheduler::RequestId id, FinishReason) { finished.push_back(id); },
+        [&](Scheduler::RequestId id, int32_t token, std::span<const float> logits) {
+          scores[id].emplace_back(token, logits[static_cast<size_t>(token)]);
+        },
+        prefix_cache);
+    for (int step = 0; step < 1500; ++step) {
+      if (step < 1000 && random.Below(5) == 0 && scheduler.waiting() < 8) {
+        GenerationRequest request{
+            .prompt = Joined(
+                RandomTokens(16 * static_cast<int64_t>(random.Below(5)), 64, random.Below(3)),
+                RandomTokens(1 + static_cast<int64_t>(random.Below(20)), 64, random.Below(4))),
+            .max_tokens = 1 + static_cast<int64_t>(random.Below(100)),
+            .sampling = {.temperature = 1, .seed = random.Next()},
+            .scores = random.Below(4) == 0   ? WantScores::kPromptAndGenerated
+                      : random.Below(4) == 0 ? WantScores::kGenerated
+                                             : WantScores::kNone};
+        if (random.Below(4) == 0) request.rules.presence_penalty = 0.5;
+        request.group = static_cast<int64_t>(requests.size()) / 3;
+        requests.emplace(scheduler.Add(request).value(), request);
+      }
+      if (random.Below(40) == 0 && !requests.empty()) {
+        auto it = requests.begin();
+        std::advance(it, static_cast<int64_t>(random.Below(requests.size())));
+        if (scheduler.Cancel(it->first)) requests.erase(it);
+      }
+      ASSERT_TRUE(scheduler.Step(kNever));
+    }
+    EXPECT_EQ(finished.size(), requests.size());
+    EXPECT_EQ(scheduler.kv_tokens_used(), 0);
+    EXPECT_GT(scheduler.preemptions(), 3);
+    if (prefix_cache == PrefixCache::kOn) EXPECT_GT(scheduler.prefix_cache_counts().hits, 300);
+    for (const auto& [id, request] : requests) {
+      const Outcome alone = RunAll(*MakeEngine(64, 512), {request});
+      ASSERT_EQ(texts.at(id), alone.texts.at(1)) << id;
+      ASSERT_EQ(scores[id].size(), alone.scores.contains(1) ? alone.scores.at(1).size() : 0);
+      if (!scores[id].empty()) ASSERT_EQ(scores[id], alone.scores.at(1)) << id;
+    }
+  }
 }
 
 }  // namespace

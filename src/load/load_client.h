@@ -14,7 +14,7 @@
 #include <optional>
 #include <string>
 
-#include "src/load/load_test.h"
+#include "src/load/load_level.h"
 
 namespace nibble {
 
@@ -40,7 +40,6 @@ class LoadClient {
   boost::asio::awaitable<Result<std::string>> Get(const std::string& path);
 
  private:
-  enum class Sent { kYes, kNo };
   boost::asio::awaitable<void> TakeStream(LoadRecord& record, LoadClock::time_point epoch);
   boost::asio::awaitable<std::string> Connect();
   std::string RequestText(std::string_view method, std::string_view path,

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "src/base/json.h"
-#include "src/load/load_test.h"
+#include "src/load/load_level.h"
 
 namespace nibble {
 

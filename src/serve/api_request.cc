@@ -106,12 +106,12 @@ GenerationParameters ReadParameters(BodyReader& body) {
   return parameters;
 }
 
-std::vector<int32_t> ReadTokens(BodyReader& body, const Json& array) {
+std::vector<int32_t> ReadTokens(BodyReader& body, const char* name, const Json& array) {
   std::vector<int32_t> tokens;
   for (const Json& value : array) {
     const std::optional<int32_t> token = TokenIdIn(value);
     if (!token) {
-      body.Fail("prompt",
+      body.Fail(name,
                 fmt::format("want token ids from 0 to {}, got {}", kMaxInt32, ShownValue(value)));
       break;
     }
@@ -133,7 +133,7 @@ std::vector<Prompt> ReadPrompts(BodyReader& body) {
                                     ShownValue(*value)));
     return {};
   }
-  if (value->front().is_number()) return {ReadTokens(body, *value)};
+  if (value->front().is_number()) return {ReadTokens(body, "prompt", *value)};
   std::vector<Prompt> prompts;
   if (value->size() > static_cast<size_t>(kMaxChoices)) {
     body.Fail("prompt", fmt::format("want at most {} prompts, got {}", kMaxChoices, value->size()));
@@ -143,7 +143,7 @@ std::vector<Prompt> ReadPrompts(BodyReader& body) {
     if (prompt.is_string()) {
       prompts.emplace_back(prompt.get<std::string>());
     } else if (prompt.is_array() && !prompt.empty()) {
-      prompts.emplace_back(ReadTokens(body, prompt));
+      prompts.emplace_back(ReadTokens(body, "prompt", prompt));
     } else {
       body.Fail("prompt", fmt::format("want prompts that are strings or token ids, got {}",
                                       ShownValue(prompt)));
@@ -253,6 +253,45 @@ ApiResult<ChatRequest> ParseChatRequest(std::string_view text) {
     body.Fail("top_logprobs", "goes only with \"logprobs\": true");
   }
   request.parameters.unknown_members = body.UnknownMembers();
+  if (body.error()) return tl::unexpected<ApiError>(*body.error());
+  return request;
+}
+
+ApiResult<TokenizeRequest> ParseTokenizeRequest(std::string_view text) {
+  const Result<Json> json = ParseJson(text, "body");
+  if (!json) return NotAnObject(json.error());
+  BodyReader body(*json);
+  TokenizeRequest request;
+  request.model = body.String("model");
+  const bool chat = body.Find("messages") != nullptr;
+  const std::optional<std::string> prompt = body.String("prompt");
+  if (chat == prompt.has_value()) {
+    body.Fail(chat ? "messages" : "prompt", "want either \"prompt\" or \"messages\"");
+  } else if (chat) {
+    request.input = ReadMessages(body);
+  } else {
+    request.input = *prompt;
+  }
+  request.add_special_tokens = body.Boolean("add_special_tokens", !chat);
+  request.add_generation_prompt = body.Boolean("add_generation_prompt", true);
+  request.return_token_strs = body.Boolean("return_token_strs", false);
+  if (body.error()) return tl::unexpected<ApiError>(*body.error());
+  return request;
+}
+
+ApiResult<DetokenizeRequest> ParseDetokenizeRequest(std::string_view text) {
+  const Result<Json> json = ParseJson(text, "body");
+  if (!json) return NotAnObject(json.error());
+  BodyReader body(*json);
+  DetokenizeRequest request;
+  request.model = body.String("model");
+  const Json* tokens = body.Find("tokens");
+  if (tokens == nullptr || !tokens->is_array()) {
+    body.Fail("tokens", fmt::format("want an array of token ids, got {}",
+                                    tokens == nullptr ? "none" : ShownValue(*tokens)));
+  } else {
+    request.tokens = ReadTokens(body, "tokens", *tokens);
+  }
   if (body.error()) return tl::unexpected<ApiError>(*body.error());
   return request;
 }

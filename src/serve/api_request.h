@@ -1,5 +1,6 @@
 // What a client may ask for: the bodies of /v1/completions and /v1/chat/completions, as OpenAI's
-// API defines them (and vLLM extends them by top_k, min_p and ignore_eos), checked and typed.
+// API defines them (and vLLM extends them by top_k, min_p and ignore_eos), and of vLLM's /tokenize and
+// /detokenize, checked and typed.
 //
 // A body is untrusted: every type, number and count is checked here. Members that are not known are
 // ignored and named in `unknown_members`.
@@ -79,10 +80,26 @@ struct ChatRequest {
   std::vector<ChatMessage> messages;  // at least one
 };
 
+// What tokens a text or a conversation becomes.
+struct TokenizeRequest {
+  std::optional<std::string> model;
+  std::variant<std::string, std::vector<ChatMessage>> input;  // at least one message
+  bool add_special_tokens = true;                             // false for a conversation
+  bool add_generation_prompt = true;                          // of a conversation
+  bool return_token_strs = false;
+};
+
+struct DetokenizeRequest {
+  std::optional<std::string> model;
+  std::vector<int32_t> tokens;  // at least 0 each
+};
+
 // `body` is the bytes of a request. Errors are of status 400 and name the member in `param` where
 // it is one's fault.
 ApiResult<CompletionRequest> ParseCompletionRequest(std::string_view body);
 ApiResult<ChatRequest> ParseChatRequest(std::string_view body);
+ApiResult<TokenizeRequest> ParseTokenizeRequest(std::string_view body);
+ApiResult<DetokenizeRequest> ParseDetokenizeRequest(std::string_view body);
 
 }  // namespace nibble
 

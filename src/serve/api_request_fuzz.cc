@@ -1,4 +1,4 @@
-// Parses any bytes as both kinds of requests. What is accepted keeps the ranges that the header
+// Parses any bytes as every kind of request. What is accepted keeps the ranges that the header
 // promises; what is refused can be told to the client.
 #include "src/serve/api_request.h"
 #include "src/serve/api_response.h"
@@ -38,6 +38,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (const auto request = ParseChatRequest(body)) {
     CheckParameters(request->parameters);
     CHECK(!request->messages.empty());
+  } else {
+    CheckError(request.error());
+  }
+  if (const auto request = ParseTokenizeRequest(body)) {
+    const auto* messages = std::get_if<std::vector<ChatMessage>>(&request->input);
+    CHECK(messages == nullptr || !messages->empty());
+  } else {
+    CheckError(request.error());
+  }
+  if (const auto request = ParseDetokenizeRequest(body)) {
+    for (const int32_t token : request->tokens) CHECK(token >= 0);
   } else {
     CheckError(request.error());
   }

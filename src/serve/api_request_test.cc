@@ -170,5 +170,33 @@ TEST(ApiRequestTest, RefusesBodiesThatAreNoObjects) {
   EXPECT_FALSE(ParseCompletionRequest(std::string(1000, '[')));
 }
 
+TEST(ApiRequestTest, TokenizeAndDetokenize) {
+  const auto text =
+      ParseTokenizeRequest(R"({"model": "m", "prompt": "a", "return_token_strs": true})");
+  ASSERT_TRUE(text);
+  EXPECT_EQ(text->model, "m");
+  EXPECT_EQ(std::get<std::string>(text->input), "a");
+  EXPECT_TRUE(text->add_special_tokens);
+  EXPECT_TRUE(text->return_token_strs);
+  const auto chat = ParseTokenizeRequest(
+      R"({"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": false})");
+  ASSERT_TRUE(chat);
+  EXPECT_EQ(std::get<std::vector<ChatMessage>>(chat->input).size(), 1u);
+  EXPECT_FALSE(chat->add_special_tokens);
+  EXPECT_FALSE(chat->add_generation_prompt);
+  for (const char* body :
+       {"{}", R"({"prompt": 1})", R"({"prompt": "a", "messages": [{"role": "r", "content": ""}]})",
+        R"({"messages": []})", R"({"prompt": "a", "add_special_tokens": 1})", "[]"}) {
+    EXPECT_EQ(ParseTokenizeRequest(body).error().status, 400) << body;
+  }
+  EXPECT_EQ(ParseDetokenizeRequest(R"({"tokens": [1, 2]})")->tokens, (std::vector<int32_t>{1, 2}));
+  for (const char* body : {"{}", R"({"tokens": 1})", R"({"tokens": [-1]})", R"({"tokens": [1.5]})",
+                           R"({"tokens": [99999999999]})"}) {
+    const auto got = ParseDetokenizeRequest(body);
+    ASSERT_FALSE(got) << body;
+    EXPECT_EQ(got.error().param, "tokens");
+  }
+}
+
 }  // namespace
 }  // namespace nibble

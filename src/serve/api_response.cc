@@ -78,7 +78,8 @@ Json CompletionChoice(const ChoicePart& part, Logprobs logprobs) {
 Json UsageDocument(const Usage& usage) {
   return {{"prompt_tokens", usage.prompt_tokens},
           {"completion_tokens", usage.completion_tokens},
-          {"total_tokens", usage.prompt_tokens + usage.completion_tokens}};
+          {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
+          {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
 }
 
 Json Document(const AnswerHead& head, std::string_view object, Json choices) {

@@ -32,12 +32,14 @@ struct ChoicePart {
   std::string text;                 // UTF-8
   std::vector<ScoredToken> tokens;  // where log-probabilities were asked for
   int64_t generated = 0;            // tokens of the model's own
+  int64_t cached = 0;               // tokens of an answer's prompt that need not be computed
   ChoiceEnd end = ChoiceEnd::kNone;
 };
 
 struct Usage {
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;
+  int64_t cached_tokens = 0;  // of the prompts
 };
 
 // What all documents of one answer have in common.

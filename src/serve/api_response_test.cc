@@ -22,19 +22,20 @@ ChoicePart Part() {
 
 TEST(ApiResponseTest, Completion) {
   const ChoicePart part = Part();
-  const Json document = CompletionDocument(kHead, {&part, 1}, {3, 2}, Logprobs::kYes);
+  const Json document = CompletionDocument(kHead, {&part, 1}, {3, 2, 1}, Logprobs::kYes);
   EXPECT_EQ(document, Json::parse(R"({"id": "cmpl-1", "object": "text_completion",
       "created": 1700000000, "model": "m", "choices": [{"index": 1, "text": "é!", "logprobs": {
         "tokens": ["bytes:\\xc3", "!"], "token_logprobs": [null, -1.5],
         "top_logprobs": [null, {"!": -1.5, "?": -0.5, "bytes:\\xff": -9999.0}],
         "text_offset": [0, 1]}, "finish_reason": "stop"}],
-      "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}})"));
+      "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5,
+                "prompt_tokens_details": {"cached_tokens": 1}}})"));
   EXPECT_TRUE(CompletionChunk(kHead, part, Logprobs::kNo)["choices"][0]["logprobs"].is_null());
 }
 
 TEST(ApiResponseTest, Chat) {
   const ChoicePart part = Part();
-  const Json document = ChatDocument(kHead, {&part, 1}, {3, 2}, Logprobs::kYes);
+  const Json document = ChatDocument(kHead, {&part, 1}, {3, 2, 1}, Logprobs::kYes);
   EXPECT_EQ(document["object"], "chat.completion");
   const Json& choice = document["choices"][0];
   EXPECT_EQ(choice["message"], Json::parse(R"({"role": "assistant", "content": "é!"})"));

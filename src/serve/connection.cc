@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "src/serve/api_key.h"
+#include "src/serve/endpoints.h"
 
 namespace nibble {
 namespace {
@@ -31,10 +32,6 @@ constexpr size_t kMaxPartsWaiting = 1 << 16;
 constexpr std::chrono::seconds kLinger{2};
 constexpr size_t kLingerBytes = 16 << 10;
 
-std::string Dump(const Json& json) {
-  return json.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
-}
-
 Response TextResponse(const Request& request, int status, std::string body,
                       std::string_view type = "application/json") {
   Response response{static_cast<http::status>(status), request.version()};
@@ -46,7 +43,7 @@ Response TextResponse(const Request& request, int status, std::string body,
 }
 
 Response ErrorResponse(const Request& request, const ApiError& error) {
-  Response response = TextResponse(request, error.status, Dump(ErrorDocument(error)));
+  Response response = TextResponse(request, error.status, DocumentText(ErrorDocument(error)));
   if (error.status == 429 || error.status == 503) response.set(http::field::retry_after, "1");
   if (error.status == 401) response.set(http::field::www_authenticate, "Bearer");
   return response;
@@ -55,7 +52,7 @@ Response ErrorResponse(const Request& request, const ApiError& error) {
 Response Unavailable(const Request& request, const char* message) {
   const Json document = {
       {"error", {{"code", 503}, {"message", message}, {"type", "unavailable_error"}}}};
-  Response response = TextResponse(request, 503, Dump(document));
+  Response response = TextResponse(request, 503, DocumentText(document));
   response.set(http::field::retry_after, "1");
   return response;
 }
@@ -100,14 +97,6 @@ std::optional<Response> Refusal(const error_code& error, const ServerOptions& op
                          error != http::error::partial_message;
   if (!malformed) return std::nullopt;
   return ErrorResponse(none, {.message = fmt::format("not HTTP/1.1: {}", error.message())});
-}
-
-Json ModelsDocument(const ModelService& service) {
-  return {{"object", "list"},
-          {"data", Json::array({{{"id", service.name()},
-                                 {"object", "model"},
-                                 {"created", service.created_s()},
-                                 {"owned_by", "nibble"}}})}};
 }
 
 // Counts a request for as long as it is being answered.
@@ -217,12 +206,8 @@ asio::awaitable<Connection::After> Connection::ServeOne() {
 }
 
 std::optional<Response> Connection::Immediate(const Request& request) {
-  ModelService* const service = context_.service.load();
-  const bool draining = context_.draining.load();
+  const ServedModels* const models = context_.models.load();
   const std::string_view path = PathOf(request);
-  const bool posts = path == "/v1/completions" || path == "/v1/chat/completions";
-  const bool gets =
-      path == "/health" || path == "/v1/models" || path == "/metrics" || path == "/version";
   const KeyState key = KeyOf(request, context_.options.api_key);
   if (std::optional<Response> page = context_.browser->Answer(request, key)) return page;
   if (path != "/health" && key == KeyState::kMissing) {
@@ -231,44 +216,48 @@ std::optional<Response> Connection::Immediate(const Request& request) {
                                    .type = "authentication_error",
                                    .code = "invalid_api_key"});
   }
-  if (!posts && !gets) {
+  const Endpoint* const endpoint = FindEndpoint(path);
+  if (endpoint == nullptr) {
     return ErrorResponse(request, {.status = 404, .message = "there is no such endpoint"});
   }
-  if (request.method() != (posts ? http::verb::post : http::verb::get)) {
+  const beast::string_view method(endpoint->method.data(), endpoint->method.size());
+  if (request.method_string() != method) {
     Response response = ErrorResponse(
-        request, {.status = 405, .message = fmt::format("want {}", posts ? "POST" : "GET")});
-    response.set(http::field::allow, posts ? "POST" : "GET");
+        request, {.status = 405, .message = fmt::format("want {}", endpoint->method)});
+    response.set(http::field::allow, method);
     return response;
   }
-  if (path == "/version") return TextResponse(request, 200, Dump({{"version", NIBBLE_VERSION}}));
-  if (service == nullptr) return Unavailable(request, "Loading model");
-  if (draining && path != "/metrics") return Unavailable(request, "The server is about to stop");
-  if (path == "/health") return TextResponse(request, 200, Dump({{"status", "ok"}}));
-  if (path == "/v1/models") return TextResponse(request, 200, Dump(ModelsDocument(*service)));
-  if (path == "/metrics") {
-    return TextResponse(request, 200, MetricsText(service->loop().metrics(), service->name()),
-                        "text/plain; version=0.0.4");
+  const bool needs_models = endpoint->needs == Endpoint::Needs::kModels;
+  if (needs_models && models == nullptr) return Unavailable(request, "Loading model");
+  if (needs_models && context_.draining.load() && path != "/metrics") {
+    return Unavailable(request, "The server is about to stop");
   }
-  return std::nullopt;
+  if (endpoint->answer == nullptr) return std::nullopt;
+  const ApiResult<PlainAnswer> answer = endpoint->answer(models, request.body());
+  if (!answer) return ErrorResponse(request, answer.error());
+  return TextResponse(request, 200, answer->body, answer->type);
 }
 
 asio::awaitable<Connection::After> Connection::Answer(const Request& request) {
-  ModelService& service = *context_.service.load();
   const bool chat = PathOf(request) == "/v1/chat/completions";
-  Wanted wanted{.kind = chat ? Wanted::Kind::kChat : Wanted::Kind::kCompletion,
-                .head = {.id = service.NewId(chat ? "chatcmpl" : "cmpl"),
-                         .created_s = UnixSeconds(),
-                         .model = service.name()}};
+  Wanted wanted{.kind = chat ? Wanted::Kind::kChat : Wanted::Kind::kCompletion};
+  ModelService* service = nullptr;
   const auto prepare = [&](const auto& parsed) -> ApiResult<PreparedAnswer> {
     if (!parsed) return tl::unexpected(parsed.error());
     const GenerationParameters& parameters = parsed->parameters;
     for (const std::string& name : parameters.unknown_members) {
-      spdlog::warn("a request's member {} is ignored", Dump(name));
+      spdlog::warn("a request's member {} is ignored", DocumentText(name));
     }
+    const ApiResult<ModelService*> found = context_.models.load()->Find(parameters.model);
+    if (!found) return tl::unexpected(found.error());
+    service = *found;
+    wanted.head = {.id = service->NewId(chat ? "chatcmpl" : "cmpl"),
+                   .created_s = UnixSeconds(),
+                   .model = service->name()};
     wanted.logprobs = parameters.top_logprobs ? Logprobs::kYes : Logprobs::kNo;
     wanted.delivery = parameters.delivery;
     wanted.include_usage = parameters.include_usage;
-    return service.Prepare(*parsed);
+    return service->Prepare(*parsed);
   };
   ApiResult<PreparedAnswer> prepared = chat ? prepare(ParseChatRequest(request.body()))
                                             : prepare(ParseCompletionRequest(request.body()));
@@ -281,7 +270,7 @@ asio::awaitable<Connection::After> Connection::Answer(const Request& request) {
 
   const asio::any_io_executor executor = stream_.get_executor();
   const auto mailbox = std::make_shared<Mailbox>(executor);
-  const ApiResult<EngineLoop::AnswerId> answer = service.loop().Submit(
+  const ApiResult<EngineLoop::AnswerId> answer = service->loop().Submit(
       std::move(prepared->choices),
       [mailbox, executor](ChoicePart part) {
         asio::post(executor, [mailbox, part = std::move(part)]() mutable {
@@ -308,7 +297,7 @@ asio::awaitable<Connection::After> Connection::Answer(const Request& request) {
   } else {
     after = co_await SendWhole(request, wanted, *mailbox);
   }
-  service.loop().Cancel(*answer);  // of one that is complete nothing is left to cancel
+  service->loop().Cancel(*answer);  // of one that is complete nothing is left to cancel
   error_code ignored;
   stream_.socket().cancel(ignored);  // the watch
   co_return after;
@@ -349,12 +338,13 @@ asio::awaitable<Connection::After> Connection::SendWhole(const Request& request,
     std::move(part.tokens.begin(), part.tokens.end(), std::back_inserter(choice.tokens));
     choice.end = part.end;
     usage.completion_tokens += part.generated;
+    usage.cached_tokens += part.cached;
     if (part.end != ChoiceEnd::kNone) --open;
   }
   if (open > 0 && !mailbox.failure) co_return After::kClose;
   Response response = mailbox.failure
                           ? ErrorResponse(request, *mailbox.failure)
-                          : TextResponse(request, 200, Dump(wanted.Whole(choices, usage)));
+                          : TextResponse(request, 200, DocumentText(wanted.Whole(choices, usage)));
   co_return co_await Send(std::move(response));
 }
 
@@ -392,6 +382,7 @@ asio::awaitable<Connection::After> Connection::SendStream(const Request& request
     const std::deque<ChoicePart> parts = std::exchange(mailbox.parts, {});
     for (const ChoicePart& part : parts) {
       usage.completion_tokens += part.generated;
+      usage.cached_tokens += part.cached;
       const bool ends = part.end != ChoiceEnd::kNone;
       if (ends) --open;
       // A token that completes no character says nothing.

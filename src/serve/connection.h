@@ -23,8 +23,8 @@ namespace nibble {
 // What all connections share.
 struct ServerContext {
   ServerOptions options;
-  std::optional<BrowserRoutes> browser;  // set before the first connection
-  std::atomic<ModelService*> service{nullptr};  // null while the model loads
+  std::optional<BrowserRoutes> browser;              // set before the first connection
+  std::atomic<const ServedModels*> models{nullptr};  // null while they load
   std::atomic<bool> draining{false};
   std::atomic<int64_t> connections{0};
   std::atomic<int64_t> answering{0};  // requests

@@ -22,16 +22,18 @@ ApiError Unavailable() {
 
 }  // namespace
 
-EngineLoop::EngineLoop(Engine& engine, const Tokenizer& tokenizer, int64_t max_choices)
+EngineLoop::EngineLoop(Engine& engine, const Tokenizer& tokenizer, const EngineLoopOptions& options)
     : tokenizer_(tokenizer),
-      max_choices_(max_choices),
+      max_choices_(options.max_choices),
       memory_(engine.backend().memory()),
       scheduler_(
           engine, [this](Scheduler::RequestId id, int32_t token) { Token(id, token); },
           [this](Scheduler::RequestId id, FinishReason reason) { Finish(id, reason); },
           [this](Scheduler::RequestId id, int32_t token, std::span<const float> logits) {
             Score(id, token, logits);
-          }) {
+          },
+          options.prefix_cache,
+          [this](Scheduler::RequestId id, int64_t shared_tokens) { Begin(id, shared_tokens); }) {
   Publish();
   thread_ = std::thread([this] { Run(); });
 }
@@ -114,7 +116,7 @@ void EngineLoop::Run() {
       submissions = std::exchange(submissions_, {});
       cancelled = std::exchange(cancelled_, {});
     }
-    for (Submission& submission : submissions) Begin(std::move(submission));
+    for (Submission& submission : submissions) Accept(std::move(submission));
     for (const AnswerId answer : cancelled) GiveUp(answer);
     const Result<bool> more = scheduler_.Step(never);
     if (!more) {
@@ -129,7 +131,7 @@ void EngineLoop::Run() {
   }
 }
 
-void EngineLoop::Begin(Submission submission) {
+void EngineLoop::Accept(Submission submission) {
   Answer& answer = answers_.emplace(submission.id, std::move(submission.answer)).first->second;
   for (size_t i = 0; i < submission.choices.size(); ++i) {
     ChoiceRequest& request = submission.choices[i];
@@ -142,6 +144,7 @@ void EngineLoop::Begin(Submission submission) {
     std::for_each(prompt.begin(), prompt.end() - unscored,
                   [&](TokenId token) { text.PushPrompt(token); });
     counted_.prompt_tokens += static_cast<int64_t>(prompt.size());
+    request.generation.group = submission.id;
     // Submit has checked it.
     const Scheduler::RequestId id = scheduler_.Add(std::move(request.generation)).value();
     choices_.emplace(id, Choice{.answer = submission.id,
@@ -150,7 +153,8 @@ void EngineLoop::Begin(Submission submission) {
                                 .top_logprobs = request.top_logprobs.value_or(0),
                                 .accepted = submission.accepted,
                                 .last_token = submission.accepted,
-                                .unscored_prompt = unscored});
+                                .unscored_prompt = unscored,
+                                .repeats_prompt = request.repeats_prompt});
     answer.open.push_back(id);
   }
 }
@@ -170,6 +174,12 @@ void EngineLoop::GiveUp(AnswerId answer) {
 
 void EngineLoop::Touch(Scheduler::RequestId request, Choice& choice) {
   if (!std::exchange(choice.touched, true)) touched_.push_back(request);
+}
+
+void EngineLoop::Begin(Scheduler::RequestId request, int64_t shared_tokens) {
+  Choice& choice = choices_.at(request);
+  // An answer's usage counts each prompt once.
+  if (!choice.repeats_prompt) choice.cached = shared_tokens;
 }
 
 void EngineLoop::Token(Scheduler::RequestId request, int32_t token) {
@@ -222,6 +232,7 @@ std::vector<std::pair<EngineLoop::OnPart, ChoicePart>> EngineLoop::TakeParts() {
     ChoicePart part = choice.text.Take();
     part.index = choice.index;
     part.end = choice.end;
+    part.cached = std::exchange(choice.cached, 0);
     const auto answer = answers_.find(choice.answer);
     parts.emplace_back(answer->second.on_part, std::move(part));
     if (choice.end == ChoiceEnd::kNone) continue;
@@ -251,6 +262,7 @@ void EngineLoop::FailAll(const Error& error) {
 void EngineLoop::Publish() {
   counted_.running = scheduler_.running();
   counted_.preemptions = scheduler_.preemptions();
+  counted_.prefix_cache = scheduler_.prefix_cache_counts();
   counted_.kv_tokens = scheduler_.kv_tokens();
   counted_.kv_tokens_used = scheduler_.kv_tokens_used();
   counted_.memory = memory_.current();

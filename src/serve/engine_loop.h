@@ -2,7 +2,7 @@
 // answer, to give up answering, and how it stands.
 //
 // An answer is one or several choices, each a text of its own; n choices of one prompt are n
-// sequences.
+// sequences that share it.
 #ifndef NIBBLE_SERVE_ENGINE_LOOP_H_
 #define NIBBLE_SERVE_ENGINE_LOOP_H_
 
@@ -31,6 +31,12 @@ struct ChoiceRequest {
   std::vector<std::string> stops;
   EchoPrompt echo = EchoPrompt::kNo;
   std::optional<int64_t> top_logprobs;  // absent: no scores
+  bool repeats_prompt = false;          // an earlier choice of the answer has the same
+};
+
+struct EngineLoopOptions {
+  int64_t max_choices = 0;  // open at a time, running or waiting
+  PrefixCache prefix_cache = PrefixCache::kOff;
 };
 
 class EngineLoop {
@@ -42,9 +48,8 @@ class EngineLoop {
   // Called there in place of all further parts, where the engine failed.
   using OnFailure = std::function<void(ApiError error)>;
 
-  // Borrows the engine, of which it is the only user from now on, and the tokenizer. At most
-  // `max_choices` choices are open at a time, running or waiting.
-  EngineLoop(Engine& engine, const Tokenizer& tokenizer, int64_t max_choices);
+  // Borrows the engine, of which it is the only user from now on, and the tokenizer.
+  EngineLoop(Engine& engine, const Tokenizer& tokenizer, const EngineLoopOptions& options);
   // Gives up what is open.
   ~EngineLoop();
 
@@ -73,6 +78,8 @@ class EngineLoop {
     Clock::time_point accepted, last_token;
     int64_t unscored_prompt = 0;  // tokens of the prompt that come with their scores
     int64_t tokens = 0;
+    bool repeats_prompt = false;
+    int64_t cached = 0;  // tokens of the prompt that need not be computed; not yet told
     bool touched = false;
     bool stopped = false;  // by a stop string; to be cancelled
     ChoiceEnd end = ChoiceEnd::kNone;
@@ -85,8 +92,9 @@ class EngineLoop {
   };
 
   void Run();
-  void Begin(Submission submission);
+  void Accept(Submission submission);
   void GiveUp(AnswerId answer);
+  void Begin(Scheduler::RequestId request, int64_t shared_tokens);
   void Token(Scheduler::RequestId request, int32_t token);
   void Finish(Scheduler::RequestId request, FinishReason reason);
   void Score(Scheduler::RequestId request, int32_t token, std::span<const float> logits);

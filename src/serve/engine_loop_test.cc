@@ -37,7 +37,8 @@ class EngineLoopTest : public ::testing::TestWithParam<Tokens> {
                         .kv_tokens = 256,
                         .limits = {.rows = 16, .sequences = 8, .context = 128, .logit_rows = 16}})
             .value();
-    loop_.emplace(*engine_, *tokenizer_, /*max_choices=*/16);
+    loop_.emplace(*engine_, *tokenizer_,
+                  EngineLoopOptions{.max_choices = 16, .prefix_cache = PrefixCache::kOn});
   }
 
   struct Got {
@@ -57,6 +58,7 @@ class EngineLoopTest : public ::testing::TestWithParam<Tokens> {
           choice.text += part.text;
           for (const ScoredToken& token : part.tokens) choice.tokens.push_back(token);
           choice.generated += part.generated;
+          choice.cached += part.cached;
           choice.end = part.end;
           ++got->parts;
           if (part.end != ChoiceEnd::kNone && --*open == 0) promise->set_value(*got);
@@ -142,6 +144,25 @@ TEST_P(EngineLoopTest, EchoesWithScores) {
   EXPECT_EQ(choice.tokens[2].text_offset, 2);
   request.top_logprobs = std::nullopt;
   EXPECT_EQ(Ask({request}).get().choices.at(0).text, choice.text);
+}
+
+// The second answer finds the first one's prompt; a choice that repeats one does not count it
+// again.
+TEST_P(EngineLoopTest, TellsWhatWasCached) {
+  ChoiceRequest request = Request(1, 4);
+  request.generation.prompt.assign(50, 7);
+  ChoiceRequest again = request;
+  again.repeats_prompt = true;
+  const Got first = Ask({request, again}).get();
+  EXPECT_EQ(first.choices.at(0).cached + first.choices.at(1).cached, 0);
+  EXPECT_EQ(first.choices.at(0).text, first.choices.at(1).text);
+  const Got second = Ask({request, again}).get();
+  EXPECT_EQ(second.choices.at(0).cached, 48);
+  EXPECT_EQ(second.choices.at(1).cached, 0);
+  EXPECT_EQ(second.choices.at(0).text, first.choices.at(0).text);
+  const ServeMetrics metrics = MetricsWhenIdle();
+  EXPECT_EQ(metrics.prefix_cache.queries, 4 * 50);
+  EXPECT_EQ(metrics.prefix_cache.hits, 3 * 48);
 }
 
 TEST_P(EngineLoopTest, RefusesWhatNeverFitsAndWhatIsTooMuch) {

@@ -41,47 +41,82 @@ void Histogram::AppendTo(std::string& text, std::string_view name, std::string_v
                   name, labels, total, sum_);
 }
 
-std::string MetricsText(const ServeMetrics& m, std::string_view model_name) {
-  const std::string model = fmt::format("model_name=\"{}\"", Escaped(model_name));
+std::string MetricsText(std::span<const ModelMetrics> models, std::optional<double> energy_joules) {
   std::string text;
   const auto head = [&](std::string_view name, std::string_view type, std::string_view help) {
     text += fmt::format("# HELP {0} {2}\n# TYPE {0} {1}\n", name, type, help);
   };
+  const auto label = [](const ModelMetrics& model) {
+    return fmt::format("model_name=\"{}\"", Escaped(model.model_name));
+  };
+  // A metric's samples stand together: one of each model.
   const auto one = [&](std::string_view name, std::string_view type, std::string_view help,
-                       auto value) {
+                       auto value_of) {
     head(name, type, help);
-    text += fmt::format("{}{{{}}} {}\n", name, model, value);
+    for (const ModelMetrics& model : models) {
+      text += fmt::format("{}{{{}}} {}\n", name, label(model), value_of(model.metrics));
+    }
   };
-  const auto histogram = [&](std::string_view name, std::string_view help, const Histogram& h) {
+  const auto value = [&](std::string_view name, std::string_view type, std::string_view help,
+                         auto ServeMetrics::*member) {
+    one(name, type, help, [&](const ServeMetrics& metrics) { return metrics.*member; });
+  };
+  const auto histogram = [&](std::string_view name, std::string_view help,
+                             Histogram ServeMetrics::*member) {
     head(name, "histogram", help);
-    h.AppendTo(text, name, model);
+    for (const ModelMetrics& model : models) {
+      (model.metrics.*member).AppendTo(text, name, label(model));
+    }
   };
-  one("vllm:num_requests_running", "gauge", "Sequences that are being computed.", m.running);
-  one("vllm:num_requests_waiting", "gauge", "Sequences that wait for room.", m.waiting);
+  value("vllm:num_requests_running", "gauge", "Sequences that are being computed.",
+        &ServeMetrics::running);
+  value("vllm:num_requests_waiting", "gauge", "Sequences that wait for room.",
+        &ServeMetrics::waiting);
   one("vllm:kv_cache_usage_perc", "gauge", "The share of the KV cache that is held, 0 to 1.",
-      m.kv_tokens == 0 ? 0.0
-                       : static_cast<double>(m.kv_tokens_used) / static_cast<double>(m.kv_tokens));
-  one("vllm:prompt_tokens_total", "counter", "Tokens of accepted prompts.", m.prompt_tokens);
-  one("vllm:generation_tokens_total", "counter", "Tokens generated.", m.generation_tokens);
-  one("vllm:num_preemptions_total", "counter",
-      "Sequences that gave their KV blocks back for others.", m.preemptions);
+      [](const ServeMetrics& m) {
+        return m.kv_tokens == 0
+                   ? 0.0
+                   : static_cast<double>(m.kv_tokens_used) / static_cast<double>(m.kv_tokens);
+      });
+  value("vllm:prompt_tokens_total", "counter", "Tokens of accepted prompts.",
+        &ServeMetrics::prompt_tokens);
+  value("vllm:generation_tokens_total", "counter", "Tokens generated.",
+        &ServeMetrics::generation_tokens);
+  value("vllm:num_preemptions_total", "counter",
+        "Sequences that gave their KV blocks back for others.", &ServeMetrics::preemptions);
+  one("vllm:prefix_cache_queries_total", "counter",
+      "Tokens of sequences that were looked for in the prefix cache.",
+      [](const ServeMetrics& m) { return m.prefix_cache.queries; });
+  one("vllm:prefix_cache_hits_total", "counter", "Tokens of sequences that the prefix cache had.",
+      [](const ServeMetrics& m) { return m.prefix_cache.hits; });
   histogram("vllm:time_to_first_token_seconds", "From acceptance to the first token.",
-            m.first_token_seconds);
+            &ServeMetrics::first_token_seconds);
   histogram("vllm:time_per_output_token_seconds", "Between a sequence's tokens.",
-            m.per_token_seconds);
+            &ServeMetrics::per_token_seconds);
   histogram("vllm:e2e_request_latency_seconds", "From acceptance to the last token.",
-            m.whole_seconds);
+            &ServeMetrics::whole_seconds);
   head("vllm:request_success_total", "counter", "Sequences by how they ended.");
-  for (const auto& [reason, count] : {std::pair<std::string_view, int64_t>{"stop", m.stopped},
-                                      {"length", m.length},
-                                      {"abort", m.aborted}}) {
-    text += fmt::format("vllm:request_success_total{{{},finished_reason=\"{}\"}} {}\n", model,
-                        reason, count);
+  for (const ModelMetrics& model : models) {
+    const ServeMetrics& m = model.metrics;
+    for (const auto& [reason, count] : {std::pair<std::string_view, int64_t>{"stop", m.stopped},
+                                        {"length", m.length},
+                                        {"abort", m.aborted}}) {
+      text += fmt::format("vllm:request_success_total{{{},finished_reason=\"{}\"}} {}\n",
+                          label(model), reason, count);
+    }
   }
   head("nibble:memory_bytes", "gauge", "Bytes held on the device, by class.");
-  for (const MemoryClass c :
-       {MemoryClass::kWeights, MemoryClass::kKvCache, MemoryClass::kWorkspace}) {
-    text += fmt::format("nibble:memory_bytes{{{},class=\"{}\"}} {}\n", model, Name(c), m.memory[c]);
+  for (const ModelMetrics& model : models) {
+    for (const MemoryClass c :
+         {MemoryClass::kWeights, MemoryClass::kKvCache, MemoryClass::kWorkspace}) {
+      text += fmt::format("nibble:memory_bytes{{{},class=\"{}\"}} {}\n", label(model), Name(c),
+                          model.metrics.memory[c]);
+    }
+  }
+  if (energy_joules) {
+    head("nibble:energy_joules_total", "counter",
+         "Energy that the device has taken; its rate is the power.");
+    text += fmt::format("nibble:energy_joules_total {}\n", *energy_joules);
   }
   return text;
 }

@@ -4,11 +4,14 @@
 #define NIBBLE_SERVE_METRICS_H_
 
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "src/engine/scheduler.h"
 #include "src/tensor/memory.h"
 
 namespace nibble {
@@ -36,6 +39,7 @@ struct ServeMetrics {
   int64_t prompt_tokens = 0;
   int64_t generation_tokens = 0;
   int64_t preemptions = 0;
+  PrefixCacheCounts prefix_cache;
   int64_t stopped = 0;  // choices by how they ended
   int64_t length = 0;
   int64_t aborted = 0;
@@ -48,7 +52,12 @@ struct ServeMetrics {
       {0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480});
 };
 
-std::string MetricsText(const ServeMetrics& metrics, std::string_view model_name);
+struct ModelMetrics {
+  std::string model_name;
+  ServeMetrics metrics;
+};
+// `energy_joules`: that the device has taken, where it says so.
+std::string MetricsText(std::span<const ModelMetrics> models, std::optional<double> energy_joules);
 
 }  // namespace nibble
 

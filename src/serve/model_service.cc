@@ -45,17 +45,6 @@ std::string ModelService::NewId(std::string_view prefix) {
   return fmt::format("{}-{:016x}", prefix, NextRandom());
 }
 
-std::optional<ApiError> ModelService::CheckModel(const GenerationParameters& parameters) const {
-  if (!parameters.model || *parameters.model == options_.name) return std::nullopt;
-  return ApiError{
-      .status = 404,
-      .message = fmt::format(
-          "the model {} does not exist; this server has {}", Json(*parameters.model).dump(),
-          Json(options_.name).dump(-1, ' ', false, Json::error_handler_t::replace)),
-      .param = "model",
-      .code = "model_not_found"};
-}
-
 std::optional<ApiError> ModelService::CheckTokens(const std::vector<int32_t>& prompt,
                                                   const char* param,
                                                   const GenerationParameters& parameters) const {
@@ -107,20 +96,70 @@ ApiResult<std::vector<int32_t>> ModelService::Tokens(const Prompt& prompt) const
   return std::vector<int32_t>{*options_.bos};
 }
 
-ApiResult<std::vector<int32_t>> ModelService::ChatTokens(const ChatRequest& request) const {
+ApiResult<std::vector<int32_t>> ModelService::ChatTokens(std::span<const ChatMessage> messages,
+                                                         GenerationPrompt generation_prompt,
+                                                         SpecialTokens special) const {
   if (!options_.chat) return Refused("messages", "the model has no chat template");
   const auto text = [&](std::optional<TokenId> token) -> std::optional<std::string> {
     if (!token) return std::nullopt;
     return std::string(tokenizer_.TokenText(*token));
   };
   const Result<std::string> prompt = options_.chat->Render(
-      request.messages, {.bos_token = text(tokenizer_.bos()), .eos_token = text(tokenizer_.eos())});
+      messages, {.add_generation_prompt = generation_prompt == GenerationPrompt::kAdd,
+                 .bos_token = text(tokenizer_.bos()),
+                 .eos_token = text(tokenizer_.eos())});
   if (!prompt) return Refused("messages", prompt.error().message());
-  // The template writes the special tokens itself.
-  ApiResult<std::vector<int32_t>> tokens = Encode(*prompt, SpecialTokens::kOmit, "messages");
+  ApiResult<std::vector<int32_t>> tokens = Encode(*prompt, special, "messages");
   if (tokens && tokens->empty())
     return Refused("messages", "the chat template makes an empty prompt of them");
   return tokens;
+}
+
+ApiResult<TokenizedPrompt> ModelService::Tokenize(const TokenizeRequest& request) const {
+  const SpecialTokens special =
+      request.add_special_tokens ? SpecialTokens::kAdd : SpecialTokens::kOmit;
+  const auto* messages = std::get_if<std::vector<ChatMessage>>(&request.input);
+  ApiResult<std::vector<int32_t>> tokens =
+      messages ? ChatTokens(*messages,
+                            request.add_generation_prompt ? GenerationPrompt::kAdd
+                                                          : GenerationPrompt::kOmit,
+                            special)
+               : Encode(std::get<std::string>(request.input), special, "prompt");
+  if (!tokens) return tl::unexpected(tokens.error());
+  TokenizedPrompt prompt{.tokens = *std::move(tokens)};
+  if (!request.return_token_strs) return prompt;
+  for (const int32_t token : prompt.tokens) {
+    prompt.token_strs.emplace_back(tokenizer_.TokenText(token));
+  }
+  return prompt;
+}
+
+ApiResult<std::string> ModelService::Detokenize(const DetokenizeRequest& request) const {
+  for (const int32_t token : request.tokens) {
+    if (const Status status = loop_.CheckToken(token); !status) {
+      return Refused("tokens", status.error().message());
+    }
+  }
+  return tokenizer_.Decode(request.tokens, SpecialText::kKeep);
+}
+
+Json ModelService::TokenizerInfo() const {
+  const auto text = [&](std::optional<int32_t> token) {
+    return token ? Json(tokenizer_.TokenText(*token)) : Json();
+  };
+  const std::optional<int32_t> eos = tokenizer_.eos() || options_.stop_tokens.empty()
+                                         ? tokenizer_.eos()
+                                         : options_.stop_tokens.front();
+  return {{"tokenizer_class", "PreTrainedTokenizerFast"},
+          {"model_max_length", context()},
+          {"vocab_size", tokenizer_.vocabulary_size()},
+          {"add_bos_token", tokenizer_.adds_bos()},
+          {"add_eos_token", tokenizer_.adds_eos()},
+          {"bos_token", text(options_.bos)},
+          {"eos_token", text(eos)},
+          {"unk_token", text(tokenizer_.unknown())},
+          {"pad_token", text(tokenizer_.padding())},
+          {"chat_template", options_.chat_jinja.empty() ? Json() : Json(options_.chat_jinja)}};
 }
 
 void ModelService::AddChoices(const std::vector<int32_t>& prompt,
@@ -147,11 +186,11 @@ void ModelService::AddChoices(const std::vector<int32_t>& prompt,
     choice.stops = parameters.stop;
     choice.echo = echo;
     choice.top_logprobs = parameters.top_logprobs;
+    choice.repeats_prompt = i > 0;
   }
 }
 
 ApiResult<PreparedAnswer> ModelService::Prepare(const CompletionRequest& request) {
-  if (auto error = CheckModel(request.parameters)) return tl::unexpected(*std::move(error));
   PreparedAnswer answer;
   for (const Prompt& prompt : request.prompts) {
     const ApiResult<std::vector<int32_t>> tokens = Tokens(prompt);
@@ -167,8 +206,9 @@ ApiResult<PreparedAnswer> ModelService::Prepare(const CompletionRequest& request
 }
 
 ApiResult<PreparedAnswer> ModelService::Prepare(const ChatRequest& request) {
-  if (auto error = CheckModel(request.parameters)) return tl::unexpected(*std::move(error));
-  const ApiResult<std::vector<int32_t>> tokens = ChatTokens(request);
+  // The template writes the special tokens itself.
+  const ApiResult<std::vector<int32_t>> tokens =
+      ChatTokens(request.messages, GenerationPrompt::kAdd, SpecialTokens::kOmit);
   if (!tokens) return tl::unexpected(tokens.error());
   if (auto error = CheckTokens(*tokens, "messages", request.parameters)) {
     return tl::unexpected(*std::move(error));

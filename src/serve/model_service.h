@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@ struct ServiceOptions {
   std::optional<int32_t> bos;        // where an empty prompt starts
   std::vector<int32_t> stop_tokens;  // end of sequence
   std::optional<ChatTemplate> chat;  // absent: chats are refused
+  std::string chat_jinja;            // what clients are told of it; empty: nothing
   int64_t created_s = 0;             // Unix time
 };
 
@@ -28,20 +30,31 @@ struct PreparedAnswer {
   int64_t prompt_tokens = 0;  // each prompt once
 };
 
+struct TokenizedPrompt {
+  std::vector<int32_t> tokens;
+  std::vector<std::string> token_strs;  // where they were asked for
+};
+
 // Thread-safe.
 class ModelService {
  public:
   // Borrows the tokenizer and the loop.
   ModelService(const Tokenizer& tokenizer, EngineLoop& loop, ServiceOptions options);
 
-  // Errors: 404 for another model's name, 400 for what the model cannot do.
+  // Errors: 400 for what the model cannot do. Whose name a request has is ServedModels' business.
   ApiResult<PreparedAnswer> Prepare(const CompletionRequest& request);
   ApiResult<PreparedAnswer> Prepare(const ChatRequest& request);
+
+  ApiResult<TokenizedPrompt> Tokenize(const TokenizeRequest& request) const;
+  ApiResult<std::string> Detokenize(const DetokenizeRequest& request) const;
+  // As vLLM's /tokenizer_info: the members of a tokenizer_config.json that clients look at.
+  Json TokenizerInfo() const;
 
   // Of an answer: "PREFIX-" and 16 digits that no other answer has.
   std::string NewId(std::string_view prefix);
 
   const std::string& name() const { return options_.name; }
+  int64_t context() const { return loop_.context(); }
   int64_t created_s() const { return options_.created_s; }
   EngineLoop& loop() { return loop_; }
 
@@ -53,8 +66,10 @@ class ModelService {
   ApiResult<std::vector<int32_t>> Encode(std::string_view text, SpecialTokens special,
                                          const char* param) const;
   ApiResult<std::vector<int32_t>> Tokens(const Prompt& prompt) const;
-  ApiResult<std::vector<int32_t>> ChatTokens(const ChatRequest& request) const;
-  std::optional<ApiError> CheckModel(const GenerationParameters& parameters) const;
+  enum class GenerationPrompt { kOmit, kAdd };
+  ApiResult<std::vector<int32_t>> ChatTokens(std::span<const ChatMessage> messages,
+                                             GenerationPrompt generation_prompt,
+                                             SpecialTokens special) const;
   uint64_t NextRandom();
   void AddChoices(const std::vector<int32_t>& prompt, const GenerationParameters& parameters,
                   EchoPrompt echo, PreparedAnswer& answer);

@@ -91,7 +91,7 @@ Result<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
 
 int Server::port() const { return state_->acceptor.local_endpoint().port(); }
 
-void Server::Serve(ModelService& service) { state_->context.service = &service; }
+void Server::Serve(const ServedModels& models) { state_->context.models = &models; }
 
 void Server::Drain(int64_t seconds) {
   state_->context.draining = true;

@@ -1,10 +1,10 @@
 // The HTTP/1.1 server: connections, their limits, authorization, and the endpoints of OpenAI's API
-// over a ModelService.
+// over the models that it has.
 //
-//   GET  /health               200 {"status":"ok"}; 503 while the model loads and while draining
-//   GET  /v1/models, /metrics, /version
+//   GET  /health               200 {"status":"ok"}; 503 while models load and while draining
+//   GET  /v1/models, /metrics, /version, /tokenizer_info
 //   GET  /, /page/…, /report/… (browser_routes.h)
-//   POST /v1/completions, /v1/chat/completions
+//   POST /v1/completions, /v1/chat/completions, /tokenize, /detokenize
 //
 // A client's worst is bounded: bytes of headers and bodies, seconds to send them and to take an
 // answer, connections. A connection that ends, or does not take its answer, gives up its sequences.
@@ -17,7 +17,7 @@
 
 #include "src/base/cancel.h"
 #include "src/base/error.h"
-#include "src/serve/model_service.h"
+#include "src/serve/served_models.h"
 
 namespace nibble {
 
@@ -43,8 +43,8 @@ class Server {
   ~Server();
 
   int port() const;
-  // Borrows the service until Stop has returned.
-  void Serve(ModelService& service);
+  // Borrows the models until Stop has returned.
+  void Serve(const ServedModels& models);
   // New requests get 503 from now on. Returns once those that are being answered are done, or after
   // `seconds`.
   void Drain(int64_t seconds);

@@ -292,6 +292,11 @@ def request_seeds() -> dict:
         "chat": {**common, "messages": [{"role": "user", "content": "hi"}, {
             "role": "assistant", "content": [{"type": "text", "text": "a"}]}],
             "max_completion_tokens": 5, "logprobs": True, "top_logprobs": 2},
+        "tokenize": {"model": "m", "prompt": "Once", "add_special_tokens": False,
+                     "return_token_strs": True},
+        "tokenize_chat": {"messages": [{"role": "user", "content": "hi"}],
+                          "add_generation_prompt": False},
+        "detokenize": {"model": "m", "tokens": [1, 2, 3]},
     }
     return {name: json.dumps(body) for name, body in bodies.items()}
 

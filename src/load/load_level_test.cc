@@ -1,4 +1,4 @@
-#include "src/load/load_test.h"
+#include "src/load/load_level.h"
 
 #include <gmock/gmock.h>
 

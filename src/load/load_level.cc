@@ -183,8 +183,8 @@ std::string LoadRequestBody(const LoadWorkload& workload, int64_t number) {
   return body.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
 }
 
-Result<std::vector<std::string>> ServedModels(const LoadTarget& target, const LoadLimits& limits,
-                                              const CancelToken& cancel) {
+Result<std::vector<std::string>> ListModels(const LoadTarget& target, const LoadLimits& limits,
+                                            const CancelToken& cancel) {
   asio::io_context io;
   NIBBLE_ASSIGN_OR_RETURN(const LoadClient::Endpoints endpoints, Resolve(io, target));
   Result<std::string> text = std::string();

@@ -5,8 +5,8 @@
 // answer and send the next (who waits does not ask: the rate follows the server's speed), or
 // requests that arrive as a Poisson process of a given rate whatever the server does (which shows
 // at which rate it no longer keeps up).
-#ifndef NIBBLE_LOAD_LOAD_TEST_H_
-#define NIBBLE_LOAD_LOAD_TEST_H_
+#ifndef NIBBLE_LOAD_LOAD_LEVEL_H_
+#define NIBBLE_LOAD_LOAD_LEVEL_H_
 
 #include <cstdint>
 #include <functional>
@@ -62,8 +62,8 @@ struct LoadRecord {
 };
 
 // The models that the server names. kBadInput where it does not answer so.
-Result<std::vector<std::string>> ServedModels(const LoadTarget& target, const LoadLimits& limits,
-                                              const CancelToken& cancel);
+Result<std::vector<std::string>> ListModels(const LoadTarget& target, const LoadLimits& limits,
+                                            const CancelToken& cancel);
 
 // One level; its records are in the order in which the requests were sent. `first_request` numbers
 // its first request: requests of different numbers have different prompts. `on_done` is told how
@@ -80,4 +80,4 @@ std::string LoadRequestBody(const LoadWorkload& workload, int64_t number);
 
 }  // namespace nibble
 
-#endif  // NIBBLE_LOAD_LOAD_TEST_H_
+#endif  // NIBBLE_LOAD_LOAD_LEVEL_H_
