@@ -2,13 +2,14 @@
 # tests/folder_order_test.py enforces the order.
 set(NIBBLE_FOLDERS
     base tensor format ops ops/ref ops/cpu ops/cuda tokenizer checkpoint model quantize engine eval
-    bench report study serve)
+    bench report study serve load)
 
 set(NIBBLE_LINK_base nlohmann_json::nlohmann_json tl::expected spdlog::spdlog fmt::fmt Threads::Threads)
 set(NIBBLE_LINK_tensor PkgConfig::HWY)
 set(NIBBLE_LINK_ops_cpu PkgConfig::HWY PkgConfig::OPENBLAS)
 set(NIBBLE_LINK_bench PkgConfig::OPENBLAS ${CMAKE_DL_LIBS})
 set(NIBBLE_LINK_serve Boost::headers)
+set(NIBBLE_LINK_load Boost::headers)
 set(NIBBLE_LINK_tokenizer PkgConfig::PCRE2 PkgConfig::UTF8PROC)
 if(NIBBLE_WITH_CUDA)
   set(NIBBLE_LINK_ops_cuda CUDA::cudart_static CUDA::cublasLt CUDA::cublas CUDA::cusolver)
@@ -77,6 +78,16 @@ endforeach()
 set_target_properties(nibble_ops_cpu nibble_ops_cuda PROPERTIES UNITY_BUILD OFF)
 file(GLOB jinja src/tokenizer/jinja*.cc)
 set_source_files_properties(${jinja} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+# The server's page is part of the program.
+file(GLOB page CONFIGURE_DEPENDS src/serve/page/*)
+string(REPLACE ";" "," page_list "${page}")
+set(embedded ${PROJECT_BINARY_DIR}/page_files.cc)
+add_custom_command(
+  OUTPUT ${embedded} DEPENDS ${page} cmake/embed_files.cmake VERBATIM
+  COMMAND ${CMAKE_COMMAND} -DOUTPUT=${embedded} -DFILES=${page_list}
+          -P ${PROJECT_SOURCE_DIR}/cmake/embed_files.cmake)
+target_sources(nibble_serve PRIVATE ${embedded})
+set_source_files_properties(${embedded} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 target_compile_definitions(nibble_base PUBLIC NIBBLE_VERSION="${PROJECT_VERSION}")
 if(NIBBLE_WITH_CUDA)
   # fmt 9 does not know that nvcc evaluates constant expressions; its headers need them.
@@ -99,7 +110,7 @@ set_source_files_properties(src/study/versions.cc PROPERTIES COMPILE_DEFINITIONS
 file(GLOB cli_sources CONFIGURE_DEPENDS src/cli/*.cc)
 if(cli_sources)
   add_executable(nibble ${cli_sources})
-  target_link_libraries(nibble PRIVATE ${nibble_libraries} CLI11::CLI11)
+  target_link_libraries(nibble PRIVATE ${nibble_libraries} CLI11::CLI11 PkgConfig::LIBEDIT)
   set(bundled nibble)
   if(NIBBLE_WITH_CUDA AND NIBBLE_TESTS)
     list(APPEND bundled ops_cuda_test engine_test)
@@ -129,6 +140,15 @@ if(NIBBLE_TESTS)
                               $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
   add_test(NAME serve_load COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/serve_load_test.py
                                    $<TARGET_FILE:nibble> ${NIBBLE_SHARED_DATA})
+  add_test(NAME load COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/load_test.py
+                             $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
+  add_test(NAME chat COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/chat_test.py
+                             $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
+  add_test(NAME deploy COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/deploy_test.py
+                               $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR})
+  add_test(NAME page COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/page_test.py
+                             $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
+  set_tests_properties(page PROPERTIES TIMEOUT 600 SKIP_RETURN_CODE 77)  # without Chromium
   add_test(NAME layouts COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/layouts_test.py
                                 $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
   set_tests_properties(layouts PROPERTIES TIMEOUT 1200 SKIP_RETURN_CODE 77)  # without numpy

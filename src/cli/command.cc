@@ -55,6 +55,13 @@ Status WriteOutput(const std::string& path, const Json& document) {
   return WriteFileAtomic(path, document.dump(1) + "\n");
 }
 
+std::tm LocalTime() {
+  const std::time_t seconds = std::time(nullptr);
+  std::tm now = {};
+  localtime_r(&seconds, &now);
+  return now;
+}
+
 Result<std::vector<int32_t>> ParseTokenIds(const std::string& text) {
   std::vector<int32_t> ids;
   const char* at = text.data();

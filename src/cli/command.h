@@ -3,6 +3,7 @@
 #define NIBBLE_CLI_COMMAND_H_
 
 #include <CLI/CLI.hpp>
+#include <ctime>
 #include <functional>
 #include <string>
 
@@ -48,10 +49,12 @@ class Program {
 };
 
 void AddBenchCommand(Program& program);
+void AddChatCommand(Program& program);
 void AddConvertCommand(Program& program);
 void AddEvaluateCommand(Program& program);
 void AddGenerateCommand(Program& program);
 void AddInspectCommand(Program& program);
+void AddLoadTestCommand(Program& program);
 void AddPerplexityCommand(Program& program);
 void AddQuantizeCommand(Program& program);
 void AddReportCommand(Program& program);
@@ -66,6 +69,9 @@ inline RandomWeights AllowRandom(bool allowed) {
 // "--output": writes the document there (kUsage where the file's folder is absent), or does nothing
 // for an empty path.
 Status WriteOutput(const std::string& path, const Json& document);
+
+// What a chat template may show as the time.
+std::tm LocalTime();
 
 // "1,15,7" as token ids. kUsage.
 Result<std::vector<int32_t>> ParseTokenIds(const std::string& text);

@@ -1,15 +1,15 @@
 #include <fmt/format.h>
 
 #include <cstdio>
-#include <ctime>
 #include <memory>
 
 #include "src/base/units.h"
 #include "src/cli/chat_template_option.h"
 #include "src/cli/command.h"
+#include "src/cli/sampling_options.h"
 #include "src/engine/scheduler.h"
 #include "src/study/documents.h"
-#include "src/tokenizer/chat_template.h"
+#include "src/tokenizer/chat_prompt.h"
 
 namespace nibble {
 namespace {
@@ -26,22 +26,11 @@ struct GenerateOptions {
   SamplingOptions sampling;
 };
 
-// The prompt as the chat template arranges it.
-Result<std::string> ChatPrompt(const GenerateOptions& options, const ChatTemplate& chat_template,
-                               const Tokenizer& tokenizer) {
-  const auto text = [&](std::optional<TokenId> token) -> std::optional<std::string> {
-    if (!token) return std::nullopt;
-    return std::string(tokenizer.TokenText(*token));
-  };
+std::vector<ChatMessage> MessagesOf(const GenerateOptions& options) {
   std::vector<ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
   messages.push_back({"user", options.prompt});
-  const std::time_t seconds = std::time(nullptr);
-  std::tm now = {};
-  localtime_r(&seconds, &now);
-  const ChatTemplateOptions template_options{
-      .bos_token = text(tokenizer.bos()), .eos_token = text(tokenizer.eos()), .now = now};
-  return chat_template.Render(messages, template_options);
+  return messages;
 }
 
 // `chat_template`: null for a prompt that is not a chat's.
@@ -51,10 +40,8 @@ Result<std::vector<int32_t>> PromptTokens(const GenerateOptions& options, const 
   if (!options.token_ids.empty()) return ParseTokenIds(options.token_ids);
   std::vector<int32_t> tokens;
   if (chat_template != nullptr) {
-    NIBBLE_ASSIGN_OR_RETURN(const std::string text,
-                            ChatPrompt(options, *chat_template, *tokenizer));
-    // The template writes the special tokens itself.
-    tokens = tokenizer->Encode(text, SpecialTokens::kOmit);
+    NIBBLE_ASSIGN_OR_RETURN(
+        tokens, ChatPromptTokens(*chat_template, *tokenizer, MessagesOf(options), LocalTime()));
   } else {
     tokens = tokenizer->Encode(options.prompt, SpecialTokens::kAdd);
   }
@@ -69,10 +56,7 @@ Result<std::vector<int32_t>> PromptTokens(const GenerateOptions& options, const 
 Status Generate(const GenerateOptions& options, const CommandContext& context) {
   if (options.max_tokens < 1)
     return WrongUsage("--max-tokens {}: want at least 1", options.max_tokens);
-  if (options.sampling.temperature < 0 || options.sampling.top_p <= 0 ||
-      options.sampling.top_p > 1 || options.sampling.top_k < 0) {
-    return WrongUsage("want --temperature ≥ 0, 0 < --top-p ≤ 1 and --top-k ≥ 0");
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckSamplingOptions(options.sampling));
   if (!options.token_ids.empty() && (options.chat || !options.prompt.empty())) {
     return WrongUsage("--token-ids goes with neither --prompt nor --chat");
   }
@@ -162,11 +146,7 @@ void AddGenerateCommand(Program& program) {
   command->add_option("--system", options->system, "the system message, with --chat");
   command->add_option("--max-tokens", options->max_tokens, "tokens at most")->capture_default_str();
   command->add_flag("--ignore-eos", options->ignore_eos, "do not stop at end of sequence");
-  command->add_option("--temperature", options->sampling.temperature, "0: greedy")
-      ->capture_default_str();
-  command->add_option("--top-k", options->sampling.top_k, "0: all")->capture_default_str();
-  command->add_option("--top-p", options->sampling.top_p, "nucleus")->capture_default_str();
-  command->add_option("--seed", options->sampling.seed, "of the sampling")->capture_default_str();
+  AddSamplingOptions(*command, options->sampling);
   program.Run(command, [options](const CommandContext& c) { return Generate(*options, c); });
 }
 

@@ -47,6 +47,7 @@ int Main(int argc, char** argv) {
   Program program(app);
   AddInspectCommand(program);
   AddGenerateCommand(program);
+  AddChatCommand(program);
   AddQuantizeCommand(program);
   AddConvertCommand(program);
   AddScoreCommand(program);
@@ -56,6 +57,7 @@ int Main(int argc, char** argv) {
   AddStudyCommand(program);
   AddReportCommand(program);
   AddServeCommand(program);
+  AddLoadTestCommand(program);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

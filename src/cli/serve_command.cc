@@ -9,6 +9,7 @@
 
 #include "src/base/file.h"
 #include "src/base/units.h"
+#include "src/cli/api_key_file.h"
 #include "src/cli/chat_template_option.h"
 #include "src/cli/command.h"
 #include "src/serve/server.h"
@@ -19,7 +20,6 @@ namespace {
 
 // Of the memory that is free beside the weights: what the KV cache and the workspace take at most.
 constexpr double kCacheShare = 0.8;
-constexpr uint64_t kMaxKeyBytes = 4096;
 constexpr int64_t kMaxSequences = 4096;
 constexpr int64_t kMaxQueue = 1'000'000;
 
@@ -61,13 +61,6 @@ Status CheckOptions(const ServeOptions& options) {
         server.host);
   }
   return {};
-}
-
-Result<std::string> ReadApiKey(const std::string& path) {
-  NIBBLE_ASSIGN_OR_RETURN(std::string key, ReadFile(path, kMaxKeyBytes));
-  while (!key.empty() && (key.back() == '\n' || key.back() == '\r')) key.pop_back();
-  if (key.empty()) return BadInput("{}: want a key, got nothing", path);
-  return key;
 }
 
 // A model of the command line, and what serves it.
@@ -194,9 +187,7 @@ Status StartService(ServedModel& model, const ServeOptions& options, uint64_t av
 
 Status RunServer(ServeOptions options, const CommandContext& context) {
   NIBBLE_RETURN_IF_ERROR(CheckOptions(options));
-  if (!options.api_key_file.empty()) {
-    NIBBLE_ASSIGN_OR_RETURN(options.server.api_key, ReadApiKey(options.api_key_file));
-  }
+  NIBBLE_ASSIGN_OR_RETURN(options.server.api_key, ReadApiKey(options.api_key_file));
   NIBBLE_ASSIGN_OR_RETURN(std::vector<ServedModel> models, NamedModels(options));
   const auto of = [&](const ServedModel& model, const Status& status) -> Status {
     if (status || models.size() == 1) return status;
@@ -258,6 +249,7 @@ void AddServeCommand(Program& program) {
   add("--model-name", options->name,
       "of a single model, in requests and answers; by default its file's");
   add("--api-key-file", options->api_key_file, "holds the key that requests must bring");
+  add("--report", options->server.report, "a study's directory, shown to browsers at /report/");
   command->add_flag("--allow-unauthenticated", options->allow_unauthenticated,
                     "serve others without a key");
   AddChatTemplateOption(*command, options->chat_template);

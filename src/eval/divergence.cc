@@ -5,18 +5,11 @@
 #include <limits>
 #include <numeric>
 
+#include "src/eval/percentile.h"
 #include "src/eval/softmax_sums.h"
 
 namespace nibble {
 namespace {
-
-// `sorted` is ascending and not empty; 0 <= share <= 1.
-double Percentile(const std::vector<double>& sorted, double share) {
-  const double position = share * static_cast<double>(sorted.size() - 1);
-  const auto below = static_cast<size_t>(position);
-  const size_t above = std::min(below + 1, sorted.size() - 1);
-  return sorted[below] + (sorted[above] - sorted[below]) * (position - static_cast<double>(below));
-}
 
 double Mean(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());

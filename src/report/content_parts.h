@@ -43,6 +43,7 @@ std::optional<Verdict> BuildVerdict(const StudyRecord& record);
 Section SetupSection(const StudyRecord& record);
 std::optional<Section> AccuracySection(const StudyRecord& record, Scoring scoring);
 std::optional<Section> ThroughputSection(const StudyRecord& record);
+std::optional<Section> LoadSection(const StudyRecord& record);
 std::optional<Section> MemorySection(const StudyRecord& record);
 std::optional<Section> DivergenceSection(const StudyRecord& record);
 std::optional<Section> QuantizationSection(const StudyRecord& record);

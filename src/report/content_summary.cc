@@ -336,6 +336,7 @@ Content BuildContent(const StudyRecord& record) {
   add(AccuracySection(record, Scoring::kCloze));
   add(ThroughputSection(record));
   add(MemorySection(record));
+  add(LoadSection(record));
   add(DivergenceSection(record));
   add(QuantizationSection(record));
   content.sections.push_back(OptionsSection(record));

@@ -27,6 +27,7 @@
 #include "src/base/error.h"
 #include "src/base/json.h"
 #include "src/eval/statistics.h"
+#include "src/report/load_series.h"
 
 namespace nibble {
 
@@ -179,6 +180,8 @@ struct StudyRecord {
 
   std::vector<MethodRecord> methods;  // the baseline first
   std::optional<RecommendationRecord> recommendation;
+  // Load tests of its models, which a report may show beside the study.
+  std::vector<LoadSeries> load_series;
 
   // `source` names the record in errors.
   static Result<StudyRecord> FromJson(const Json& json, const std::string& source);

@@ -8,7 +8,6 @@
 namespace nibble {
 namespace {
 
-constexpr double kSmallFont = 10.5;
 constexpr double kLineHeight = 14;
 
 // Words on as many lines as they need, each line cut to the width if a single word is too long.

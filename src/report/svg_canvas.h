@@ -13,7 +13,8 @@
 
 namespace nibble {
 
-inline constexpr double kFont = 12;  // the height of class "t"
+inline constexpr double kFont = 12;         // the height of class "t"
+inline constexpr double kSmallFont = 10.5;  // of "t small"
 
 enum class Anchor { kStart, kMiddle, kEnd };
 

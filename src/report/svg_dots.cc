@@ -8,7 +8,6 @@
 namespace nibble {
 namespace {
 
-constexpr double kSmallFont = 10.5;
 constexpr double kTop = 40;  // the axis title and the ticks' labels
 constexpr double kRowPadding = 9;
 

@@ -101,6 +101,7 @@ GenerationParameters ReadParameters(BodyReader& body) {
   parameters.frequency_penalty = body.Number("frequency_penalty", -2, 2, 0);
   parameters.logit_bias = ReadLogitBias(body);
   ReadStream(body, parameters);
+  parameters.ignore_eos = body.Boolean("ignore_eos", false);
   body.String("user");
   return parameters;
 }

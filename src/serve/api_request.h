@@ -1,5 +1,5 @@
 // What a client may ask for: the bodies of /v1/completions and /v1/chat/completions, as OpenAI's
-// API defines them (and vLLM extends them by top_k and min_p), and of vLLM's /tokenize and
+// API defines them (and vLLM extends them by top_k, min_p and ignore_eos), and of vLLM's /tokenize and
 // /detokenize, checked and typed.
 //
 // A body is untrusted: every type, number and count is checked here. Members that are not known are
@@ -52,6 +52,7 @@ struct GenerationParameters {
   double min_p = 0;
   int64_t n = 1;
   std::vector<std::string> stop;  // none is empty
+  bool ignore_eos = false;        // the model's end of sequence does not end the text
   std::optional<uint64_t> seed;   // absent: any
   double presence_penalty = 0;
   double frequency_penalty = 0;

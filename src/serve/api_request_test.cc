@@ -10,7 +10,8 @@ TEST(ApiRequestTest, ReadsEveryMemberOfACompletion) {
       "model": "m", "prompt": "Once", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 40,
       "min_p": 0.1, "n": 3, "stop": ["a", "bc"], "seed": -1, "logprobs": 5, "echo": true,
       "presence_penalty": -2, "frequency_penalty": 1.5, "logit_bias": {"5": -100, "6": 2.5},
-      "user": "u", "stream": true, "stream_options": {"include_usage": true}, "best_of": 1})");
+      "user": "u", "ignore_eos": true, "stream": true, "stream_options": {"include_usage": true},
+      "best_of": 1})");
   ASSERT_TRUE(request) << request.error().message;
   const GenerationParameters& p = request->parameters;
   EXPECT_EQ(p.model, "m");
@@ -30,6 +31,7 @@ TEST(ApiRequestTest, ReadsEveryMemberOfACompletion) {
   EXPECT_EQ(p.logit_bias, (std::vector<std::pair<int32_t, float>>{{5, -100.f}, {6, 2.5f}}));
   EXPECT_EQ(p.delivery, Delivery::kStream);
   EXPECT_TRUE(p.include_usage);
+  EXPECT_TRUE(p.ignore_eos);
   EXPECT_EQ(p.unknown_members, std::vector<std::string>{"best_of"});
 }
 

@@ -13,6 +13,7 @@
 #include <deque>
 #include <optional>
 
+#include "src/serve/api_key.h"
 #include "src/serve/endpoints.h"
 
 namespace nibble {
@@ -56,22 +57,13 @@ Response Unavailable(const Request& request, const char* message) {
   return response;
 }
 
-// Takes the same time wherever the two differ.
-bool SameKey(std::string_view given, std::string_view key) {
-  unsigned difference = given.size() == key.size() ? 0 : 1;
-  for (size_t i = 0; i < given.size(); ++i) {
-    difference |=
-        static_cast<unsigned char>(given[i]) ^ static_cast<unsigned char>(key[i % key.size()]);
-  }
-  return difference == 0;
-}
-
-bool Authorized(const Request& request, const std::string& key) {
-  if (key.empty()) return true;
+KeyState KeyOf(const Request& request, const std::string& key) {
+  if (key.empty()) return KeyState::kNoneWanted;
   constexpr std::string_view kScheme = "Bearer ";
   const beast::string_view value = request[http::field::authorization];
   const std::string_view given(value.data(), value.size());
-  return given.starts_with(kScheme) && SameKey(given.substr(kScheme.size()), key);
+  const bool right = given.starts_with(kScheme) && SameKey(given.substr(kScheme.size()), key);
+  return right ? KeyState::kGiven : KeyState::kMissing;
 }
 
 std::string_view PathOf(const Request& request) {
@@ -216,7 +208,9 @@ asio::awaitable<Connection::After> Connection::ServeOne() {
 std::optional<Response> Connection::Immediate(const Request& request) {
   const ServedModels* const models = context_.models.load();
   const std::string_view path = PathOf(request);
-  if (path != "/health" && !Authorized(request, context_.options.api_key)) {
+  const KeyState key = KeyOf(request, context_.options.api_key);
+  if (std::optional<Response> page = context_.browser->Answer(request, key)) return page;
+  if (path != "/health" && key == KeyState::kMissing) {
     return ErrorResponse(request, {.status = 401,
                                    .message = "want the header Authorization: Bearer KEY",
                                    .type = "authentication_error",

@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 
+#include "src/serve/browser_routes.h"
 #include "src/serve/server.h"
 
 namespace nibble {
@@ -22,6 +23,7 @@ namespace nibble {
 // What all connections share.
 struct ServerContext {
   ServerOptions options;
+  std::optional<BrowserRoutes> browser;              // set before the first connection
   std::atomic<const ServedModels*> models{nullptr};  // null while they load
   std::atomic<bool> draining{false};
   std::atomic<int64_t> connections{0};

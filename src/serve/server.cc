@@ -1,8 +1,5 @@
 #include "src/serve/server.h"
 
-#include <sys/resource.h>
-
-#include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
@@ -13,6 +10,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <thread>
 
+#include "src/base/open_files.h"
 #include "src/serve/connection.h"
 
 namespace nibble {
@@ -24,17 +22,6 @@ using boost::system::error_code;
 
 // Bytes that the system may keep of an answer that its client does not take.
 constexpr int kSendBufferBytes = 128 << 10;
-
-// As many open files as connections need, as far as the system allows.
-void RaiseFileLimit(int64_t connections) {
-  constexpr int64_t kOthers = 256;  // the model's files, logs, timers
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  const auto wanted = static_cast<rlim_t>(connections + kOthers);
-  if (limit.rlim_cur >= wanted) return;
-  limit.rlim_cur = std::min(wanted, limit.rlim_max);
-  setrlimit(RLIMIT_NOFILE, &limit);
-}
 
 asio::awaitable<void> RunConnection(ServerContext& context, tcp::socket socket) {
   error_code ignored;
@@ -80,7 +67,9 @@ Server::~Server() { Stop(); }
 Result<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
   auto state = std::make_unique<State>();
   state->context.options = options;
-  RaiseFileLimit(options.max_connections);
+  NIBBLE_ASSIGN_OR_RETURN(state->context.browser,
+                          BrowserRoutes::Create(options.report, options.api_key));
+  AllowConnections(options.max_connections);
   error_code error;
   const asio::ip::address address = asio::ip::make_address(options.host, error);
   if (error) return WrongUsage("--host {}: want an IP address", options.host);

@@ -3,6 +3,7 @@
 //
 //   GET  /health               200 {"status":"ok"}; 503 while models load and while draining
 //   GET  /v1/models, /metrics, /version, /tokenizer_info
+//   GET  /, /page/…, /report/… (browser_routes.h)
 //   POST /v1/completions, /v1/chat/completions, /tokenize, /detokenize
 //
 // A client's worst is bounded: bytes of headers and bodies, seconds to send them and to take an
@@ -24,6 +25,7 @@ struct ServerOptions {
   std::string host = "127.0.0.1";  // an address, not a name
   int port = 8000;                 // 0: any free one
   std::string api_key;             // empty: none is asked for
+  std::string report;              // a study's directory to show; empty: none
   int64_t max_connections = 4096;
   uint32_t max_header_bytes = 16 << 10;
   uint64_t max_body_bytes = 8 << 20;
