@@ -1,9 +1,9 @@
 #include "src/study/calibrate.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <map>
 
+#include "src/base/file.h"
 #include "src/engine/scheduler.h"
 
 namespace nibble {
@@ -80,8 +80,7 @@ Result<CalibrationSet> Calibrate(const CalibrationOptions& options, const Opened
       CalibrationSet set,
       LoadCalibrationSet(options, *tokenizer, chat_template, model.description.config.max_context));
   if (!options.chat_template.empty()) {
-    set.notes.push_back(fmt::format(
-        "chat template: {}", std::filesystem::path(options.chat_template).filename().string()));
+    set.notes.push_back(fmt::format("chat template: {}", LastPart(options.chat_template)));
   }
   return set;
 }
