@@ -238,7 +238,7 @@ class ServeTest(unittest.TestCase):
             self.assertEqual(server.complete(**ask)["model"], "a")
             status, _, text = server.request("POST", "/v1/completions", {"model": "c", **ask})
             self.assertEqual(status, 404)
-            self.assertIn('this server has \"a\", \"b\"', text)
+            self.assertIn('this server has "a", "b"', json.loads(text)["error"]["message"])
             counts = server.labelled_metrics()
             self.assertEqual(counts['vllm:generation_tokens_total{model_name="a"}'], 20)
             self.assertEqual(counts['vllm:generation_tokens_total{model_name="b"}'], 10)

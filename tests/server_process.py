@@ -73,16 +73,16 @@ class Server:
             assert time.monotonic() < end, f"it is never idle: {metrics}"
             time.sleep(0.02)
 
-    def open_request(self, headers=b"", receive_bytes=None, **body):
+    def open_request(self, receive_bytes=None, **body):
         """A socket on which a completion was asked for."""
         text = json.dumps({"prompt": PROMPT, **body}).encode()
         client = socket.socket()
         if receive_bytes:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        client.settimeout(30)
+        client.settimeout(120)
         client.connect(("127.0.0.1", self.port))
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n%sContent-Length: %d\r\n\r\n%s"
-                       % (headers, len(text), text))
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+                       % (len(text), text))
         return client
 
     def open_stream(self, **body):
