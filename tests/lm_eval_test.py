@@ -39,8 +39,11 @@ def evaluate(nibble, model, data, questions, output):
     subset = output / "mmlu"
     for split in ("dev", "test"):
         (subset / split).mkdir(parents=True)
-        for subject in SUBJECTS:
-            shutil.copy(data / split / f"{subject}_{split}.csv", subset / split)
+        for file in (data / split).glob("*.csv"):
+            if file.name.removesuffix(f"_{split}.csv") in SUBJECTS:
+                shutil.copy(file, subset / split)
+            else:  # it wants all subjects; those that do not count are short
+                (subset / split / file.name).write_text("Q,a,b,c,d,A\n" * 5)
     document = output / "evaluate.json"
     subprocess.run([nibble, "evaluate", model, "--data", subset, "--template", "lm-eval",
                     "--questions-per-subject", str(questions), "--output", document, "--quiet"],

@@ -197,7 +197,10 @@ function setUpSettings() {
   });
   $("model").addEventListener("change", () => remember("model", $("model").value));
   $("compare").addEventListener("change", showComparison);
-  if (matchMedia("(max-width: 760px)").matches) $("settings").open = false;
+  if (matchMedia("(max-width: 760px)").matches) {
+    $("settings").open = false;
+    $("server").open = false;
+  }
 }
 
 function setUpControls() {

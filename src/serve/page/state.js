@@ -68,7 +68,7 @@ export function showStates(container, states, rates) {
       block.dataset.model = model;
       const meter = element("meter");
       meter.setAttribute("aria-label", `KV cache of ${model}`);
-      block.append(element("h3", model), element("dl"), meter);
+      block.append(element("h3", model), element("dl"), meter, element("p"));
       container.append(block);
     }
     const memory = Object.entries(state.memory);
@@ -77,12 +77,13 @@ export function showStates(container, states, rates) {
       ["tokens/s", (rates.get(model) || 0).toFixed(1)],
       ["running, waiting", `${state.running ?? 0}, ${state.waiting ?? 0}`],
       ["memory", formatBytes(total)],
-      ...memory.map(([name, bytes]) => [`– ${name.replaceAll("_", " ")}`, formatBytes(bytes)]),
       ["KV cache in use", `${((state.kvShare || 0) * 100).toFixed(1)} %`],
     ];
     const list = block.querySelector("dl");
     const cells = rows.flatMap(([name, value]) => [element("dt", name), element("dd", value)]);
     list.replaceChildren(...cells);
     block.querySelector("meter").value = state.kvShare || 0;
+    block.querySelector("p").textContent = memory.map(
+        ([name, bytes]) => `${name.replaceAll("_", " ")} ${formatBytes(bytes)}`).join(", ");
   }
 }
