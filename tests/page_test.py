@@ -81,7 +81,7 @@ class PageTest(unittest.TestCase):
         (cls.dir / "study" / "report.html").write_text(
             "<!doctype html><style>p { color: red }</style><title>r</title><p id=p>The report</p>"
             "<script>document.title = 'ran'</script>")
-        cls.server = Server(f"one={cls.model}", f"two={cls.model}")
+        cls.server = Server([f"one={cls.model}", f"two={cls.model}"])
         cls.front = Front(cls.server)
         cls.browser = Browser()
 
