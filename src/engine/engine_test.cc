@@ -233,8 +233,8 @@ TEST_P(BatchInvarianceTest, BatchGivesTheSameBits) {
   }
 }
 
-// A sequence that begins with blocks found in the cache, computed in other steps beside another, has
-// the bits of one that computes them.
+// A sequence that begins with blocks found in the cache, computed in other steps beside another,
+// has the bits of one that computes them.
 TEST_P(BatchInvarianceTest, FoundPrefixGivesTheSameBits) {
   const std::vector<int32_t> tokens = RandomTokens(145, vocabulary(), 1);
   const std::vector<int32_t> other = RandomTokens(50, vocabulary(), 2);
