@@ -115,7 +115,7 @@ std::string JinjaOf(const std::string& choice, std::span<const NamedChatTemplate
 }
 
 // Everything that can be wrong with a model but its size, before any is loaded.
-Status Inspect(ServedModel& model, const ServeOptions& options) {
+Status CheckModel(ServedModel& model, const ServeOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(const OpenedModel opened, OpenModel(model.path, RandomWeights::kAllow));
   const int64_t most = opened.description.config.max_context;
   if (options.context > most) {
@@ -194,7 +194,7 @@ Status RunServer(ServeOptions options, const CommandContext& context) {
     return tl::unexpected(status.error().In(fmt::format("model {}", model.name)));
   };
   for (ServedModel& model : models) {
-    NIBBLE_RETURN_IF_ERROR(of(model, Inspect(model, options)));
+    NIBBLE_RETURN_IF_ERROR(of(model, CheckModel(model, options)));
   }
   // It listens before the models are loaded, so that a probe sees that they load; what it serves is
   // gone before it is.

@@ -235,6 +235,29 @@ TEST_P(BatchInvarianceTest, BatchGivesTheSameBits) {
   }
 }
 
+// A sequence that begins with blocks found in the cache, computed in other steps beside another,
+// has the bits of one that computes them.
+TEST_P(BatchInvarianceTest, FoundPrefixGivesTheSameBits) {
+  const std::vector<int32_t> tokens = RandomTokens(145, vocabulary(), 1);
+  const std::vector<int32_t> other = RandomTokens(50, vocabulary(), 2);
+  const Rows whole = AllLogits(*EngineOf(256), tokens);
+  const std::unique_ptr<Engine> engine = EngineOf(32);
+  const std::vector<Extension> first = {{engine->Open(), other, WantLogits::kNone},
+                                        {engine->Open(), tokens, WantLogits::kNone}};
+  std::vector<Rows> none(2);
+  ASSERT_TRUE(engine->Extend(first, Collect(none), kNever));
+  engine->Publish(first[1].sequence, tokens);
+  engine->Close(first[1].sequence);
+  const SequenceId found = engine->Open(std::span(tokens).first(144));
+  const int64_t length = engine->length(found);
+  ASSERT_GE(length, 128);
+  std::vector<Rows> rest(1);
+  const Extension extension{found, std::span(tokens).subspan(static_cast<size_t>(length)),
+                            WantLogits::kAll};
+  ASSERT_TRUE(engine->Extend({&extension, 1}, Collect(rest), kNever));
+  EXPECT_EQ(rest[0], Rows(whole.begin() + length, whole.end()));
+}
+
 // A model's name as GoogleTest wants it.
 std::string TestName(std::string name) {
   std::replace_if(
