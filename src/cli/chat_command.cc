@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <memory>
 #include <optional>
 
 #include "src/cli/chat_template_option.h"
 #include "src/cli/command.h"
+#include "src/cli/interrupts.h"
 #include "src/cli/line_reader.h"
 #include "src/cli/sampling_options.h"
 #include "src/engine/scheduler.h"
@@ -38,44 +38,17 @@ struct ChatOptions {
   SamplingOptions sampling;
 };
 
-// The signal handler reaches nothing else.
-volatile std::sig_atomic_t g_chat_interrupted = 0;
-
-void OnChatInterrupt(int) { g_chat_interrupted = 1; }
-
-// While it lives, Ctrl-C sets the flag above and ends the wait for a line; SIGTERM ends the
-// process.
-class InterruptsAnswers {
- public:
-  InterruptsAnswers() {
-    struct sigaction action {};
-    action.sa_handler = OnChatInterrupt;
-    sigaction(SIGINT, &action, &interrupt_);
-    action.sa_handler = SIG_DFL;
-    sigaction(SIGTERM, &action, &terminate_);
-  }
-  ~InterruptsAnswers() {
-    sigaction(SIGINT, &interrupt_, nullptr);
-    sigaction(SIGTERM, &terminate_, nullptr);
-  }
-  InterruptsAnswers(const InterruptsAnswers&) = delete;
-  InterruptsAnswers& operator=(const InterruptsAnswers&) = delete;
-
- private:
-  struct sigaction interrupt_ {};
-  struct sigaction terminate_ {};
-};
-
 class Chat {
  public:
   using Clock = std::chrono::steady_clock;
 
   // Borrows all but the options.
   Chat(const ChatOptions& options, const LoadedModel& model, const ChatTemplate& chat_template,
-       Engine& engine, bool quiet)
+       Engine& engine, Interrupts& interrupts, bool quiet)
       : options_(options),
         model_(model),
         template_(chat_template),
+        interrupts_(interrupts),
         quiet_(quiet),
         scheduler_(
             engine, [this](Scheduler::RequestId, int32_t token) { Token(token); },
@@ -150,13 +123,13 @@ class Chat {
     tokens_ = shared_tokens_ = 0;
     reason_.reset();
     decoder_.emplace(*model_.tokenizer);
-    g_chat_interrupted = 0;
+    interrupts_.Clear();
     const Clock::time_point start = Clock::now();
     const Result<Scheduler::RequestId> id = scheduler_.Add(std::move(request));
     if (!id) return TakeBack(id.error());
     while (!reason_) {
       NIBBLE_ASSIGN_OR_RETURN(const bool more, scheduler_.Step(cancel));
-      if (g_chat_interrupted != 0 && !reason_) {
+      if (interrupts_.any() && !reason_) {
         scheduler_.Cancel(*id);
         break;
       }
@@ -194,6 +167,7 @@ class Chat {
   ChatOptions options_;
   const LoadedModel& model_;
   const ChatTemplate& template_;
+  Interrupts& interrupts_;
   const bool quiet_;
   Scheduler scheduler_;
   std::vector<ChatMessage> messages_;  // without the system's
@@ -207,8 +181,8 @@ class Chat {
 };
 
 // Messages and commands from standard input, until it ends.
-Status Converse(Chat& chat, const CancelToken& cancel) {
-  LineReader reader("> ");
+Status Converse(Chat& chat, Interrupts& interrupts, const CancelToken& cancel) {
+  LineReader reader("> ", interrupts);
   std::string message;
   while (true) {
     std::string line;
@@ -268,9 +242,9 @@ Status RunChat(const ChatOptions& options, const CommandContext& context) {
                                      model->backend->AvailableBytes()));
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
                           Engine::Create(model->weights, *model->backend, engine_options));
-  Chat chat(options, *model, chat_template, *engine, context.common.quiet);
-  const InterruptsAnswers interrupts;
-  return Converse(chat, context.cancel);
+  Interrupts interrupts;
+  Chat chat(options, *model, chat_template, *engine, interrupts, context.common.quiet);
+  return Converse(chat, interrupts, context.cancel);
 }
 
 }  // namespace

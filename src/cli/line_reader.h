@@ -6,18 +6,19 @@
 #include <memory>
 #include <string>
 
+#include "src/cli/interrupts.h"
+
 namespace nibble {
 
 class LineReader {
  public:
-  // `prompt` is shown before each line on a terminal.
-  explicit LineReader(std::string prompt);
+  // `prompt` is shown before each line on a terminal. Borrows `interrupts`.
+  LineReader(std::string prompt, Interrupts& interrupts);
   ~LineReader();
   LineReader(const LineReader&) = delete;
   LineReader& operator=(const LineReader&) = delete;
 
-  // kInterrupted: a signal came whose handler does not restart system calls; what was typed is
-  // gone.
+  // kInterrupted: an interrupt came while a line was awaited; what was typed is gone.
   enum class Outcome { kLine, kInterrupted, kEnd };
   Outcome Read(std::string& line);  // without its end
 
@@ -25,6 +26,7 @@ class LineReader {
 
  private:
   struct Editor;
+  Interrupts& interrupts_;
   std::unique_ptr<Editor> editor_;  // null where there is no terminal
 };
 
