@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -59,13 +60,15 @@ class Terminal:
     def write(self, text):
         os.write(self.fd, text.encode())
 
-    def exit_status(self):
-        while self.read(0.1):
+    def exit_status(self, seconds=60):
+        end = time.monotonic() + seconds
+        done = 0
+        while not done:
+            self.read(0.1)
             done, status = os.waitpid(self.pid, os.WNOHANG)
-            if done:
-                break
-        else:
-            _, status = os.waitpid(self.pid, 0)
+            if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGKILL)
+                raise AssertionError(f"it does not end; last {self.text!r}")
         os.close(self.fd)
         return os.waitstatus_to_exitcode(status)
 
