@@ -14,7 +14,7 @@ import sys
 import time
 import unittest
 
-from server_process import PROMPT, Server
+from server_process import PROMPT, Server, received_before_the_cut
 
 PARSER = argparse.ArgumentParser()
 PARSER.add_argument("nibble", type=pathlib.Path)
@@ -146,12 +146,7 @@ class ServeLoadTest(unittest.TestCase):
                 pass
             client.close()
         for client in clients:
-            text = b""
-            try:
-                while more := client.recv(65536):
-                    text += more
-            except ConnectionResetError:
-                pass
+            text = received_before_the_cut(client)
             self.assertTrue(text.startswith(b"HTTP/1.1 200"))
             self.assertNotIn(b"[DONE]", text)
             client.close()

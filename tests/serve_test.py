@@ -16,7 +16,7 @@ import time
 import unittest
 
 import server_process
-from server_process import PROMPT
+from server_process import PROMPT, received_before_the_cut
 
 NIBBLE, SOURCE, SHARED = (pathlib.Path(p).resolve() for p in sys.argv[1:4])
 STORIES = SHARED / "models" / "stories260K"
@@ -346,12 +346,7 @@ class ServeTest(unittest.TestCase):
                                               {"prompt": PROMPT, "max_tokens": 5}, headers=good)
                 self.assertEqual(status, 200)
                 time.sleep(3)
-                text = b""
-                try:
-                    while more := client.recv(65536):
-                        text += more
-                except ConnectionResetError:
-                    pass
+                text = received_before_the_cut(client)
                 self.assertTrue(text.startswith(b"HTTP/1.1 200"))
                 self.assertNotIn(b"[DONE]", text)
             # Connections beyond the limit are closed; when others leave there is room again.

@@ -10,6 +10,17 @@ import time
 PROMPT = "Once upon a time"
 
 
+def received_before_the_cut(client):
+    """What a server sent before it closed the connection, or reset it."""
+    text = b""
+    try:
+        while more := client.recv(65536):
+            text += more
+    except ConnectionResetError:
+        pass
+    return text
+
+
 class Server:
     """A server process, on a free port where none is given."""
 

@@ -13,24 +13,11 @@
 #include <system_error>
 #include <utility>
 
+#include "src/base/descriptor.h"
+
 namespace nibble {
 namespace fs = std::filesystem;
 namespace {
-
-// Closes a file descriptor at the end of a scope.
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 tl::unexpected<Error> SystemError(const std::string& path, std::string_view doing) {
   const int error = errno;

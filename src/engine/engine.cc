@@ -62,8 +62,7 @@ Result<EngineOptions> FitKvCache(const EngineOptions& wanted, int64_t least_kv_t
   if (options.kv_tokens >= std::min(least_kv_tokens, wanted.kv_tokens)) return options;
   const auto blocks = static_cast<uint64_t>(CeilDiv(least_kv_tokens, layout.block_tokens));
   return NotEnough(
-      "beside the weights this needs {} of memory (a KV cache of {} tokens {}, workspace {}) and "
-      "{} "
+      "beside the weights this needs {} of memory (a KV cache of {} tokens {}, workspace {}) and {} "
       "is available, which would hold {} tokens",
       FormatBytes(blocks * layout.BlockBytes() + workspace), least_kv_tokens,
       FormatBytes(blocks * layout.BlockBytes()), FormatBytes(workspace),

@@ -167,9 +167,12 @@ Json ErrorDocument(const ApiError& error) {
             {"code", error.code ? Json(*error.code) : Json()}}}};
 }
 
+std::string DocumentText(const Json& document) {
+  return document.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
+}
+
 std::string EventText(const Json& document) {
-  return "data: " + document.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace) +
-         "\n\n";
+  return "data: " + DocumentText(document) + "\n\n";
 }
 
 }  // namespace nibble

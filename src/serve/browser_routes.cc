@@ -8,6 +8,7 @@
 
 #include "src/base/json.h"
 #include "src/serve/api_key.h"
+#include "src/serve/api_response.h"
 #include "src/serve/page_files.h"
 
 namespace nibble {
@@ -49,12 +50,8 @@ Response PageResponse(const Request& request, int status, std::string_view type,
 }
 
 Response PageRefusal(const Request& request, int status, const char* message) {
-  const Json document = {{"error",
-                          {{"message", message},
-                           {"type", "invalid_request_error"},
-                           {"param", nullptr},
-                           {"code", nullptr}}}};
-  return PageResponse(request, status, "application/json", document.dump());
+  return PageResponse(request, status, "application/json",
+                      DocumentText(ErrorDocument({.status = status, .message = message})));
 }
 
 std::string_view PageType(std::string_view name) {

@@ -70,8 +70,4 @@ const Endpoint* FindEndpoint(std::string_view path) {
   return found == std::end(kEndpoints) ? nullptr : found;
 }
 
-std::string DocumentText(const Json& document) {
-  return document.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
-}
-
 }  // namespace nibble

@@ -27,9 +27,6 @@ struct Endpoint {
 // Null where there is none of that path.
 const Endpoint* FindEndpoint(std::string_view path);
 
-// A document as bodies have it: one line, valid UTF-8.
-std::string DocumentText(const Json& document);
-
 }  // namespace nibble
 
 #endif  // NIBBLE_SERVE_ENDPOINTS_H_

@@ -14,20 +14,6 @@ namespace {
 
 constexpr std::string_view kFirstFile = "report.html";
 
-class Descriptor {
- public:
-  explicit Descriptor(int number) : number_(number) {}
-  ~Descriptor() {
-    if (number_ >= 0) close(number_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int number() const { return number_; }
-
- private:
-  int number_;
-};
-
 int HexDigit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
   if (c >= 'a' && c <= 'f') return c - 'a' + 10;
@@ -104,25 +90,13 @@ std::optional<std::string> ReadWhole(int descriptor, uint64_t size) {
 }  // namespace
 
 Result<ReportDirectory> ReportDirectory::Open(const std::string& path) {
-  const int descriptor = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) return BadInput("{}: {}", path, std::strerror(errno));
-  ReportDirectory directory(descriptor);
+  Descriptor opened(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (opened.get() < 0) return BadInput("{}: {}", path, std::strerror(errno));
+  ReportDirectory directory(std::move(opened));
   if (!directory.Read("")) {
     return BadInput("{}: want a study's directory, with {} in it", path, kFirstFile);
   }
   return directory;
-}
-
-ReportDirectory::ReportDirectory(ReportDirectory&& other) noexcept
-    : descriptor_(std::exchange(other.descriptor_, -1)) {}
-
-ReportDirectory& ReportDirectory::operator=(ReportDirectory&& other) noexcept {
-  std::swap(descriptor_, other.descriptor_);
-  return *this;
-}
-
-ReportDirectory::~ReportDirectory() {
-  if (descriptor_ >= 0) close(descriptor_);
 }
 
 std::optional<ReportDirectory::File> ReportDirectory::Read(std::string_view url_path) const {
@@ -132,7 +106,7 @@ std::optional<ReportDirectory::File> ReportDirectory::Read(std::string_view url_
   const std::string_view type = ContentType(names->back());
   if (type.empty()) return std::nullopt;
   // One name at a time, so that no link is followed on the way.
-  int parent = descriptor_;
+  int parent = directory_.get();
   std::optional<Descriptor> current;
   for (size_t i = 0; i < names->size(); ++i) {
     const bool last = i + 1 == names->size();
@@ -145,10 +119,10 @@ std::optional<ReportDirectory::File> ReportDirectory::Read(std::string_view url_
     parent = opened;
   }
   struct stat info {};
-  if (fstat(current->number(), &info) != 0 || !S_ISREG(info.st_mode)) return std::nullopt;
+  if (fstat(current->get(), &info) != 0 || !S_ISREG(info.st_mode)) return std::nullopt;
   const auto size = static_cast<uint64_t>(info.st_size);
   if (size > kMaxReportFileBytes) return std::nullopt;
-  std::optional<std::string> content = ReadWhole(current->number(), size);
+  std::optional<std::string> content = ReadWhole(current->get(), size);
   if (!content) return std::nullopt;
   return File{type, *std::move(content)};
 }

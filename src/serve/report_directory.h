@@ -6,7 +6,9 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
+#include "src/base/descriptor.h"
 #include "src/base/error.h"
 
 namespace nibble {
@@ -18,9 +20,6 @@ class ReportDirectory {
  public:
   // Fails (kBadInput) where the directory cannot be read or has no report.html.
   static Result<ReportDirectory> Open(const std::string& path);
-  ReportDirectory(ReportDirectory&& other) noexcept;
-  ReportDirectory& operator=(ReportDirectory&& other) noexcept;
-  ~ReportDirectory();
 
   struct File {
     std::string_view content_type;
@@ -33,8 +32,8 @@ class ReportDirectory {
   std::optional<File> Read(std::string_view url_path) const;
 
  private:
-  explicit ReportDirectory(int descriptor) : descriptor_(descriptor) {}
-  int descriptor_;
+  explicit ReportDirectory(Descriptor directory) : directory_(std::move(directory)) {}
+  Descriptor directory_;
 };
 
 }  // namespace nibble
