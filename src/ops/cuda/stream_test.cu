@@ -18,6 +18,7 @@ void NormalizeBehindFault() {
   const std::unique_ptr<Backend> backend = Must(MakeCudaBackend({.activations = DType::kF16}));
   const Matrix x = Must(backend->Allocate(MemoryClass::kWorkspace, DType::kF16, 1, 8));
   const Matrix gain = Must(backend->Upload(std::vector<float>(8, 1.0f)));
+  CHECK(backend->ToHost(x.view()).has_value());
   Fault<<<1, 1>>>();
   cudaDeviceSynchronize();
   backend->RmsNorm(x.view(), gain.view(), 1e-5f, x.view());
