@@ -52,9 +52,13 @@ Result<Buffer> AllocateDevice(MemoryTracker& tracker, MemoryClass memory_class, 
 Result<Buffer> AllocatePinned(size_t bytes) {
   void* data = nullptr;
   const cudaError_t error = cudaMallocHost(&data, bytes);
-  if (error != cudaSuccess) {
-    cudaGetLastError();
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not a failure of what comes next
     return NotEnough("{} of page-locked host memory: {}", FormatBytes(bytes), ErrorText(error));
+  }
+  if (error != cudaSuccess) {
+    return Fail(ErrorCode::kInternal, "allocating {} of page-locked host memory: {}",
+                FormatBytes(bytes), ErrorText(error));
   }
   return Buffer(
       data, bytes, [](void* p, size_t) { cudaFreeHost(p); }, nullptr, MemoryClass::kWorkspace);
