@@ -1,7 +1,7 @@
 // A decode step of Llama-2-7B's shape on a GPU, and what each kind of operation adds to it: a step is
 // captured whole, then without one kind at a time.
 //
-//   benchmark_step_cuda [fp16|q4] [LARGEST_BATCH] [CONTEXT]
+//   benchmark_step_cuda [fp16|q4] [LARGEST_BATCH] [CONTEXT] [kv8]
 //
 // All layers share one layer's weights, which are far larger than the caches.
 #include <fmt/format.h>
@@ -27,7 +27,7 @@ enum Part : unsigned { kNorms = 1, kLinears = 2, kRope = 4, kAttention = 8, kAll
 
 class Step {
  public:
-  Step(Backend& backend, bool quantized, int64_t batch, int64_t context)
+  Step(Backend& backend, bool quantized, int64_t batch, int64_t context, DType kv_type)
       : backend_(backend), batch_(batch) {
     const auto linear = [&](int64_t out, int64_t in, Interleave interleave) {
       const int64_t rows = interleave == Interleave::kGateUp ? out / 2 : out;
@@ -45,7 +45,7 @@ class Step {
                                           .kv_heads = kHeads,
                                           .head_dim = kDim,
                                           .block_tokens = block,
-                                          .dtype = backend_.activation_type()},
+                                          .dtype = kv_type},
                                          batch * blocks));
     const auto allocate = [&](int64_t columns) {
       return Must(backend_.Allocate(MemoryClass::kWorkspace, backend_.activation_type(), batch,
@@ -167,12 +167,15 @@ int Main(int argc, char** argv) {
   const int64_t largest = argc > 2 ? std::stoll(argv[2]) : 128;
   const int64_t context = argc > 3 ? std::stoll(argv[3]) : 612;
   const auto backend = Must(MakeCudaBackend({}));
-  fmt::print("{}, {}, context {}: microseconds of a step's {} layers\n", backend->description(),
-             quantized ? "4-bit, groups of 128" : "float16", context, kLayers);
+  const bool kv8 = argc > 4 && std::string(argv[4]) == "kv8";
+  const DType kv_type = kv8 ? DType::kF8E4M3 : backend->activation_type();
+  fmt::print("{}, {}, context {} of {}: microseconds of a step's {} layers\n",
+             backend->description(), quantized ? "4-bit, groups of 128" : "float16", context,
+             Name(kv_type), kLayers);
   fmt::print("{:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n", "batch", "all",
              "rope apart", "linears", "-norms", "-rope", "-attend", "-linears");
   for (int64_t batch = 1; batch <= largest; batch *= 2) {
-    Step step(*backend, quantized, batch, context);
+    Step step(*backend, quantized, batch, context, kv_type);
     const double all = step.Time(kAll);
     fmt::print("{:>6}", batch);
     for (const double us :

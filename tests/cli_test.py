@@ -76,6 +76,9 @@ class Usage(Case):
         self.refused("quantize", "random:tiny", "--output", self.dir, status=2, contains="exists")
         self.refused("bench", "random:tiny", "--batch-sizes", "0", status=2, contains="0")
         self.refused("inspect", "random:tiny", "--device", "tpu", status=2, contains="tpu")
+        self.refused("inspect", "random:tiny", "--kv-cache", "int4", status=2, contains="int4")
+        self.refused("generate", "random:tiny", "--token-ids", "1,2", "--device", "cpu", "--kv-cache",
+                     "fp8", status=2, contains="GPU")
         self.refused("inspect", "random:tiny", "--device", "cpu", "--memory-fraction", "0", status=2,
                      contains="--memory-fraction")
 

@@ -152,6 +152,36 @@ class Models(unittest.TestCase):
                 self.assertEqual([t["logprob"] for t in score(model, ids[:length], *options)],
                                  [t["logprob"] for t in whole[:length - 1]])
 
+    def test_kv_cache_of_8_bits(self):
+        for name, model in models():
+            with self.subTest(model=name):
+                with open(os.path.join(model, "config.json")) as file:
+                    config = json.load(file)
+                ids = [i * 5 % 64 for i in range(100)]
+                options = ("--device", "cuda", "--kv-cache", "fp8")
+                if config["hidden_size"] // config["num_attention_heads"] % 16 != 0:
+                    self.assertIn("multiple of 16", nibble("score", model, "--token-ids", "1,2",
+                                                           *options, status=3))
+                    continue
+                want, got = score(model, ids, "--device", "ref"), score(model, ids, *options)
+                error = sum((g["logprob"] - w["logprob"]) ** 2 for g, w in zip(got, want))
+                error /= sum(w["logprob"] ** 2 for w in want)
+                print(f"{name} with a KV cache of 8 bits: {error:.2e}")
+                self.assertTrue(0 < error < 1e-2, error)
+                invariant = (*options, "--batch-invariant")
+                whole = [t["logprob"] for t in score(model, ids, *invariant)]
+                self.assertEqual([t["logprob"] for t in score(model, ids[:37], *invariant)],
+                                 whole[:36])
+        with tempfile.TemporaryDirectory() as directory:
+            bytes_of = {}
+            for kind in ("auto", "fp8"):
+                output = os.path.join(directory, "bench.json")
+                nibble("bench", "random:tinyllama-1.1b:rtn", "--device", "cuda", "--batch-sizes", 8,
+                       "--repetitions", 1, "--kv-cache", kind, "--output", output)
+                with open(output) as file:
+                    bytes_of[kind] = json.load(file)["runs"][0]["peak_memory_bytes"]["kv_cache"]
+        self.assertLess(bytes_of["fp8"], 0.6 * bytes_of["auto"])
+
     def test_refusals(self):
         self.assertIn("portable", nibble("bench", "random:tiny", "--device", "cuda", "--kernels",
                                          "hopper", status=2))

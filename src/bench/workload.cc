@@ -225,8 +225,7 @@ double StepLimitSeconds(const ModelWeights& weights, const KvLayout& kv, int64_t
                    2 * r * static_cast<double>(w.out_features() * w.in_features()));
   };
   const ModelConfig& c = weights.config;
-  const double token_kv_bytes =
-      static_cast<double>(kv.BlockBytes()) / static_cast<double>(kv.block_tokens * kv.layers);
+  const auto token_kv_bytes = static_cast<double>(kv.TokenBytes());
   double total = linear(weights.logits_weight());
   for (size_t i = 0; i < weights.layers.size(); ++i) {
     const LayerWeights& layer = weights.layers[i];

@@ -25,6 +25,12 @@ CLI::App* Program::Add(const std::string& name, const std::string& description,
       ->group(group)
       ->capture_default_str();
   command
+      ->add_option("--kv-cache", device.kv_cache,
+                   "auto (of --dtype), or fp8 on a GPU: half the memory, and faster for many or long\n"
+                   "texts")
+      ->group(group)
+      ->capture_default_str();
+  command
       ->add_flag("--batch-invariant", device.batch_invariant,
                  "the same bits whatever the batch: always so on a CPU, slower on a GPU")
       ->group(group);

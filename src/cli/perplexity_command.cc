@@ -24,17 +24,20 @@ Status Perplexity(const PerplexityCommandOptions& options, const CommandContext&
   PerplexityRequest request{.text_path = options.text};
   NIBBLE_ASSIGN_OR_RETURN(request.join, ParseTextJoin(options.join));
   if (options.max_windows != 0) request.options.max_windows = options.max_windows;
-  const auto load = [&](const std::string& path) {
-    return LoadModelOn(path, context.common.device, AllowRandom(options.allow_random),
-                       context.common.progress(), context.cancel);
+  const auto load = [&](const std::string& path, const DeviceOptions& device) {
+    return LoadModelOn(path, device, AllowRandom(options.allow_random), context.common.progress(),
+                       context.cancel);
   };
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model, load(options.model));
+  const DeviceOptions& device = context.common.device;
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model, load(options.model, device));
   request.options.context = options.context != 0
                                 ? options.context
                                 : std::min<int64_t>(2048, model->weights.config.max_context);
   std::unique_ptr<LoadedModel> reference;
   if (!options.reference.empty()) {
-    NIBBLE_ASSIGN_OR_RETURN(reference, load(options.reference));
+    DeviceOptions of_reference = device;
+    of_reference.kv_cache = "auto";  // so that what a smaller cache costs can be seen
+    NIBBLE_ASSIGN_OR_RETURN(reference, load(options.reference, of_reference));
   }
   NIBBLE_ASSIGN_OR_RETURN(const Json document,
                           MeasurePerplexity(*model, reference.get(), request,

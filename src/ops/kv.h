@@ -22,9 +22,18 @@ struct KvLayout {
   int64_t block_tokens = 0;
   DType dtype = DType::kF16;
 
-  // Keys and values of one block in all layers.
+  // Whether each token's keys and values of a head have a scale.
+  bool scaled() const { return dtype == DType::kF8E4M3; }
+  // Keys and values of one token in one layer, and of 8 bits their scales in 16.
+  uint64_t TokenBytes() const {
+    const auto head = static_cast<uint64_t>(head_dim) * BytesOf(dtype) + (scaled() ? 2 : 0);
+    return static_cast<uint64_t>(2 * kv_heads) * head;
+  }
+  // Of one block in all layers, and of 8 bits room for one layer's in 16.
   uint64_t BlockBytes() const {
-    return static_cast<uint64_t>(2 * layers * kv_heads * head_dim * block_tokens) * BytesOf(dtype);
+    const auto tokens = static_cast<uint64_t>(block_tokens);
+    const auto wide = static_cast<uint64_t>(2 * kv_heads * head_dim) * 2;
+    return tokens * (static_cast<uint64_t>(layers) * TokenBytes() + (scaled() ? wide : 0));
   }
 };
 

@@ -89,6 +89,13 @@ Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options,
 
 Result<DType> KvTypeFor(const DeviceOptions& options, const Backend& backend,
                         const ModelConfig& config) {
+  if (options.kv_cache != "auto" && options.kv_cache != "fp8") {
+    return WrongUsage("--kv-cache \"{}\": want auto or fp8", options.kv_cache);
+  }
+  if (options.kv_cache == "fp8") {
+    if (backend.name() == "cuda") return DType::kF8E4M3;
+    return WrongUsage("--kv-cache fp8 wants a GPU, not {}", backend.description());
+  }
   if (backend.name() == "cuda") return backend.activation_type();
   if (options.dtype == "auto") return backend.name() == "ref" ? DType::kF32 : config.dtype;
   return NamedType(options.dtype);

@@ -18,6 +18,7 @@ struct DeviceOptions {
   std::string device = "auto";  // auto, cpu, ref, cuda, cuda:N
   int threads = 0;              // 0: all usable cores
   std::string dtype = "auto";   // auto, f32, f16, bf16
+  std::string kv_cache = "auto";  // auto: as dtype says; fp8, on a GPU
   bool batch_invariant = false;
   std::string kernels = "auto";  // of a GPU: auto, portable
   double memory_fraction = 1;    // of the device's memory that may be used, in (0, 1]
@@ -32,7 +33,7 @@ Result<std::unique_ptr<Backend>> MakeBackend(const DeviceOptions& options,
 int ThreadsFor(const DeviceOptions& options);
 
 // The KV cache's type: as asked for; under "auto" the checkpoint's own (float32 on ref, the
-// activations' on a GPU).
+// activations' on a GPU). kUsage for one that there is not on this device.
 Result<DType> KvTypeFor(const DeviceOptions& options, const Backend& backend,
                         const ModelConfig& config);
 

@@ -223,6 +223,7 @@ Status Study::RunMethod(const std::string& method, const Json& hardware, const J
   };
   const Json device = {{"device", options_.device.device},
                        {"dtype", options_.device.dtype},
+                       {"kv_cache", options_.device.kv_cache},
                        {"kernels", options_.device.kernels}};
   const Json& accelerator = hardware["accelerator"];
 
@@ -298,6 +299,7 @@ Json Study::OptionsRecord() const {
       {"device", options_.device.device},
       {"threads", ThreadsFor(options_.device)},
       {"dtype", options_.device.dtype},
+      {"kv_cache", options_.device.kv_cache},
       {"batch_invariant", options_.device.batch_invariant},
       {"kernels", options_.device.kernels},
       {"memory_fraction", options_.device.memory_fraction},

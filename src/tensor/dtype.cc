@@ -3,7 +3,7 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view kNames[] = {"f32", "f16", "bf16", "i64", "i32", "i8", "u8"};
+constexpr std::string_view kNames[] = {"f32", "f16", "bf16", "i64", "i32", "i8", "u8", "f8_e4m3"};
 
 }  // namespace
 

@@ -10,7 +10,9 @@
 
 namespace nibble {
 
-enum class DType : uint8_t { kF32, kF16, kBF16, kI64, kI32, kI8, kU8 };
+// kF8E4M3: 8-bit floating point of 4 exponent and 3 mantissa bits (arXiv:2209.05433), of KV caches
+// alone.
+enum class DType : uint8_t { kF32, kF16, kBF16, kI64, kI32, kI8, kU8, kF8E4M3 };
 
 constexpr size_t BytesOf(DType type) {
   switch (type) {
@@ -24,6 +26,7 @@ constexpr size_t BytesOf(DType type) {
       return 2;
     case DType::kI8:
     case DType::kU8:
+    case DType::kF8E4M3:
       return 1;
   }
   return 0;
@@ -33,7 +36,7 @@ constexpr bool IsFloat(DType type) {
   return type == DType::kF32 || type == DType::kF16 || type == DType::kBF16;
 }
 
-// "f32", "f16", "bf16", "i64", "i32", "i8", "u8".
+// "f32", "f16", "bf16", "i64", "i32", "i8", "u8", "f8_e4m3".
 std::string_view Name(DType type);
 std::optional<DType> DTypeFromName(std::string_view name);
 

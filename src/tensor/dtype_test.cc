@@ -37,7 +37,7 @@ TEST(DTypeTest, HalfRoundsToNearestEven) {
 
 TEST(DTypeTest, NamesRoundTrip) {
   for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kI64, DType::kI32,
-                           DType::kI8, DType::kU8}) {
+                           DType::kI8, DType::kU8, DType::kF8E4M3}) {
     EXPECT_EQ(DTypeFromName(Name(type)), type);
   }
   EXPECT_EQ(DTypeFromName("f8"), std::nullopt);

@@ -55,18 +55,24 @@ inline __device__ void LoadMatricesTransposed(uint32_t shared, uint32_t (&fragme
 
 // sum += a · b. a: 16 x 16; b: 16 x 8.
 template <typename T>
-__device__ void MultiplyAdd(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&sum)[4]) {
+__device__ void MultiplyAdd(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float& sum0,
+                            float& sum1, float& sum2, float& sum3) {
   if constexpr (std::is_same_v<T, __half>) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "+f"(sum0), "+f"(sum1), "+f"(sum2), "+f"(sum3)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "+f"(sum0), "+f"(sum1), "+f"(sum2), "+f"(sum3)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+}
+
+template <typename T>
+__device__ void MultiplyAdd(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&sum)[4]) {
+  MultiplyAdd<T>(a, b0, b1, sum[0], sum[1], sum[2], sum[3]);
 }
 
 template <typename T>

@@ -10,6 +10,7 @@
 #include "src/ops/cuda/device.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/cuda/elementwise.h"
+#include "src/ops/cuda/kv_fp8.h"
 #include "src/ops/cuda/linear_q4.h"
 #include "src/ops/cuda/matrix_product.h"
 
@@ -24,7 +25,8 @@ constexpr size_t kUncountedBytes = size_t{256} << 20;
 // Rows of a dequantized piece begin at multiples of this (see DequantizeQ4).
 constexpr int64_t kDequantizeRowMultiple = 128;
 
-// The pool: [layers][keys, values][blocks, kv_heads, kBlockTokens, head_dim].
+// The pool: [layers][keys, values][blocks, kv_heads, kBlockTokens, head_dim]. Of 8 bits the scales
+// follow, [layers][blocks, kv_heads, kBlockTokens], and room for one layer's keys and values in 16.
 class CudaKvCache final : public KvCache {
  public:
   CudaKvCache(const KvLayout& layout, int64_t blocks, Buffer memory)
@@ -41,7 +43,20 @@ class CudaKvCache final : public KvCache {
   std::byte* data() const { return memory_.as<std::byte>(); }
   KvView layer(int64_t i) const {
     std::byte* keys = data() + static_cast<size_t>(2 * i) * half_layer_bytes();
-    return {.keys = keys, .values = keys + half_layer_bytes()};
+    auto* layer_scales = layout_.scaled() ? scales() + i * layer_tokens() : nullptr;
+    return {.keys = keys, .values = keys + half_layer_bytes(), .scales = layer_scales};
+  }
+
+  // Where there are scales: [layers, layer_tokens()].
+  int64_t block_tokens() const { return layout_.kv_heads * layout_.block_tokens; }  // of all heads
+  int64_t layer_tokens() const { return blocks_ * block_tokens(); }
+  uint32_t* scales() const {
+    return reinterpret_cast<uint32_t*>(data() + static_cast<size_t>(2 * layout_.layers) *
+                                                    half_layer_bytes());
+  }
+  KvView wide() const {
+    auto* keys = reinterpret_cast<std::byte*>(scales() + layout_.layers * layer_tokens());
+    return {.keys = keys, .values = keys + 2 * half_layer_bytes()};
   }
 
  private:
@@ -130,9 +145,13 @@ class CudaBackend final : public Backend {
 
   Result<std::unique_ptr<KvCache>> CreateKvCache(const KvLayout& layout, int64_t blocks) override {
     CHECK(layout.block_tokens == kBlockTokens, "blocks of {} tokens", layout.block_tokens);
-    if (layout.dtype != activations_) {
-      return BadInput("on a GPU the KV cache has the activations' type, {}, not {}",
-                      Name(activations_), Name(layout.dtype));
+    if (layout.dtype != activations_ && !layout.scaled()) {
+      return BadInput("on a GPU the KV cache has the activations' type, {}, or {}, not {}",
+                      Name(activations_), Name(DType::kF8E4M3), Name(layout.dtype));
+    }
+    if (layout.scaled() && (layout.head_dim % 16 != 0 || layout.head_dim > 256)) {
+      return BadInput("a KV cache of {} wants heads of a multiple of 16, at most 256, not of {}",
+                      Name(layout.dtype), layout.head_dim);
     }
     NIBBLE_ASSIGN_OR_RETURN(
         Buffer memory, AllocateDevice(memory_, MemoryClass::kKvCache,
@@ -149,6 +168,15 @@ class CudaBackend final : public Backend {
                           static_cast<size_t>(2 * kv.layout().layers), cudaMemcpyDeviceToDevice,
                           stream_->get()),
         "copying a KV block", from, to);
+    if (!kv.layout().scaled()) return;
+    const auto scale_bytes = static_cast<size_t>(kv.block_tokens()) * sizeof(uint32_t);
+    const auto scale_pitch = static_cast<size_t>(kv.layer_tokens()) * sizeof(uint32_t);
+    stream_->Check(
+        cudaMemcpy2DAsync(kv.scales() + to * kv.block_tokens(), scale_pitch,
+                          kv.scales() + from * kv.block_tokens(), scale_pitch, scale_bytes,
+                          static_cast<size_t>(kv.layout().layers), cudaMemcpyDeviceToDevice,
+                          stream_->get()),
+        "copying a KV block's scales", from, to);
   }
 
   Result<std::unique_ptr<BatchPlan>> CreatePlan(const StepLimits& limits,
@@ -219,14 +247,17 @@ class CudaBackend final : public Backend {
                       int64_t layer, MatrixView qkv, KvCache& cache) override {
     const CudaPlan& p = Cuda(plan);
     CheckQkv(p, attention, qkv, Cuda(cache));
-    cuda::RopeAndStoreKv(*stream_, p.batch(), attention, Angles(p, rope), qkv,
-                         Cuda(cache).layer(layer));
+    const KvView kv = Cuda(cache).layer(layer);
+    if (kv.scales != nullptr) {
+      return RopeAndStoreFp8(*stream_, p.batch(), attention, Angles(p, rope), qkv, kv);
+    }
+    cuda::RopeAndStoreKv(*stream_, p.batch(), attention, Angles(p, rope), qkv, kv);
   }
 
   void RopeAndAttend(BatchPlan& plan, const RopeSpec& rope, const AttentionSpec& attention,
                      int64_t layer, MatrixView qkv, KvCache& cache, MatrixView out) override {
     const CudaPlan& p = Cuda(plan);
-    if (!CanRopeAndAttendDecode(p.batch(), attention)) {
+    if (Cuda(cache).layout().scaled() || !CanRopeAndAttendDecode(p.batch(), attention)) {
       return Backend::RopeAndAttend(plan, rope, attention, layer, qkv, cache, out);
     }
     CheckQkv(p, attention, qkv, Cuda(cache));
@@ -240,11 +271,15 @@ class CudaBackend final : public Backend {
     CheckActivations(q);
     CheckActivations(out);
     const CudaPlan& p = Cuda(plan);
-    const KvView kv = Cuda(cache).layer(layer);
+    KvView kv = Cuda(cache).layer(layer);
     if (p.batch().has_decode) {
       AttendDecode(*stream_, p.batch(), attention, q, kv, out, p.at<void>(p.layout().decode));
     }
     if (p.batch().prefill_tile_count > 0) {
+      if (kv.scales != nullptr) {
+        ExpandKv(*stream_, p.batch(), attention, activations_, kv, Cuda(cache).wide());
+        kv = Cuda(cache).wide();
+      }
       AttendPrefill(*stream_, p.batch(), attention, q, kv, out, kernels_);
     }
   }

@@ -7,6 +7,7 @@
 
 #include "src/ops/cuda/attention_common.cuh"
 #include "src/ops/cuda/decode_line.cuh"
+#include "src/ops/cuda/kv_fp8.cuh"
 
 namespace nibble::cuda {
 
@@ -20,6 +21,7 @@ struct DecodeArguments {
   DecodeLine line;
   void* keys;            // [blocks, kv_heads, kBlockTokens, head_dim]
   void* values;          // likewise
+  const uint32_t* scales;  // see KvView
   const void* q;         // [rows, q_stride]; fresh: queries, then keys, then values
   const float2* angles;  // fresh: [rows, head_dim / 2], cos and sin
   void* out;             // [rows, out_stride]
@@ -34,28 +36,34 @@ struct DecodeArguments {
 };
 
 // Head dimensions up to kDim are padded to it with zeros.
-template <int kDim_>
+template <int kDim>
+inline constexpr int kDecodeWarps = kDim == 256 ? 2 : 4;
+template <int kDim>
+inline constexpr int kOutStride = kDim + 8;  // of a warp's outputs for a head
+
+template <int kDim, typename Element>
 struct DecodeShape {
-  static constexpr int kDim = kDim_;
-  static constexpr int kWarps = kDim == 256 ? 2 : 4;
-  static constexpr int kThreads = 32 * kWarps;
-  // A warp's tiles under way. Three for 128 were no faster, and are too much for GPUs that give a
-  // block 99 KiB.
-  static constexpr int kStages = kDim == 64 ? 4 : 2;
-  static constexpr int kStride = kDim + 8;  // of a row in shared memory: no bank conflicts
-  static constexpr int kTileBytes = kTileTokens * kStride * 2;
+  static constexpr int kWarps = kDecodeWarps<kDim>;
+  // A warp's tiles under way. Three for 128 of 16 bits were no faster, and are too much for GPUs that
+  // give a block 99 KiB.
+  static constexpr int kStages = (kDim == 64 ? 4 : 2) * 2 / static_cast<int>(sizeof(Element));
+  // Of a row in shared memory: no bank conflicts.
+  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Element)) + 16;
+  static constexpr int kScales = kTileTokens * kRowBytes;  // of 8-bit keys and values, behind keys
+  static constexpr int kTileBytes = kScales + (std::is_same_v<Element, Fp8> ? kTileTokens * 4 : 0);
   static constexpr int kWarpBytes = 2 * kStages * kTileBytes;  // of keys and values
-  // After the tiles come the warps' outputs, float32 [kWarps, kRoundHeads, kStride].
+  // After the tiles come the warps' outputs, float32 [kWarps, kRoundHeads, kOutStride].
   static constexpr int kOutputs = kWarps * kWarpBytes;
-  static constexpr int kSharedBytes = kOutputs + kWarps * kRoundHeads * kStride * 4;
+  static constexpr int kSharedBytes = kOutputs + kWarps * kRoundHeads * kOutStride<kDim> * 4;
 };
 
 // One warp's tiles of all its block's segments, of which each warp has every kWarps-th.
-template <typename T, int kDim, DecodeInput kInput>
+template <typename Element, int kDim, DecodeInput kInput>
 class TileStream {
-  using Shape = DecodeShape<kDim>;
+  using Shape = DecodeShape<kDim, Element>;
   static constexpr int kWarps = Shape::kWarps;
-  static constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
+  static constexpr int kElements = 16 / static_cast<int>(sizeof(Element));
+  static constexpr int kChunks = kDim / kElements;  // of 16 bytes in a row
   static constexpr int kRowsAtOnce = 32 / kChunks;
 
  public:
@@ -63,10 +71,11 @@ class TileStream {
       : a_(a), walk_(walk) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     row_ = lane / kChunks;
-    const int column = lane % kChunks * 8;
+    const int chunk = lane % kChunks, column = chunk * kElements;
     has_column_ = column < a.head_dim;
     lane_offset_ = has_column_ ? row_ * a.head_dim + column : 0;
-    shared_ = shared + (row_ * Shape::kStride + column) * 2;
+    shared_ = shared + row_ * Shape::kRowBytes + chunk * 16;
+    shared_scales_ = shared + Shape::kScales + lane * 16;
   }
 
   // Goes to the next tile; false after the last. For all lanes together.
@@ -87,7 +96,7 @@ class TileStream {
       count_ = (end - first_ + kWarps - 1) / kWarps;
       index_ = 0;
       table_ = a_.line.block_tables + segment.sequence * a_.line.table_stride;
-      head_offset_ = segment.pair / a_.line.head_tiles * kBlockTokens * a_.head_dim;
+      head_offset_ = segment.pair / a_.line.head_tiles * kBlockTokens;
     }
     const int lane = static_cast<int>(threadIdx.x) % 32;
     if (index_ % 32 == 0) {  // a lane reads the table for one tile: the warp waits for it once
@@ -96,22 +105,31 @@ class TileStream {
     }
     const int block = __shfl_sync(~0u, block_, index_ % 32);
     const int slot = (first_ + index_ * kWarps) % kTilesPerBlock * kTileTokens;
-    at_ = static_cast<int64_t>(block) * a_.line.kv_heads * kBlockTokens * a_.head_dim +
-          head_offset_ + slot * a_.head_dim + lane_offset_;
+    at_ = static_cast<int64_t>(block) * a_.line.kv_heads * kBlockTokens + head_offset_ + slot;
     return true;
   }
 
   // Copies that tile of keys or values, to a place for it in the warp's memory. Slots that hold no
   // token of the context, or a fresh one, are not read: they may hold anything, even NaN.
   __device__ void Load(const void* cache, int place) const {
-    const T* from = static_cast<const T*>(cache) + at_;
+    const Element* from = static_cast<const Element*>(cache) + at_ * a_.head_dim + lane_offset_;
     const int token = (first_ + index_ * kWarps) * kTileTokens + row_ - first_token_;
     const auto count = static_cast<unsigned>(end_token_ - first_token_);
 #pragma unroll
     for (int row = 0; row < kTileTokens; row += kRowsAtOnce) {
       const bool wanted = has_column_ && static_cast<unsigned>(token + row) < count;
-      CopyAsync16(shared_ + place * Shape::kTileBytes + row * Shape::kStride * 2,
+      CopyAsync16(shared_ + place * Shape::kTileBytes + row * Shape::kRowBytes,
                   from + (wanted ? row * a_.head_dim : 0), wanted);
+    }
+  }
+  // Copies the tile's keys, and the scales of both.
+  __device__ void LoadKeys(int place) const {
+    Load(a_.keys, place);
+    if constexpr (std::is_same_v<Element, Fp8>) {
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      if (lane < kTileTokens / 4) {
+        CopyAsync16(shared_scales_ + place * Shape::kTileBytes, a_.scales + at_ + lane * 4);
+      }
     }
   }
 
@@ -119,20 +137,20 @@ class TileStream {
   const DecodeArguments& a_;
   Walk<kWarps> walk_;
   const int32_t* table_ = nullptr;
-  int64_t at_ = 0;
+  int64_t at_ = 0;  // of the tile's first token, of all heads' tokens
   int first_ = 0, index_ = -1, count_ = 0;
   int first_token_ = 0, end_token_ = 0;
   int head_offset_ = 0, block_ = 0;
   int row_, lane_offset_;
   bool has_column_;
-  uint32_t shared_;
+  uint32_t shared_, shared_scales_;
 };
 
 // The fresh token of a segment's context, where the segment and this warp have its tile: 16 bytes
 // of its key, turned, and of its value in the lane that filled their place in the tile.
 template <typename T, int kDim>
 class FreshToken {
-  using Shape = DecodeShape<kDim>;
+  using Shape = DecodeShape<kDim, T>;
   static constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
   static constexpr int kRowsAtOnce = 32 / kChunks;
 
@@ -149,7 +167,7 @@ class FreshToken {
     const int chunk = lane % kChunks, column = chunk * 8;
     is_here_ = lane / kChunks == slot % kRowsAtOnce;
     if (!is_here_) return;
-    offset_ = (slot * Shape::kStride + column) * 2;
+    offset_ = slot * Shape::kRowBytes + chunk * 16;
     const int kv_head = segment.pair / a.line.head_tiles;
     const T* key = static_cast<const T*>(a.q) + segment.span.row * a.q_stride +
                    static_cast<int64_t>(a.line.kv_heads * a.group + kv_head) * kDim;

@@ -38,8 +38,13 @@ struct DeviceBatch {
 
 // One layer's keys and values.
 struct KvView {
-  void* keys = nullptr;    // [blocks, kv_heads, kBlockTokens, head_dim], of the activations' type
+  // [blocks, kv_heads, kBlockTokens, head_dim], of the activations' type, or where there are scales of
+  // 8 bits in the order of kv_fp8.cuh.
+  void* keys = nullptr;
   void* values = nullptr;  // likewise
+  // [blocks, kv_heads, kBlockTokens] of 8-bit numbers: bfloat16, the keys' in the lower half and the
+  // values' in the upper one. Powers of two.
+  uint32_t* scales = nullptr;
 };
 
 }  // namespace nibble::cuda
