@@ -349,7 +349,8 @@ class CudaBackend final : public Backend {
   void MultiplyDense(const CudaPlan& plan, const CudaLinear& weight, MatrixView x,
                      Epilogue epilogue, MatrixView out) {
     if (kernels_ != CudaKernels::kBatchInvariant && CanMultiplyFewRows(x, weight.weight())) {
-      return MultiplyFewRows(*stream_, x, weight.weight(), weight.bias(), epilogue, out);
+      return MultiplyFewRows(*stream_, x, weight.weight(), weight.bias(), epilogue, out,
+                             kernels_);
     }
     if (weight.bias() == nullptr && epilogue != Epilogue::kSiluMul) {
       return Product(plan, x, weight.weight(), epilogue, out);

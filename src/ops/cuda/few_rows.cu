@@ -2,9 +2,7 @@
 // load; a warp owns two of its rows at a time, so that their loads are in flight together.
 #include <cstdint>
 
-#include "src/ops/cuda/dependent_launch.cuh"
-#include "src/ops/cuda/half.cuh"
-#include "src/ops/cuda/matrix_product.h"
+#include "src/ops/cuda/few_rows.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -12,17 +10,12 @@ namespace {
 constexpr int kWarps = 4;         // of a block; small blocks spread over the device more evenly
 constexpr int kWeightRows = 2;    // of a warp, a gate and its up
 constexpr int kUnroll = 4;        // loads in flight, of each weight row
-constexpr int kElements = 8;      // of a load
 
 // Activations lie in shared memory: the first-level cache is small beside it, and weights pass through.
 constexpr size_t kMaxSharedBytes = size_t{99} << 10;  // of a block, on every supported device
 size_t SharedBytes(int64_t rows, int64_t in_features) {
   return static_cast<size_t>(rows * in_features) * 2;
 }
-
-struct FewRowsShape {
-  int64_t out_features, in_features, x_stride, out_stride;
-};
 
 // 16 bytes of a weight: read once, so they shall not push activations out of the first-level cache.
 __device__ uint4 LoadWeight(const void* from) {
@@ -31,28 +24,6 @@ __device__ uint4 LoadWeight(const void* from) {
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "l"(from));
   return value;
-}
-
-template <typename T>
-__device__ void MultiplyAdd(const uint4& a, const uint4& b, float& sum) {
-  using Pair = typename HalfTraits<T>::Pair;
-  const auto* pa = reinterpret_cast<const Pair*>(&a);
-  const auto* pb = reinterpret_cast<const Pair*>(&b);
-#pragma unroll
-  for (int i = 0; i < kElements / 2; ++i) {
-    const float2 fa = HalfTraits<T>::ToFloats(pa[i]), fb = HalfTraits<T>::ToFloats(pb[i]);
-    sum = fmaf(fa.x, fb.x, sum);
-    sum = fmaf(fa.y, fb.y, sum);
-  }
-}
-
-template <typename Out>
-__device__ Out Rounded(float value) {
-  if constexpr (sizeof(Out) == 4) {
-    return value;
-  } else {
-    return HalfTraits<Out>::FromFloat(value);
-  }
 }
 
 template <typename T, typename Out, int kRows, Epilogue kEpilogue>
@@ -123,9 +94,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
     for (int n = 0; n < kWeightRows; ++n) {
-      for (int step = 16; step > 0; step /= 2) {
-        sums[r][n] += __shfl_xor_sync(~0u, sums[r][n], step);
-      }
+      sums[r][n] = SumOverWarp(sums[r][n]);
       if (bias != nullptr) sums[r][n] += bias[n == 0 ? first : second];
     }
   }
@@ -134,13 +103,10 @@ __global__ void __launch_bounds__(32 * kWarps)
   for (int r = 0; r < kRows; ++r) {
     Out* to = out + r * shape.out_stride;
     if constexpr (kEpilogue == Epilogue::kSiluMul) {
-      const float gate = sums[r][0];
-      to[first / 2] = Rounded<Out>(gate / (1.0f + __expf(-gate)) * sums[r][1]);
+      StoreSum<Out, kEpilogue>(sums[r][0], sums[r][1], to[first / 2]);
     } else {
-      for (int n = 0; n < kWeightRows && first + n < shape.out_features; ++n) {
-        if constexpr (kEpilogue == Epilogue::kAdd) sums[r][n] += HalfTraits<Out>::ToFloat(to[first + n]);
-        to[first + n] = Rounded<Out>(sums[r][n]);
-      }
+      StoreSum<Out, kEpilogue>(sums[r][0], 0, to[first]);
+      if (second != first) StoreSum<Out, kEpilogue>(sums[r][1], 0, to[second]);
     }
   }
 }
@@ -184,12 +150,15 @@ bool CanMultiplyFewRows(MatrixView x, const void* w) {
 }
 
 void MultiplyFewRows(Stream& stream, MatrixView x, const void* w, const float* bias,
-                     Epilogue epilogue, MatrixView out) {
+                     Epilogue epilogue, MatrixView out, CudaKernels kernels) {
   const FewRowsShape shape{
       .out_features = epilogue == Epilogue::kSiluMul ? 2 * out.columns : out.columns,
       .in_features = x.columns,
       .x_stride = x.stride,
       .out_stride = out.stride};
+  if (kernels == CudaKernels::kAuto && StreamFewRows(stream, shape, x, w, bias, epilogue, out)) {
+    return;
+  }
   WithHalfType(x.dtype, [&]<typename T>() {
     if (out.dtype == DType::kF32) {
       CHECK(epilogue == Epilogue::kNone);

@@ -53,7 +53,7 @@ inline constexpr int64_t kFewRows = 2;
 // kFewRows rows; out may be float32 under kNone. x's rows are 16-byte aligned and `in` a multiple of 8.
 bool CanMultiplyFewRows(MatrixView x, const void* w);
 void MultiplyFewRows(Stream& stream, MatrixView x, const void* w, const float* bias,
-                     Epilogue epilogue, MatrixView out);
+                     Epilogue epilogue, MatrixView out, CudaKernels kernels);
 
 }  // namespace nibble::cuda
 
