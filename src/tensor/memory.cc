@@ -22,6 +22,9 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
+// An arena's chunk, and what lies alone: less than a thirtieth of it can be in small pages.
+constexpr size_t kChunk = size_t{256} << 20;
+constexpr size_t kLarge = size_t{64} << 20;
 
 // The value in bytes of a "Name:   123 kB" line of a /proc file; 0 where there is none.
 uint64_t ProcField(const char* file, std::string_view name) {
@@ -43,6 +46,15 @@ std::optional<uint64_t> ReadNumber(const char* file) {
   uint64_t value = 0;
   if (in >> value) return value;
   return std::nullopt;
+}
+
+size_t RoundUpToPage(size_t bytes) {
+  return RoundUp(bytes, static_cast<size_t>(::sysconf(_SC_PAGESIZE)));
+}
+
+tl::unexpected<Error> NoRoom(const MemoryTracker& tracker, MemoryClass memory_class, size_t bytes) {
+  return NotEnough("{} of memory for {} are wanted, {} are left of what nibble may use",
+                   FormatBytes(bytes), Name(memory_class), FormatBytes(tracker.Room()));
 }
 
 }  // namespace
@@ -119,10 +131,7 @@ Result<Buffer> AllocateHost(MemoryTracker& tracker, MemoryClass memory_class, si
   const bool huge = bytes >= kHugePage;
   const size_t alignment = huge ? kHugePage : kAlignment;
   const size_t rounded = RoundUp(std::max<size_t>(bytes, 1), kAlignment);
-  if (rounded > tracker.Room()) {
-    return NotEnough("{} of memory for {} are wanted, {} are left of what nibble may use",
-                     FormatBytes(bytes), Name(memory_class), FormatBytes(tracker.Room()));
-  }
+  if (rounded > tracker.Room()) return NoRoom(tracker, memory_class, bytes);
   void* data = std::aligned_alloc(alignment, RoundUp(rounded, alignment));
   if (data == nullptr) {
     return NotEnough("cannot allocate {} of memory for {}", FormatBytes(bytes), Name(memory_class));
@@ -130,6 +139,32 @@ Result<Buffer> AllocateHost(MemoryTracker& tracker, MemoryClass memory_class, si
   if (huge) ::madvise(data, rounded, MADV_HUGEPAGE);
   return Buffer(
       data, rounded, [](void* p, size_t) { std::free(p); }, &tracker, memory_class);
+}
+
+HostArena::~HostArena() {
+  if (free_bytes_ > 0) ::munmap(free_, free_bytes_);
+}
+
+Result<Buffer> HostArena::Allocate(MemoryTracker& tracker, MemoryClass memory_class, size_t bytes) {
+  if (bytes >= kLarge) return AllocateHost(tracker, memory_class, bytes);
+  const size_t rounded = RoundUp(std::max<size_t>(bytes, 1), kAlignment);
+  if (rounded > tracker.Room()) return NoRoom(tracker, memory_class, bytes);
+  const size_t pages = RoundUpToPage(rounded);
+  if (pages > free_bytes_) {
+    void* const chunk = ::mmap(nullptr, kChunk + kHugePage, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (chunk == MAP_FAILED) return AllocateHost(tracker, memory_class, bytes);
+    if (free_bytes_ > 0) ::munmap(free_, free_bytes_);
+    const size_t lead = kHugePage - reinterpret_cast<uintptr_t>(chunk) % kHugePage;
+    ::munmap(chunk, lead);
+    free_ = static_cast<std::byte*>(chunk) + lead;
+    free_bytes_ = kChunk + kHugePage - lead;
+    ::madvise(free_, free_bytes_, MADV_HUGEPAGE);
+  }
+  void* const data = std::exchange(free_, free_ + pages);
+  free_bytes_ -= pages;
+  const auto release = [](void* p, size_t n) { ::munmap(p, RoundUpToPage(n)); };
+  return Buffer(data, rounded, release, &tracker, memory_class);
 }
 
 Result<Buffer> AllocateInFile(const std::string& directory, size_t bytes) {

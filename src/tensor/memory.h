@@ -77,6 +77,24 @@ class Buffer {
 // with ErrorCode::kResources. `tracker` counts it and must outlive the buffer.
 Result<Buffer> AllocateHost(MemoryTracker& tracker, MemoryClass memory_class, size_t bytes);
 
+// Host memory that lies side by side in huge pages: for buffers that are read one after the other and
+// whose ends would each lie in small pages. A buffer may outlive the arena. Not thread-safe.
+class HostArena {
+ public:
+  HostArena() = default;
+  HostArena(const HostArena&) = delete;
+  HostArena& operator=(const HostArena&) = delete;
+  ~HostArena();
+
+  // As AllocateHost, to which it leaves what is large enough to lie alone.
+  Result<Buffer> Allocate(MemoryTracker& tracker, MemoryClass memory_class, size_t bytes);
+
+ private:
+  // Addresses that no buffer has yet; they take memory when they are written to.
+  std::byte* free_ = nullptr;
+  size_t free_bytes_ = 0;
+};
+
 // Storage in a nameless file of `directory` (which must exist), mapped, so that the system can keep
 // it on disk; zeroed. Gone with the buffer or the process.
 Result<Buffer> AllocateInFile(const std::string& directory, size_t bytes);

@@ -41,7 +41,7 @@ class CpuBackend final : public HostBackend {
 
   Result<std::unique_ptr<PreparedLinear>> Prepare(std::span<const LinearSource> sources,
                                                   Interleave interleave) override {
-    return PackLinear(sources, interleave, memory_, pool_);
+    return PackLinear(sources, interleave, arena_, memory_, pool_);
   }
 
   uint64_t PreparedBytes(int64_t out_features, int64_t in_features, DType dtype,
@@ -230,6 +230,7 @@ class CpuBackend final : public HostBackend {
     pool_.ParallelFor(layout.panels, RoundUp(Grain(panel), kGroupPanels), std::ref(run));
   }
 
+  HostArena arena_;  // of the weights
 };
 
 }  // namespace

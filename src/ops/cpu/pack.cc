@@ -116,8 +116,8 @@ void PackBias(const PanelSources& rows, float* out) {
 }  // namespace
 
 Result<std::unique_ptr<PreparedLinear>> PackLinear(std::span<const LinearSource> sources,
-                                                   Interleave interleave, MemoryTracker& memory,
-                                                   ThreadPool& pool) {
+                                                   Interleave interleave, HostArena& arena,
+                                                   MemoryTracker& memory, ThreadPool& pool) {
   CHECK(!sources.empty());
   const Weight& first = *sources[0].weight;
   const auto* quantized = std::get_if<QuantizedWeight>(&first);
@@ -150,7 +150,7 @@ Result<std::unique_ptr<PreparedLinear>> PackLinear(std::span<const LinearSource>
   const LinearLayout layout =
       LinearLayout::Of(out, in, dtype, quantized ? &quantized->spec : nullptr, bias, interleave);
   NIBBLE_ASSIGN_OR_RETURN(Buffer buffer,
-                          AllocateHost(memory, MemoryClass::kWeights, layout.total_bytes));
+                          arena.Allocate(memory, MemoryClass::kWeights, layout.total_bytes));
   auto linear = std::make_unique<CpuLinear>(layout, std::move(buffer));
   if (layout.has_order) {
     for (int64_t k = 0; k < in; ++k) {

@@ -15,8 +15,8 @@ namespace nibble::cpu {
 // kBadInput for weights that cannot be represented: a symmetric grid with a
 // zero other than 8, groups shorter than 8 columns.
 Result<std::unique_ptr<PreparedLinear>> PackLinear(std::span<const LinearSource> sources,
-                                                   Interleave interleave, MemoryTracker& memory,
-                                                   ThreadPool& pool);
+                                                   Interleave interleave, HostArena& arena,
+                                                   MemoryTracker& memory, ThreadPool& pool);
 
 }  // namespace nibble::cpu
 
