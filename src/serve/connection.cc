@@ -13,6 +13,7 @@
 #include <deque>
 #include <optional>
 
+#include "src/base/json_text.h"
 #include "src/serve/api_key.h"
 #include "src/serve/endpoints.h"
 
@@ -43,7 +44,7 @@ Response TextResponse(const Request& request, int status, std::string body,
 }
 
 Response ErrorResponse(const Request& request, const ApiError& error) {
-  Response response = TextResponse(request, error.status, DocumentText(ErrorDocument(error)));
+  Response response = TextResponse(request, error.status, JsonText(ErrorDocument(error)));
   if (error.status == 429 || error.status == 503) response.set(http::field::retry_after, "1");
   if (error.status == 401) response.set(http::field::www_authenticate, "Bearer");
   return response;
@@ -52,7 +53,7 @@ Response ErrorResponse(const Request& request, const ApiError& error) {
 Response Unavailable(const Request& request, const char* message) {
   const Json document = {
       {"error", {{"code", 503}, {"message", message}, {"type", "unavailable_error"}}}};
-  Response response = TextResponse(request, 503, DocumentText(document));
+  Response response = TextResponse(request, 503, JsonText(document));
   response.set(http::field::retry_after, "1");
   return response;
 }
@@ -246,7 +247,7 @@ asio::awaitable<Connection::After> Connection::Answer(const Request& request) {
     if (!parsed) return tl::unexpected(parsed.error());
     const GenerationParameters& parameters = parsed->parameters;
     for (const std::string& name : parameters.unknown_members) {
-      spdlog::warn("a request's member {} is ignored", DocumentText(name));
+      spdlog::warn("a request's member {} is ignored", JsonText(name));
     }
     const ApiResult<ModelService*> found = context_.models.load()->Find(parameters.model);
     if (!found) return tl::unexpected(found.error());
@@ -344,7 +345,7 @@ asio::awaitable<Connection::After> Connection::SendWhole(const Request& request,
   if (open > 0 && !mailbox.failure) co_return After::kClose;
   Response response = mailbox.failure
                           ? ErrorResponse(request, *mailbox.failure)
-                          : TextResponse(request, 200, DocumentText(wanted.Whole(choices, usage)));
+                          : TextResponse(request, 200, JsonText(wanted.Whole(choices, usage)));
   co_return co_await Send(std::move(response));
 }
 
