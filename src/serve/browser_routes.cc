@@ -121,7 +121,8 @@ std::optional<Response> BrowserRoutes::Answer(const Request& request, KeyState k
   } else if (report_ && (path == "/report" || path.starts_with(kReport))) {
     response = AnswerReport(request, path, key);
   }
-  if (response && request.method() != http::verb::get) {
+  // The body of an answer to HEAD is left out where it is sent.
+  if (response && request.method() != http::verb::get && request.method() != http::verb::head) {
     response = PageRefusal(request, 405, "want GET");
     response->set(http::field::allow, "GET");
   }

@@ -27,7 +27,31 @@ struct ServerContext {
   std::atomic<const ServedModels*> models{nullptr};  // null while they load
   std::atomic<bool> draining{false};
   std::atomic<int64_t> connections{0};
-  std::atomic<int64_t> answering{0};  // requests
+  std::atomic<int64_t> answering{0};    // requests
+  std::atomic<uint64_t> body_bytes{0};  // of large bodies that wait to be complete and parsed
+};
+
+// A body's bytes among those of all connections. Small bodies do not count, so that others' large
+// ones keep nobody from asking.
+class BodyShare {
+ public:
+  explicit BodyShare(std::atomic<uint64_t>& total) : total_(total) {}
+  ~BodyShare() { Release(); }
+  BodyShare(const BodyShare&) = delete;
+  BodyShare& operator=(const BodyShare&) = delete;
+
+  // The body has so many bytes now. False where all of them together exceed the limit.
+  bool Grow(uint64_t bytes, uint64_t limit) {
+    if (bytes <= kSmallBody) return true;
+    const uint64_t more = bytes - std::exchange(counted_, bytes);
+    return (total_ += more) <= limit;
+  }
+  void Release() { total_ -= std::exchange(counted_, 0); }
+
+ private:
+  static constexpr uint64_t kSmallBody = 64 << 10;
+  std::atomic<uint64_t>& total_;
+  uint64_t counted_ = 0;
 };
 
 class Connection {
@@ -37,7 +61,10 @@ class Connection {
 
   // The stream's executor is a strand. Borrows the context.
   Connection(ServerContext& context, boost::beast::tcp_stream stream)
-      : context_(context), stream_(std::move(stream)) {}
+      : context_(context),
+        stream_(std::move(stream)),
+        buffer_(context.options.max_header_bytes + kReadBytes),
+        body_share_(context.body_bytes) {}
 
   // Until the client leaves or is left.
   boost::asio::awaitable<void> Run();
@@ -48,22 +75,31 @@ class Connection {
   struct Wanted;
   enum class After { kKeep, kClose };
 
+  // Beside the headers, what is read at a time. Chunks' extensions and trailers have to fit in too.
+  static constexpr size_t kReadBytes = 64 << 10;
+
   boost::asio::awaitable<After> ServeOne();
-  // The answer to everything that needs no engine; empty for what does.
-  std::optional<Response> Immediate(const Request& request);
-  boost::asio::awaitable<After> Answer(const Request& request);
+  // The answer to a request of which the headers say enough; empty for what needs its body.
+  std::optional<Response> AnswerToHead(const Request& request);
+  // The answer of an endpoint that needs no engine; empty for the others.
+  std::optional<Response> PlainAnswerTo(const Request& request) const;
+  boost::asio::awaitable<After> Answer(Request& request);
+  // What is not needed once it was parsed.
+  void DropBody(Request& request);
   boost::asio::awaitable<After> SendWhole(const Request& request, const Wanted& wanted,
                                           Mailbox& mailbox);
   boost::asio::awaitable<After> SendStream(const Request& request, const Wanted& wanted,
                                            Mailbox& mailbox);
-  boost::asio::awaitable<After> Send(Response response);
+  boost::asio::awaitable<After> Send(const Request& request, Response response);
   // False where the client did not take it in time.
   boost::asio::awaitable<bool> WriteText(std::string text);
+  static void LookAgain(boost::asio::ip::tcp::socket& socket, std::shared_ptr<Mailbox> mailbox);
   static void WatchForEnd(boost::asio::ip::tcp::socket& socket, std::shared_ptr<Mailbox> mailbox);
 
   ServerContext& context_;
   boost::beast::tcp_stream stream_;
   boost::beast::flat_buffer buffer_;
+  BodyShare body_share_;
 };
 
 }  // namespace nibble
