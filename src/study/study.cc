@@ -12,6 +12,7 @@
 
 #include "src/base/file.h"
 #include "src/base/fingerprint.h"
+#include "src/eval/mmlu_subjects.h"
 #include "src/quantize/quantize.h"
 #include "src/report/report.h"
 #include "src/study/calibrate.h"
