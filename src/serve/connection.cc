@@ -34,9 +34,6 @@ constexpr size_t kMaxPartsWaiting = 1 << 16;
 constexpr std::chrono::seconds kLinger{2};
 constexpr size_t kLingerBytes = 16 << 10;
 
-// So many bodies of the largest size are held at a time until they are complete and parsed.
-constexpr uint64_t kLargeBodiesAtOnce = 64;
-
 // A client that asked for more before it had its answer is looked after in this interval.
 constexpr std::chrono::seconds kLookAgain{1};
 
@@ -134,8 +131,7 @@ asio::awaitable<Connection::After> Connection::ServeOne() {
   stream_.expires_after(std::chrono::seconds(options.header_seconds));
   co_await http::async_read_header(stream_, buffer_, parser,
                                    asio::redirect_error(asio::use_awaitable, error));
-  const bool header_read = !error;
-  if (header_read) {
+  if (!error) {
     if (std::optional<Response> answer = AnswerToHead(parser.get())) {
       if (!parser.is_done()) answer->keep_alive(false);  // its body is not read
       co_return co_await Send(parser.get(), std::move(*answer));
@@ -145,19 +141,9 @@ asio::awaitable<Connection::After> Connection::ServeOne() {
       const bool taken = co_await WriteText(std::move(interim));
       if (!taken) co_return After::kClose;
     }
-  }
-  const uint64_t most = kLargeBodiesAtOnce * options.max_body_bytes;
-  stream_.expires_after(std::chrono::seconds(options.body_seconds));
-  while (!error && !parser.is_done()) {
-    co_await http::async_read_some(stream_, buffer_, parser,
-                                   asio::redirect_error(asio::use_awaitable, error));
-    if (!body_share_.Grow(parser.get().body().size(), most)) {
-      parser.get().body() = std::string();
-      body_share_.Release();
-      Response busy = Unavailable(parser.get(), "Too many large requests at once");
-      busy.keep_alive(false);
-      co_return co_await Send(parser.get(), std::move(busy));
-    }
+    stream_.expires_after(std::chrono::seconds(options.body_seconds));
+    co_await http::async_read(stream_, buffer_, parser,
+                              asio::redirect_error(asio::use_awaitable, error));
   }
   if (error) {
     std::optional<Response> refusal = Refusal(error, options);
@@ -169,16 +155,8 @@ asio::awaitable<Connection::After> Connection::ServeOne() {
   // Again: while the body came, the server may have begun to stop.
   std::optional<Response> answer = AnswerToHead(request);
   if (!answer) answer = PlainAnswerTo(request);
-  if (answer) {
-    DropBody(request);
-    co_return co_await Send(request, std::move(*answer));
-  }
+  if (answer) co_return co_await Send(request, std::move(*answer));
   co_return co_await Answer(request);
-}
-
-void Connection::DropBody(Request& request) {
-  request.body() = std::string();
-  body_share_.Release();
 }
 
 std::optional<Response> Connection::AnswerToHead(const Request& request) {
@@ -248,7 +226,7 @@ asio::awaitable<Connection::After> Connection::Answer(Request& request) {
   };
   ApiResult<PreparedAnswer> prepared = chat ? prepare(ParseChatRequest(request.body()))
                                             : prepare(ParseCompletionRequest(request.body()));
-  DropBody(request);
+  request.body() = std::string();  // it was parsed, and the answer may take long
   if (!prepared) {
     Response refusal = ErrorResponse(request, prepared.error());
     co_return co_await Send(request, std::move(refusal));

@@ -27,31 +27,7 @@ struct ServerContext {
   std::atomic<const ServedModels*> models{nullptr};  // null while they load
   std::atomic<bool> draining{false};
   std::atomic<int64_t> connections{0};
-  std::atomic<int64_t> answering{0};    // requests
-  std::atomic<uint64_t> body_bytes{0};  // of large bodies that wait to be complete and parsed
-};
-
-// A body's bytes among those of all connections. Small bodies do not count, so that others' large
-// ones keep nobody from asking.
-class BodyShare {
- public:
-  explicit BodyShare(std::atomic<uint64_t>& total) : total_(total) {}
-  ~BodyShare() { Release(); }
-  BodyShare(const BodyShare&) = delete;
-  BodyShare& operator=(const BodyShare&) = delete;
-
-  // The body has so many bytes now. False where all of them together exceed the limit.
-  bool Grow(uint64_t bytes, uint64_t limit) {
-    if (bytes <= kSmallBody) return true;
-    const uint64_t more = bytes - std::exchange(counted_, bytes);
-    return (total_ += more) <= limit;
-  }
-  void Release() { total_ -= std::exchange(counted_, 0); }
-
- private:
-  static constexpr uint64_t kSmallBody = 64 << 10;
-  std::atomic<uint64_t>& total_;
-  uint64_t counted_ = 0;
+  std::atomic<int64_t> answering{0};  // requests
 };
 
 class Connection {
@@ -63,8 +39,7 @@ class Connection {
   Connection(ServerContext& context, boost::beast::tcp_stream stream)
       : context_(context),
         stream_(std::move(stream)),
-        buffer_(context.options.max_header_bytes + kReadBytes),
-        body_share_(context.body_bytes) {}
+        buffer_(context.options.max_header_bytes + kReadBytes) {}
 
   // Until the client leaves or is left.
   boost::asio::awaitable<void> Run();
@@ -84,8 +59,6 @@ class Connection {
   // The answer of an endpoint that needs no engine; empty for the others.
   std::optional<Response> PlainAnswerTo(const Request& request) const;
   boost::asio::awaitable<After> Answer(Request& request);
-  // What is not needed once it was parsed.
-  void DropBody(Request& request);
   boost::asio::awaitable<After> SendWhole(const Request& request, const Wanted& wanted,
                                           Mailbox& mailbox);
   boost::asio::awaitable<After> SendStream(const Request& request, const Wanted& wanted,
@@ -99,7 +72,6 @@ class Connection {
   ServerContext& context_;
   boost::beast::tcp_stream stream_;
   boost::beast::flat_buffer buffer_;
-  BodyShare body_share_;
 };
 
 }  // namespace nibble
