@@ -89,8 +89,8 @@ TEST(LoadSeriesTest, BecomesFigures) {
 
 TEST(LoadSeriesTest, OfWhichNothingWasAnsweredIsATableWithoutCurves) {
   Json document = Document();
-  Json run = Run(4, nullptr, 0);
-  run["completed"] = 0;
+  Json run = document["runs"][0];
+  run["completed"] = run["output_tokens_per_second"] = 0;
   run["time_to_first_token_ms"] = run["time_per_output_token_ms"] = nullptr;
   document["runs"] = Json::array({run});
   StudyRecord record;
