@@ -138,6 +138,9 @@ if(NIBBLE_TESTS)
            $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
   add_test(NAME serve COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/serve_test.py
                               $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
+  add_test(NAME serve_hostile
+           COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/serve_hostile_test.py
+                   $<TARGET_FILE:nibble> ${PROJECT_SOURCE_DIR} ${NIBBLE_SHARED_DATA})
   add_test(NAME serve_load COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/serve_load_test.py
                                    $<TARGET_FILE:nibble> ${NIBBLE_SHARED_DATA})
   add_test(NAME load COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/load_test.py

@@ -373,6 +373,25 @@ class Study(Case):
         run("report", out)
         self.assertEqual((out / "report.html").read_text(), report)
 
+        # Load tests stay with the study until others take their place.
+        under_load, other = self.dir / "load.json", self.dir / "other.json"
+        document = {"schema": "nibble.load-test/1", "model": "the first",
+                    "workload": {"input_length": 5, "output_length": 5}, "slo": {},
+                    "runs": [{"concurrency": 1, "requests": 4, "completed": 4,
+                              "output_tokens_per_second": 10.0, "requests_per_second": 2.0}]}
+        under_load.write_text(json.dumps(document))
+        other.write_text(json.dumps({**document, "model": "the second"}))
+        run("report", out, "--load-test", under_load)
+        under_load.unlink()
+        for command_again in (["report", out], command):
+            run(*command_again)
+            self.assertIn("the first", (out / "report.html").read_text())
+        self.refused("report", out, "--load-test", out / "study.json", status=3,
+                     contains="nibble.load-test/1")
+        run("report", out, "--load-test", other)
+        self.assertNotIn("the first", (out / "report.html").read_text())
+        self.assertIn("the second", (out / "report.md").read_text())
+
         # A rerun computes nothing; another option reruns only what depends on it.
         stamps = {p.name: p.stat().st_mtime_ns for p in (out / "stages").iterdir()}
         run(*command)

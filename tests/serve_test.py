@@ -327,7 +327,8 @@ class ServeTest(unittest.TestCase):
                 "POST", "/v1/completions", {"prompt": PROMPT, "n": 5}, headers=good)
             self.assertEqual((status, "Retry-After" in headers), (429, True), text)
             # Who is slow to ask is left: the headers, then the body.
-            for text in (b"GET / HT", b"POST /v1/completions HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"):
+            for text in (b"GET / HT", b"POST /v1/completions HTTP/1.1\r\nAuthorization: Bearer secret"
+                         b"\r\nContent-Length: 9\r\n\r\n{"):
                 with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
                     client.sendall(text)
                     start = time.monotonic()

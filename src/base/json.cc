@@ -5,12 +5,13 @@
 #include <vector>
 
 #include "src/base/file.h"
+#include "src/base/json_text.h"
 
 namespace nibble {
 namespace {
 
 std::string Shown(const Json& value) {
-  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  std::string text = JsonText(value);
   if (text.size() > 60) text = text.substr(0, 57) + "...";
   return text;
 }

@@ -5,6 +5,7 @@
 #include "src/base/file.h"
 #include "src/cli/command.h"
 #include "src/report/report.h"
+#include "src/study/kept_load_tests.h"
 #include "src/study/study.h"
 
 namespace nibble {
@@ -26,14 +27,14 @@ void AddReportCommand(Program& program) {
   command->add_option("directory", options->directory, "a study's directory")->required();
   command
       ->add_option("--load-test", options->load_tests,
-                   "what `nibble load-test --output` wrote, to be shown too; may be repeated")
+                   "what `nibble load-test --output` wrote, to be shown too, in place of what "
+                   "was; may be repeated")
       ->allow_extra_args(false);
   program.Run(command, [options](const CommandContext&) -> Status {
     NIBBLE_ASSIGN_OR_RETURN(StudyRecord record, ReadStudy(options->directory));
-    for (const std::string& path : options->load_tests) {
-      NIBBLE_ASSIGN_OR_RETURN(const Json json, ReadJsonFile(path));
-      NIBBLE_ASSIGN_OR_RETURN(LoadSeries series, LoadSeries::FromJson(json, path));
-      record.load_series.push_back(std::move(series));
+    if (!options->load_tests.empty()) {
+      NIBBLE_RETURN_IF_ERROR(KeepLoadTests(options->directory, options->load_tests));
+      NIBBLE_ASSIGN_OR_RETURN(record.load_series, ReadKeptLoadTests(options->directory));
     }
     NIBBLE_RETURN_IF_ERROR(WriteReport(record, options->directory));
     fmt::print("{}\nReport: {}\n", SummaryTable(record),

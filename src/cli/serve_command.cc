@@ -22,6 +22,7 @@ namespace {
 constexpr double kCacheShare = 0.8;
 constexpr int64_t kMaxSequences = 4096;
 constexpr int64_t kMaxQueue = 1'000'000;
+constexpr uint64_t kMaxBodyBytes = uint64_t{1} << 30;
 
 struct ServeOptions {
   std::vector<std::string> models;  // PATH or NAME=PATH
@@ -49,6 +50,9 @@ Status CheckOptions(const ServeOptions& options) {
     return WrongUsage(
         "want --max-sequences, --max-connections, --max-body-bytes and the time limits of at least "
         "1, and no negative numbers");
+  }
+  if (server.max_body_bytes > kMaxBodyBytes) {
+    return WrongUsage("--max-body-bytes {}: want up to {}", server.max_body_bytes, kMaxBodyBytes);
   }
   if (options.sequences > kMaxSequences || options.queue > kMaxQueue) {
     return WrongUsage("want --max-sequences up to {} and --max-queue up to {}", kMaxSequences,

@@ -15,7 +15,7 @@
 #include <mutex>
 #include <thread>
 
-#include "src/base/json.h"
+#include "src/base/json_text.h"
 #include "src/base/open_files.h"
 #include "src/base/random.h"
 
@@ -180,7 +180,7 @@ std::string LoadRequestBody(const LoadWorkload& workload, int64_t number) {
   body["stream"] = true;
   body["stream_options"] = {{"include_usage", true}};
   if (workload.end == EndOfSequence::kIgnore) body["ignore_eos"] = true;
-  return body.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
+  return JsonText(body);
 }
 
 Result<std::vector<std::string>> ListModels(const LoadTarget& target, const LoadLimits& limits,

@@ -77,10 +77,11 @@ LineChart LoadChart(const StudyRecord& record, LoadKind kind, const LoadPanel& p
     }
     if (!line.points.empty()) chart.lines.push_back(std::move(line));
   }
+  if (chart.lines.empty()) return chart;  // no request of any level was answered
   chart.x = Axis::LogarithmicAt({levels.begin(), levels.end()});
   const bool logarithmic = &panel != &kLoadPanels[0];
-  chart.y = logarithmic && !chart.lines.empty() ? Axis::Logarithmic(low, high, 6)
-                                                : Axis::Linear(0, std::max(high, 1e-6), 6);
+  chart.y =
+      logarithmic ? Axis::Logarithmic(low, high, 6) : Axis::Linear(0, std::max(high, 1e-6), 6);
   return chart;
 }
 

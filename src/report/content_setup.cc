@@ -1,6 +1,7 @@
 // What was measured on what: hardware, model, options, versions.
 #include <algorithm>
 
+#include "src/base/json_text.h"
 #include "src/base/units.h"
 #include "src/report/content_parts.h"
 #include "src/report/markup.h"
@@ -81,7 +82,7 @@ std::string ShowValue(const Json& value) {
   if (value.is_number()) return ShowNumber(value);
   if (value.is_null()) return "–";
   if (!value.is_array()) {
-    return Printable(value.dump(-1, ' ', false, Json::error_handler_t::replace));
+    return Printable(JsonText(value));
   }
   std::string list;
   for (const Json& element : value) list += (list.empty() ? "" : ", ") + ShowValue(element);

@@ -10,22 +10,6 @@
 namespace nibble {
 namespace {
 
-// Opens the tables before printing and closes again those that it opened.
-constexpr std::string_view kPrintScript = R"js(
-addEventListener("beforeprint", function () {
-  document.querySelectorAll("details:not([open])").forEach(function (d) {
-    d.open = true;
-    d.dataset.printed = "yes";
-  });
-});
-addEventListener("afterprint", function () {
-  document.querySelectorAll("details[data-printed]").forEach(function (d) {
-    d.open = false;
-    delete d.dataset.printed;
-  });
-});
-)js";
-
 class HtmlWriter {
  public:
   std::string Render(const Content& content);
@@ -194,7 +178,7 @@ std::string HtmlWriter::Render(const Content& content) {
   WriteTable(content.glance, fmt::format("<b>Table {}.</b> ", ++tables_));
   if (!content.cautions.empty()) WriteCautions(content.cautions);
   for (const Section& section : content.sections) WriteSection(section);
-  out_ += fmt::format("</main>\n<script>{}</script>\n</body>\n</html>\n", kPrintScript);
+  out_ += "</main>\n</body>\n</html>\n";
   return std::move(out_);
 }
 

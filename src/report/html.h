@@ -1,4 +1,4 @@
-// A report's content as one HTML file: nothing is fetched, nothing needs a script. The text is
+// A report's content as one HTML file: nothing is fetched, no script is in it. The text is
 // well-formed XML as well, so that any XML parser can check it.
 #ifndef NIBBLE_REPORT_HTML_H_
 #define NIBBLE_REPORT_HTML_H_

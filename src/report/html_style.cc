@@ -144,6 +144,8 @@ svg text { font-family: inherit; fill: var(--ink); }
   th, td { padding-left: 7pt; padding-top: 2pt; padding-bottom: 2pt; }
   td.n { white-space: normal; }
   summary { display: none; }
+  /* On paper the tables are open; what is closed on the screen stays closed there. */
+  details::details-content { content-visibility: visible; }
   .summary { font-size: 11.5pt; }
   .panels { grid-template-columns: 1fr 1fr; }
   .drawing svg { max-height: 8.2in; }

@@ -87,5 +87,20 @@ TEST(LoadSeriesTest, BecomesFigures) {
   EXPECT_THAT(html, testing::Not(HasSubstr("<b>m</b>")));
 }
 
+TEST(LoadSeriesTest, OfWhichNothingWasAnsweredIsATableWithoutCurves) {
+  Json document = Document();
+  Json run = document["runs"][0];
+  run["completed"] = run["output_tokens_per_second"] = 0;
+  run["time_to_first_token_ms"] = run["time_per_output_token_ms"] = nullptr;
+  document["runs"] = Json::array({run});
+  StudyRecord record;
+  record.load_series = {*LoadSeries::FromJson(document, "a")};
+  const std::optional<Section> section = LoadSection(record);
+  ASSERT_TRUE(section);
+  const Figure& figure = std::get<Figure>(section->blocks.at(0));
+  EXPECT_TRUE(figure.drawings.empty());
+  EXPECT_EQ(figure.data.rows.size(), 1u);
+}
+
 }  // namespace
 }  // namespace nibble

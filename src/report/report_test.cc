@@ -147,7 +147,8 @@ TEST_F(ReportTest, ShowsEveryGroupAndFigure) {
 TEST_F(ReportTest, FetchesNothing) {
   Write(MockStudy());
   const std::string html = Read("report.html");
-  for (const char* reference : {" src=", " href=", "@import", "<link", "url(http", "fetch("}) {
+  for (const char* reference :
+       {" src=", " href=", "@import", "<link", "url(http", "fetch(", "<script"}) {
     ExpectLacks(html, reference);
   }
 }

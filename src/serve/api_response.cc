@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "src/base/json_text.h"
 #include "src/tokenizer/utf8.h"
 
 namespace nibble {
@@ -167,12 +168,6 @@ Json ErrorDocument(const ApiError& error) {
             {"code", error.code ? Json(*error.code) : Json()}}}};
 }
 
-std::string DocumentText(const Json& document) {
-  return document.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
-}
-
-std::string EventText(const Json& document) {
-  return "data: " + DocumentText(document) + "\n\n";
-}
+std::string EventText(const Json& document) { return "data: " + JsonText(document) + "\n\n"; }
 
 }  // namespace nibble

@@ -67,8 +67,6 @@ Json ChatUsageChunk(const AnswerHead& head, const Usage& usage);
 
 Json ErrorDocument(const ApiError& error);
 
-// A document as bodies have it: one line, valid UTF-8.
-std::string DocumentText(const Json& document);
 // "data: …\n\n" of server-sent events.
 std::string EventText(const Json& document);
 inline constexpr std::string_view kLastEvent = "data: [DONE]\n\n";

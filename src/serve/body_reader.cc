@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "src/base/json_text.h"
+
 namespace nibble {
 
 std::string ShownValue(const Json& value) {
@@ -12,7 +14,7 @@ std::string ShownValue(const Json& value) {
   if (value.is_string() && value.get_ref<const std::string&>().size() > kMost) {
     return fmt::format("a string of {} bytes", value.get_ref<const std::string&>().size());
   }
-  return value.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
+  return JsonText(value);
 }
 
 const Json* BodyReader::Find(std::string_view name) {

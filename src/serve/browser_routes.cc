@@ -6,7 +6,7 @@
 #include <string_view>
 #include <utility>
 
-#include "src/base/json.h"
+#include "src/base/json_text.h"
 #include "src/serve/api_key.h"
 #include "src/serve/api_response.h"
 #include "src/serve/page_files.h"
@@ -28,8 +28,8 @@ constexpr const char* kPagePolicy =
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; frame-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
-// A report brings its styles and pictures along. Its script, which serves its printing alone, does
-// not run here: what lies in a directory must not reach the page's key.
+// A report brings its styles and pictures along, and has no script. One in what lies in the
+// directory does not run: it must not reach the page's key.
 constexpr const char* kReportPolicy =
     "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'self'";
@@ -51,7 +51,7 @@ Response PageResponse(const Request& request, int status, std::string_view type,
 
 Response PageRefusal(const Request& request, int status, const char* message) {
   return PageResponse(request, status, "application/json",
-                      DocumentText(ErrorDocument({.status = status, .message = message})));
+                      JsonText(ErrorDocument({.status = status, .message = message})));
 }
 
 std::string_view PageType(std::string_view name) {
@@ -121,7 +121,8 @@ std::optional<Response> BrowserRoutes::Answer(const Request& request, KeyState k
   } else if (report_ && (path == "/report" || path.starts_with(kReport))) {
     response = AnswerReport(request, path, key);
   }
-  if (response && request.method() != http::verb::get) {
+  // The body of an answer to HEAD is left out where it is sent.
+  if (response && request.method() != http::verb::get && request.method() != http::verb::head) {
     response = PageRefusal(request, 405, "want GET");
     response->set(http::field::allow, "GET");
   }

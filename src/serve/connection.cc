@@ -1,5 +1,6 @@
 #include "src/serve/connection.h"
 
+#include <poll.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 
@@ -13,8 +14,9 @@
 #include <deque>
 #include <optional>
 
-#include "src/serve/api_key.h"
+#include "src/base/json_text.h"
 #include "src/serve/endpoints.h"
+#include "src/serve/http_messages.h"
 
 namespace nibble {
 namespace {
@@ -32,71 +34,13 @@ constexpr size_t kMaxPartsWaiting = 1 << 16;
 constexpr std::chrono::seconds kLinger{2};
 constexpr size_t kLingerBytes = 16 << 10;
 
-Response TextResponse(const Request& request, int status, std::string body,
-                      std::string_view type = "application/json") {
-  Response response{static_cast<http::status>(status), request.version()};
-  response.set(http::field::content_type, beast::string_view(type.data(), type.size()));
-  response.keep_alive(request.keep_alive());
-  response.body() = std::move(body);
-  response.prepare_payload();
-  return response;
-}
-
-Response ErrorResponse(const Request& request, const ApiError& error) {
-  Response response = TextResponse(request, error.status, DocumentText(ErrorDocument(error)));
-  if (error.status == 429 || error.status == 503) response.set(http::field::retry_after, "1");
-  if (error.status == 401) response.set(http::field::www_authenticate, "Bearer");
-  return response;
-}
-
-Response Unavailable(const Request& request, const char* message) {
-  const Json document = {
-      {"error", {{"code", 503}, {"message", message}, {"type", "unavailable_error"}}}};
-  Response response = TextResponse(request, 503, DocumentText(document));
-  response.set(http::field::retry_after, "1");
-  return response;
-}
-
-KeyState KeyOf(const Request& request, const std::string& key) {
-  if (key.empty()) return KeyState::kNoneWanted;
-  constexpr std::string_view kScheme = "Bearer ";
-  const beast::string_view value = request[http::field::authorization];
-  const std::string_view given(value.data(), value.size());
-  const bool right = given.starts_with(kScheme) && SameKey(given.substr(kScheme.size()), key);
-  return right ? KeyState::kGiven : KeyState::kMissing;
-}
-
-std::string_view PathOf(const Request& request) {
-  const std::string_view target(request.target().data(), request.target().size());
-  return target.substr(0, target.find('?'));
-}
+// A client that asked for more before it had its answer is looked after in this interval.
+constexpr std::chrono::seconds kLookAgain{1};
 
 int64_t UnixSeconds() {
   return std::chrono::duration_cast<std::chrono::seconds>(
              std::chrono::system_clock::now().time_since_epoch())
       .count();
-}
-
-// What a request that could not be read gets; nothing where the client is gone or was too slow.
-std::optional<Response> Refusal(const error_code& error, const ServerOptions& options) {
-  Request none;
-  none.version(11);
-  none.keep_alive(false);
-  if (error == http::error::body_limit) {
-    return ErrorResponse(
-        none, {.status = 413,
-               .message = fmt::format("the body exceeds {} bytes", options.max_body_bytes)});
-  }
-  if (error == http::error::header_limit) {
-    return ErrorResponse(
-        none, {.status = 431,
-               .message = fmt::format("the headers exceed {} bytes", options.max_header_bytes)});
-  }
-  const bool malformed = error.category() == make_error_code(http::error::bad_target).category() &&
-                         error != http::error::end_of_stream &&
-                         error != http::error::partial_message;
-  if (!malformed) return std::nullopt;
-  return ErrorResponse(none, {.message = fmt::format("not HTTP/1.1: {}", error.message())});
 }
 
 // Counts a request for as long as it is being answered.
@@ -116,7 +60,7 @@ class Counted {
 // What the engine's thread sends to a connection; touched on the connection's strand alone.
 struct Connection::Mailbox {
   explicit Mailbox(const asio::any_io_executor& executor)
-      : signal(executor, asio::steady_timer::time_point::max()) {}
+      : signal(executor, asio::steady_timer::time_point::max()), look_again(executor) {}
 
   void Notify() { signal.cancel(); }
   bool Ended() const { return gone || failure || parts.size() > kMaxPartsWaiting; }
@@ -126,11 +70,15 @@ struct Connection::Mailbox {
   bool gone = false;      // the client
   bool complete = false;  // nobody looks here any more
   asio::steady_timer signal;
+  asio::steady_timer look_again;  // whether the client is there
 };
 
 struct Connection::CompleteAtEnd {
   Mailbox& mailbox;
-  ~CompleteAtEnd() { mailbox.complete = true; }
+  ~CompleteAtEnd() {
+    mailbox.complete = true;
+    mailbox.look_again.cancel();
+  }
 };
 
 // A request that was understood.
@@ -183,12 +131,16 @@ asio::awaitable<Connection::After> Connection::ServeOne() {
   stream_.expires_after(std::chrono::seconds(options.header_seconds));
   co_await http::async_read_header(stream_, buffer_, parser,
                                    asio::redirect_error(asio::use_awaitable, error));
-  if (!error && parser.get()[http::field::expect] == "100-continue") {
-    std::string interim = "HTTP/1.1 100 Continue\r\n\r\n";
-    const bool taken = co_await WriteText(std::move(interim));
-    if (!taken) co_return After::kClose;
-  }
   if (!error) {
+    if (std::optional<Response> answer = AnswerToHead(parser.get())) {
+      if (!parser.is_done()) answer->keep_alive(false);  // its body is not read
+      co_return co_await Send(parser.get(), std::move(*answer));
+    }
+    if (parser.get()[http::field::expect] == "100-continue") {
+      std::string interim = "HTTP/1.1 100 Continue\r\n\r\n";
+      const bool taken = co_await WriteText(std::move(interim));
+      if (!taken) co_return After::kClose;
+    }
     stream_.expires_after(std::chrono::seconds(options.body_seconds));
     co_await http::async_read(stream_, buffer_, parser,
                               asio::redirect_error(asio::use_awaitable, error));
@@ -196,16 +148,24 @@ asio::awaitable<Connection::After> Connection::ServeOne() {
   if (error) {
     std::optional<Response> refusal = Refusal(error, options);
     if (!refusal) co_return After::kClose;
-    co_return co_await Send(std::move(*refusal));
+    co_return co_await Send(parser.get(), std::move(*refusal));
   }
-  const Request request = parser.release();
+  Request request = parser.release();
   const Counted counted(context_.answering);
-  std::optional<Response> immediate = Immediate(request);
-  if (immediate) co_return co_await Send(std::move(*immediate));
+  // Again: while the body came, the server may have begun to stop.
+  std::optional<Response> answer = AnswerToHead(request);
+  if (!answer) answer = PlainAnswerTo(request);
+  if (answer) co_return co_await Send(request, std::move(*answer));
   co_return co_await Answer(request);
 }
 
-std::optional<Response> Connection::Immediate(const Request& request) {
+std::optional<Response> Connection::AnswerToHead(const Request& request) {
+  if (!HasClearEnd(request)) {
+    Response response = ErrorResponse(
+        request, {.status = 400, .message = "want the Transfer-Encoding chunked, or none"});
+    response.keep_alive(false);
+    return response;
+  }
   const ServedModels* const models = context_.models.load();
   const std::string_view path = PathOf(request);
   const KeyState key = KeyOf(request, context_.options.api_key);
@@ -221,7 +181,7 @@ std::optional<Response> Connection::Immediate(const Request& request) {
     return ErrorResponse(request, {.status = 404, .message = "there is no such endpoint"});
   }
   const beast::string_view method(endpoint->method.data(), endpoint->method.size());
-  if (request.method_string() != method) {
+  if (request.method_string() != method && !(IsHead(request) && method == "GET")) {
     Response response = ErrorResponse(
         request, {.status = 405, .message = fmt::format("want {}", endpoint->method)});
     response.set(http::field::allow, method);
@@ -232,13 +192,18 @@ std::optional<Response> Connection::Immediate(const Request& request) {
   if (needs_models && context_.draining.load() && path != "/metrics") {
     return Unavailable(request, "The server is about to stop");
   }
+  return std::nullopt;
+}
+
+std::optional<Response> Connection::PlainAnswerTo(const Request& request) const {
+  const Endpoint* const endpoint = FindEndpoint(PathOf(request));
   if (endpoint->answer == nullptr) return std::nullopt;
-  const ApiResult<PlainAnswer> answer = endpoint->answer(models, request.body());
+  const ApiResult<PlainAnswer> answer = endpoint->answer(context_.models.load(), request.body());
   if (!answer) return ErrorResponse(request, answer.error());
   return TextResponse(request, 200, answer->body, answer->type);
 }
 
-asio::awaitable<Connection::After> Connection::Answer(const Request& request) {
+asio::awaitable<Connection::After> Connection::Answer(Request& request) {
   const bool chat = PathOf(request) == "/v1/chat/completions";
   Wanted wanted{.kind = chat ? Wanted::Kind::kChat : Wanted::Kind::kCompletion};
   ModelService* service = nullptr;
@@ -246,7 +211,7 @@ asio::awaitable<Connection::After> Connection::Answer(const Request& request) {
     if (!parsed) return tl::unexpected(parsed.error());
     const GenerationParameters& parameters = parsed->parameters;
     for (const std::string& name : parameters.unknown_members) {
-      spdlog::warn("a request's member {} is ignored", DocumentText(name));
+      spdlog::warn("a request's member {} is ignored", JsonText(name));
     }
     const ApiResult<ModelService*> found = context_.models.load()->Find(parameters.model);
     if (!found) return tl::unexpected(found.error());
@@ -261,9 +226,10 @@ asio::awaitable<Connection::After> Connection::Answer(const Request& request) {
   };
   ApiResult<PreparedAnswer> prepared = chat ? prepare(ParseChatRequest(request.body()))
                                             : prepare(ParseCompletionRequest(request.body()));
+  request.body() = std::string();  // it was parsed, and the answer may take long
   if (!prepared) {
     Response refusal = ErrorResponse(request, prepared.error());
-    co_return co_await Send(std::move(refusal));
+    co_return co_await Send(request, std::move(refusal));
   }
   wanted.prompt_tokens = prepared->prompt_tokens;
   wanted.choices = prepared->choices.size();
@@ -287,7 +253,7 @@ asio::awaitable<Connection::After> Connection::Answer(const Request& request) {
       });
   if (!answer) {
     Response refusal = ErrorResponse(request, answer.error());
-    co_return co_await Send(std::move(refusal));
+    co_return co_await Send(request, std::move(refusal));
   }
   const CompleteAtEnd complete_at_end{*mailbox};
   WatchForEnd(stream_.socket(), mailbox);
@@ -310,10 +276,22 @@ void Connection::WatchForEnd(asio::ip::tcp::socket& socket, std::shared_ptr<Mail
     // of bytes that were read already.
     char byte = 0;
     const ssize_t count = recv(socket.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-    if (count > 0) return;
+    if (count > 0) return LookAgain(socket, mailbox);
     if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) {
       return WatchForEnd(socket, mailbox);
     }
+    mailbox->gone = true;
+    mailbox->Notify();
+  });
+}
+
+// Bytes that nobody reads hide the end from a wait for more of them.
+void Connection::LookAgain(asio::ip::tcp::socket& socket, std::shared_ptr<Mailbox> mailbox) {
+  mailbox->look_again.expires_after(kLookAgain);
+  mailbox->look_again.async_wait([&socket, mailbox](error_code error) {
+    if (error || mailbox->complete) return;
+    pollfd state{.fd = socket.native_handle(), .events = POLLRDHUP, .revents = 0};
+    if (poll(&state, 1, 0) <= 0) return LookAgain(socket, mailbox);
     mailbox->gone = true;
     mailbox->Notify();
   });
@@ -344,8 +322,8 @@ asio::awaitable<Connection::After> Connection::SendWhole(const Request& request,
   if (open > 0 && !mailbox.failure) co_return After::kClose;
   Response response = mailbox.failure
                           ? ErrorResponse(request, *mailbox.failure)
-                          : TextResponse(request, 200, DocumentText(wanted.Whole(choices, usage)));
-  co_return co_await Send(std::move(response));
+                          : TextResponse(request, 200, JsonText(wanted.Whole(choices, usage)));
+  co_return co_await Send(request, std::move(response));
 }
 
 asio::awaitable<Connection::After> Connection::SendStream(const Request& request,
@@ -408,11 +386,16 @@ asio::awaitable<Connection::After> Connection::SendStream(const Request& request
   co_return taken&& keep ? After::kKeep : After::kClose;
 }
 
-asio::awaitable<Connection::After> Connection::Send(Response response) {
+asio::awaitable<Connection::After> Connection::Send(const Request& request, Response response) {
   error_code error;
   stream_.expires_after(std::chrono::seconds(context_.options.write_seconds));
   const bool keep = response.keep_alive();
-  co_await http::async_write(stream_, response, asio::redirect_error(asio::use_awaitable, error));
+  if (IsHead(request)) {  // no body, but its length
+    http::response<http::empty_body> head(std::move(response.base()));
+    co_await http::async_write(stream_, head, asio::redirect_error(asio::use_awaitable, error));
+  } else {
+    co_await http::async_write(stream_, response, asio::redirect_error(asio::use_awaitable, error));
+  }
   co_return keep && !error ? After::kKeep : After::kClose;
 }
 

@@ -37,7 +37,9 @@ class Connection {
 
   // The stream's executor is a strand. Borrows the context.
   Connection(ServerContext& context, boost::beast::tcp_stream stream)
-      : context_(context), stream_(std::move(stream)) {}
+      : context_(context),
+        stream_(std::move(stream)),
+        buffer_(context.options.max_header_bytes + kReadBytes) {}
 
   // Until the client leaves or is left.
   boost::asio::awaitable<void> Run();
@@ -48,17 +50,23 @@ class Connection {
   struct Wanted;
   enum class After { kKeep, kClose };
 
+  // Beside the headers, what is read at a time. Chunks' extensions and trailers have to fit in too.
+  static constexpr size_t kReadBytes = 64 << 10;
+
   boost::asio::awaitable<After> ServeOne();
-  // The answer to everything that needs no engine; empty for what does.
-  std::optional<Response> Immediate(const Request& request);
-  boost::asio::awaitable<After> Answer(const Request& request);
+  // The answer to a request of which the headers say enough; empty for what needs its body.
+  std::optional<Response> AnswerToHead(const Request& request);
+  // The answer of an endpoint that needs no engine; empty for the others.
+  std::optional<Response> PlainAnswerTo(const Request& request) const;
+  boost::asio::awaitable<After> Answer(Request& request);
   boost::asio::awaitable<After> SendWhole(const Request& request, const Wanted& wanted,
                                           Mailbox& mailbox);
   boost::asio::awaitable<After> SendStream(const Request& request, const Wanted& wanted,
                                            Mailbox& mailbox);
-  boost::asio::awaitable<After> Send(Response response);
+  boost::asio::awaitable<After> Send(const Request& request, Response response);
   // False where the client did not take it in time.
   boost::asio::awaitable<bool> WriteText(std::string text);
+  static void LookAgain(boost::asio::ip::tcp::socket& socket, std::shared_ptr<Mailbox> mailbox);
   static void WatchForEnd(boost::asio::ip::tcp::socket& socket, std::shared_ptr<Mailbox> mailbox);
 
   ServerContext& context_;

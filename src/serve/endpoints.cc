@@ -3,19 +3,21 @@
 #include <algorithm>
 #include <iterator>
 
+#include "src/base/json_text.h"
+
 namespace nibble {
 namespace {
 
 ApiResult<PlainAnswer> AnswerHealth(const ServedModels*, std::string_view) {
-  return PlainAnswer{DocumentText({{"status", "ok"}})};
+  return PlainAnswer{JsonText({{"status", "ok"}})};
 }
 
 ApiResult<PlainAnswer> AnswerVersion(const ServedModels*, std::string_view) {
-  return PlainAnswer{DocumentText({{"version", NIBBLE_VERSION}})};
+  return PlainAnswer{JsonText({{"version", NIBBLE_VERSION}})};
 }
 
 ApiResult<PlainAnswer> AnswerModels(const ServedModels* models, std::string_view) {
-  return PlainAnswer{DocumentText(models->List())};
+  return PlainAnswer{JsonText(models->List())};
 }
 
 ApiResult<PlainAnswer> AnswerMetrics(const ServedModels* models, std::string_view) {
@@ -29,11 +31,11 @@ ApiResult<PlainAnswer> AnswerTokenize(const ServedModels* models, std::string_vi
   if (!service) return tl::unexpected(service.error());
   const ApiResult<TokenizedPrompt> prompt = (*service)->Tokenize(*request);
   if (!prompt) return tl::unexpected(prompt.error());
-  return PlainAnswer{DocumentText(
-      {{"count", prompt->tokens.size()},
-       {"max_model_len", (*service)->context()},
-       {"tokens", prompt->tokens},
-       {"token_strs", request->return_token_strs ? Json(prompt->token_strs) : Json()}})};
+  return PlainAnswer{
+      JsonText({{"count", prompt->tokens.size()},
+                {"max_model_len", (*service)->context()},
+                {"tokens", prompt->tokens},
+                {"token_strs", request->return_token_strs ? Json(prompt->token_strs) : Json()}})};
 }
 
 ApiResult<PlainAnswer> AnswerDetokenize(const ServedModels* models, std::string_view body) {
@@ -43,12 +45,12 @@ ApiResult<PlainAnswer> AnswerDetokenize(const ServedModels* models, std::string_
   if (!service) return tl::unexpected(service.error());
   const ApiResult<std::string> text = (*service)->Detokenize(*request);
   if (!text) return tl::unexpected(text.error());
-  return PlainAnswer{DocumentText({{"prompt", *text}})};
+  return PlainAnswer{JsonText({{"prompt", *text}})};
 }
 
 // Of the first model: a request cannot name another.
 ApiResult<PlainAnswer> AnswerTokenizerInfo(const ServedModels* models, std::string_view) {
-  return PlainAnswer{DocumentText(models->Find(std::nullopt).value()->TokenizerInfo())};
+  return PlainAnswer{JsonText(models->Find(std::nullopt).value()->TokenizerInfo())};
 }
 
 constexpr Endpoint kEndpoints[] = {

@@ -69,6 +69,28 @@ std::optional<ApiError> ModelService::CheckTokens(const std::vector<int32_t>& pr
   return std::nullopt;
 }
 
+std::optional<ApiError> ModelService::CountLogprobs(int64_t prompt_tokens, const char* param,
+                                                    const GenerationParameters& parameters,
+                                                    EchoPrompt echo, PreparedAnswer& answer) const {
+  if (!parameters.top_logprobs) return std::nullopt;
+  const int64_t rest = std::max<int64_t>(1, context() - prompt_tokens);
+  const int64_t tokens = std::min(parameters.max_tokens.value_or(rest), rest) +
+                         (echo == EchoPrompt::kYes ? prompt_tokens : 0);
+  answer.logprobs += parameters.n * tokens * (1 + *parameters.top_logprobs);
+  const int64_t most = std::max(kMaxLogprobs, (context() + 1) * (1 + kMaxTopLogprobs));
+  if (answer.logprobs <= most) return std::nullopt;
+  return Refused(param, fmt::format("the answer could hold more than {} log-probabilities; ask for "
+                                    "fewer choices, tokens or alternatives",
+                                    most))
+      .value();
+}
+
+std::optional<ApiError> ModelService::CheckTextTokens(size_t tokens, const char* param) const {
+  const int64_t most = std::max(kMaxTextTokens, context());
+  if (static_cast<int64_t>(tokens) <= most) return std::nullopt;
+  return Refused(param, fmt::format("{} tokens exceed {}", tokens, most)).value();
+}
+
 ApiResult<std::vector<int32_t>> ModelService::Encode(std::string_view text, SpecialTokens special,
                                                      const char* param) const {
   if (text.size() > max_prompt_bytes_) {
@@ -126,6 +148,9 @@ ApiResult<TokenizedPrompt> ModelService::Tokenize(const TokenizeRequest& request
                             special)
                : Encode(std::get<std::string>(request.input), special, "prompt");
   if (!tokens) return tl::unexpected(tokens.error());
+  if (auto error = CheckTextTokens(tokens->size(), messages ? "messages" : "prompt")) {
+    return tl::unexpected(*std::move(error));
+  }
   TokenizedPrompt prompt{.tokens = *std::move(tokens)};
   if (!request.return_token_strs) return prompt;
   for (const int32_t token : prompt.tokens) {
@@ -135,6 +160,9 @@ ApiResult<TokenizedPrompt> ModelService::Tokenize(const TokenizeRequest& request
 }
 
 ApiResult<std::string> ModelService::Detokenize(const DetokenizeRequest& request) const {
+  if (auto error = CheckTextTokens(request.tokens.size(), "tokens")) {
+    return tl::unexpected(*std::move(error));
+  }
   for (const int32_t token : request.tokens) {
     if (const Status status = loop_.CheckToken(token); !status) {
       return Refused("tokens", status.error().message());
@@ -171,18 +199,18 @@ void ModelService::AddChoices(const std::vector<int32_t>& prompt,
   const uint64_t seed = parameters.seed ? *parameters.seed : NextRandom();
   for (int64_t i = 0; i < parameters.n; ++i) {
     ChoiceRequest& choice = answer.choices.emplace_back();
-    choice.generation = {.prompt = prompt,
-                         .max_tokens = parameters.max_tokens.value_or(rest),
-                         .sampling = {.temperature = parameters.temperature,
-                                      .top_k = parameters.top_k,
-                                      .top_p = parameters.top_p,
-                                      .seed = seed + static_cast<uint64_t>(i)},
-                         .stop_tokens = parameters.ignore_eos ? std::vector<int32_t>()
-                                                              : options_.stop_tokens,
-                         .rules = {.bias = parameters.logit_bias,
-                                   .presence_penalty = parameters.presence_penalty,
-                                   .frequency_penalty = parameters.frequency_penalty,
-                                   .min_p = parameters.min_p}};
+    choice.generation = {
+        .prompt = prompt,
+        .max_tokens = parameters.max_tokens.value_or(rest),
+        .sampling = {.temperature = parameters.temperature,
+                     .top_k = parameters.top_k,
+                     .top_p = parameters.top_p,
+                     .seed = seed + static_cast<uint64_t>(i)},
+        .stop_tokens = parameters.ignore_eos ? std::vector<int32_t>() : options_.stop_tokens,
+        .rules = {.bias = parameters.logit_bias,
+                  .presence_penalty = parameters.presence_penalty,
+                  .frequency_penalty = parameters.frequency_penalty,
+                  .min_p = parameters.min_p}};
     choice.stops = parameters.stop;
     choice.echo = echo;
     choice.top_logprobs = parameters.top_logprobs;
@@ -192,15 +220,18 @@ void ModelService::AddChoices(const std::vector<int32_t>& prompt,
 
 ApiResult<PreparedAnswer> ModelService::Prepare(const CompletionRequest& request) {
   PreparedAnswer answer;
+  const EchoPrompt echo = request.echo ? EchoPrompt::kYes : EchoPrompt::kNo;
   for (const Prompt& prompt : request.prompts) {
     const ApiResult<std::vector<int32_t>> tokens = Tokens(prompt);
     if (!tokens) return tl::unexpected(tokens.error());
     // Before it is copied n times.
-    if (auto error = CheckTokens(*tokens, "prompt", request.parameters)) {
-      return tl::unexpected(*std::move(error));
+    auto error = CheckTokens(*tokens, "prompt", request.parameters);
+    if (!error) {
+      error = CountLogprobs(static_cast<int64_t>(tokens->size()), "logprobs", request.parameters,
+                            echo, answer);
     }
-    AddChoices(*tokens, request.parameters, request.echo ? EchoPrompt::kYes : EchoPrompt::kNo,
-               answer);
+    if (error) return tl::unexpected(*std::move(error));
+    AddChoices(*tokens, request.parameters, echo, answer);
   }
   return answer;
 }
@@ -210,10 +241,13 @@ ApiResult<PreparedAnswer> ModelService::Prepare(const ChatRequest& request) {
   const ApiResult<std::vector<int32_t>> tokens =
       ChatTokens(request.messages, GenerationPrompt::kAdd, SpecialTokens::kOmit);
   if (!tokens) return tl::unexpected(tokens.error());
-  if (auto error = CheckTokens(*tokens, "messages", request.parameters)) {
-    return tl::unexpected(*std::move(error));
-  }
   PreparedAnswer answer;
+  auto error = CheckTokens(*tokens, "messages", request.parameters);
+  if (!error) {
+    error = CountLogprobs(static_cast<int64_t>(tokens->size()), "top_logprobs", request.parameters,
+                          EchoPrompt::kNo, answer);
+  }
+  if (error) return tl::unexpected(*std::move(error));
   AddChoices(*tokens, request.parameters, EchoPrompt::kNo, answer);
   return answer;
 }

@@ -24,10 +24,17 @@ struct ServiceOptions {
   int64_t created_s = 0;             // Unix time
 };
 
+// Log-probabilities that one answer may hold, unless a single choice that fills the context has
+// more (about 150 bytes each).
+inline constexpr int64_t kMaxLogprobs = 1 << 20;
+// Tokens that a text may have to be made or read outside of an answer, unless the context has more.
+inline constexpr int64_t kMaxTextTokens = 1 << 18;
+
 // What a request asks of the engine.
 struct PreparedAnswer {
   std::vector<ChoiceRequest> choices;
   int64_t prompt_tokens = 0;  // each prompt once
+  int64_t logprobs = 0;       // at most
 };
 
 struct TokenizedPrompt {
@@ -62,6 +69,13 @@ class ModelService {
   // What an answer to such a prompt needs to be possible; `param` held the prompt.
   std::optional<ApiError> CheckTokens(const std::vector<int32_t>& prompt, const char* param,
                                       const GenerationParameters& parameters) const;
+  // Counts the log-probabilities of a prompt's choices, of which an answer may hold only so many;
+  // `param` asked for them.
+  std::optional<ApiError> CountLogprobs(int64_t prompt_tokens, const char* param,
+                                        const GenerationParameters& parameters, EchoPrompt echo,
+                                        PreparedAnswer& answer) const;
+  // What /tokenize and /detokenize take; `param` held it.
+  std::optional<ApiError> CheckTextTokens(size_t tokens, const char* param) const;
   // The text's tokens, unless it is so long that it is not worth looking; `param` held it.
   ApiResult<std::vector<int32_t>> Encode(std::string_view text, SpecialTokens special,
                                          const char* param) const;

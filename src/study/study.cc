@@ -12,9 +12,11 @@
 
 #include "src/base/file.h"
 #include "src/base/fingerprint.h"
+#include "src/eval/mmlu_subjects.h"
 #include "src/quantize/quantize.h"
 #include "src/report/report.h"
 #include "src/study/calibrate.h"
+#include "src/study/kept_load_tests.h"
 #include "src/study/model_card.h"
 #include "src/study/versions.h"
 
@@ -388,7 +390,9 @@ Result<StudyRecord> ReadStudy(const std::string& directory) {
     return BadInput("{}: no study.json there; `nibble study` makes one", directory);
   }
   NIBBLE_ASSIGN_OR_RETURN(const Json json, ReadJsonFile(path));
-  return StudyRecord::FromJson(json, path);
+  NIBBLE_ASSIGN_OR_RETURN(StudyRecord record, StudyRecord::FromJson(json, path));
+  NIBBLE_ASSIGN_OR_RETURN(record.load_series, ReadKeptLoadTests(directory));
+  return record;
 }
 
 }  // namespace nibble

@@ -83,7 +83,7 @@ class Study {
   std::vector<Error> failures_;
 };
 
-// Reads a study directory's study.json.
+// Reads a study directory's study.json, and the load tests kept beside it.
 Result<StudyRecord> ReadStudy(const std::string& directory);
 
 }  // namespace nibble

@@ -66,6 +66,10 @@ constexpr std::string_view kLlama31 = R"jinja(
 {%- endif %}
 )jinja";
 
+// Mistral's models were trained on two forms. The first (7B v0.1 and v0.2) has the system message
+// with the first question and a space before [/INST]; version 3 (7B v0.3) has it with the last
+// question, and no such space. They are kept as two whole templates because clients may be given
+// their text.
 constexpr std::string_view kMistral = R"jinja(
 {%- set lead, turns = '', messages %}
 {%- if messages and messages[0].role == 'system' %}
@@ -84,7 +88,6 @@ constexpr std::string_view kMistral = R"jinja(
 )jinja";
 
 constexpr std::string_view kMistral3 = R"jinja(
-{#- Version 3 (Mistral 7B v0.3): the system message goes with the last question, at the end. #}
 {%- set lead, turns = '', messages %}
 {%- if messages and messages[0].role == 'system' %}
   {%- set lead, turns = messages[0].content ~ '\n\n', messages[1:] %}
