@@ -1,9 +1,13 @@
 #include "src/checkpoint/gguf_checkpoint.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <map>
 
+#include "src/base/checked.h"
 #include "src/base/file.h"
+#include "src/base/thread_pool.h"
 #include "src/checkpoint/tensor_table.h"
 
 namespace nibble {
@@ -163,17 +167,28 @@ Result<TensorView> ReadGgufTensor(const GgufFile& file, const GgufMappedTensor& 
   const size_t row_bytes = static_cast<size_t>(row_elements) * BytesOf(view.dtype);
   NIBBLE_ASSIGN_OR_RETURN(const auto owned, AllocateBytes(elements * BytesOf(view.dtype)));
   const int64_t head_dim = mapped.interleaved_heads > 0 ? rows / mapped.interleaved_heads : 0;
-  for (int64_t row = 0; row < rows; ++row) {
+  const auto read_row = [&](int64_t row) -> Status {
     const int64_t from = head_dim > 0 ? InterleavedRow(row, head_dim) : row;
     std::byte* out = owned.get() + static_cast<size_t>(row) * row_bytes;
     if (tensor.type->quantized()) {
-      const Status expanded =
-          ExpandRow(tensor, stored.data(), from, row_elements, reinterpret_cast<uint16_t*>(out));
-      if (!expanded) return tl::unexpected(expanded.error().In(file.source()));
-    } else {
-      std::memcpy(out, stored.data() + static_cast<size_t>(from) * row_bytes, row_bytes);
+      return ExpandRow(tensor, stored.data(), from, row_elements, reinterpret_cast<uint16_t*>(out));
     }
-  }
+    std::memcpy(out, stored.data() + static_cast<size_t>(from) * row_bytes, row_bytes);
+    return {};
+  };
+  constexpr int64_t kElementsAtOnce = 1 << 17;
+  std::atomic<int64_t> first_bad = rows;
+  RunTogether(rows, CeilDiv(kElementsAtOnce, std::max<int64_t>(1, row_elements)),
+              [&](int64_t begin, int64_t end, int) {
+                for (int64_t row = begin; row < end; ++row) {
+                  if (read_row(row)) continue;
+                  int64_t known = first_bad;
+                  while (row < known && !first_bad.compare_exchange_weak(known, row)) {
+                  }
+                  return;
+                }
+              });
+  if (first_bad < rows) return tl::unexpected(read_row(first_bad).error().In(file.source()));
   view.bytes = {owned.get(), elements * BytesOf(view.dtype)};
   view.owner = owned;
   return view;

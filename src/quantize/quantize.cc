@@ -13,6 +13,7 @@
 #include "src/checkpoint/checkpoint_writer.h"
 #include "src/quantize/layer_store.h"
 #include "src/quantize/layer_writer.h"
+#include "src/tensor/freed_memory.h"
 #include "src/tensor/memory.h"
 
 namespace nibble {
@@ -116,6 +117,7 @@ Result<Json> QuantizeLayers(const Checkpoint& checkpoint, const ModelDescription
                             const LayerStore& store, LayerWriter& writer, Backend& backend,
                             const ActivationStorage& storage, const QuantizeProgress& progress,
                             const CancelToken& cancel) {
+  const FreedMemoryKept kept;  // every layer takes what the one before it gave back
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<QuantizeOps> ops, backend.CreateQuantizeOps());
   NIBBLE_ASSIGN_OR_RETURN(
       const std::unique_ptr<LayerQuantizer> quantizer,

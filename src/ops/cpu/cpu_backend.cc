@@ -227,7 +227,9 @@ class CpuBackend final : public HostBackend {
       quantized ? RunQ4Panels(task, begin, end, thread) : RunDensePanels(task, begin, end, thread);
     };
     const int64_t panel = task.tiling.rows * kPanelRows * layout.in_features;
-    pool_.ParallelFor(layout.panels, RoundUp(Grain(panel), kGroupPanels), std::ref(run));
+    // Of many rows two panels at a time (gate and up) are work enough, and are shared more evenly.
+    const int64_t panels = task.tiling.rows < kSumRows ? kGroupPanels : 2;
+    pool_.ParallelFor(layout.panels, RoundUp(Grain(panel), panels), std::ref(run));
   }
 
   HostArena arena_;  // of the weights

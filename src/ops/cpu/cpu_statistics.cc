@@ -1,8 +1,7 @@
 #include "src/ops/cpu/cpu_statistics.h"
 
-#include <cmath>
-
 #include "src/ops/cpu/product_blocks.h"
+#include "src/ops/cpu/quantize_kernels.h"
 
 namespace nibble {
 namespace {
@@ -39,14 +38,9 @@ Result<std::unique_ptr<CpuStatistics>> CpuStatistics::Create(int64_t columns,
 void CpuStatistics::Add(MatrixView x, float* scratch, ThreadPool& pool) {
   CHECK(x.columns == columns_ && x.dtype == DType::kF32);
   AddProduct(x, x, cpu::ProductPart::kUpperTriangle, tokens_ == 0, scratch, gram(), pool);
-  // Row after row of a few columns, which stay in the first-level cache.
   pool.ParallelFor(columns_, 64, [&](int64_t begin, int64_t end, int) {
-    for (int64_t r = 0; r < x.rows; ++r) {
-      const float* const row = x.row<float>(r);
-      for (int64_t k = begin; k < end; ++k) {
-        magnitudes_[static_cast<size_t>(k)] += std::abs(row[k]);
-      }
-    }
+    cpu::AddMagnitudes(x.row<float>(0) + begin, x.stride, x.rows, end - begin,
+                       &magnitudes_[static_cast<size_t>(begin)]);
   });
   tokens_ += x.rows;
 }

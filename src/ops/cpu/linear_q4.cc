@@ -7,6 +7,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
@@ -43,6 +44,23 @@ HWY_INLINE void MulAddPairs(VecI w, VecI x, VecI& acc) {
   acc = hn::Add(acc, hn::Add(hn::Mul(w_low, x_low), hn::Mul(w_high, x_high)));
 #endif
 }
+
+// f(0) … f(count - 1), unrolled before the compiler takes arrays apart: elements at constant places
+// stay in registers, also through a loop around this one. After `#pragma GCC unroll`, which comes
+// later, the accumulators went to memory and back for every block.
+template <typename F, int... i>
+HWY_INLINE void CallEach(const F& f, std::integer_sequence<int, i...>) {
+  (f(std::integral_constant<int, i>()), ...);
+}
+template <int count, typename F>
+HWY_INLINE void ForEach(const F& f) {
+  if constexpr (kUnroll > 1) {
+    CallEach(f, std::make_integer_sequence<int, count>());
+  } else {
+    for (int i = 0; i < count; ++i) f(i);
+  }
+}
+#define NIBBLE_INLINE_LAMBDA HWY_ATTR __attribute__((always_inline))
 
 // Pair j of a block's words: columns j and j + 4.
 template <int j>
@@ -95,27 +113,19 @@ struct Q4Tile {
 // loses its streams at a panel's end. Past the last panel the address is of no use and no harm.
 HWY_INLINE void PrefetchSoon(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-// acc[T][P panels] += pair j of a block's codes · the T activations of that
-// pair
-template <int j, int T, int P>
+// acc[T][panels p … P - 1] += pair j of their codes · the T activations of that pair
+template <int j, int p, int T, int P>
 HWY_INLINE void AddPair(const int32_t* HWY_RESTRICT words, int64_t words_stride,
                         const int32_t* HWY_RESTRICT x, VecI (&acc)[T][P * kPanelVecs]) {
-#pragma GCC unroll kUnroll
-  for (int p = 0; p < P; ++p) {
-    VecI pair[kPanelVecs];
-#pragma GCC unroll kUnroll
-    for (int v = 0; v < kPanelVecs; ++v) {
-      pair[v] = CodePair<j>(hn::Load(I32(), words + p * words_stride + v * kLanes));
-    }
-#pragma GCC unroll kUnroll
-    for (int t = 0; t < T; ++t) {
-      const VecI xt = hn::Set(I32(), x[j * T + t]);
-#pragma GCC unroll kUnroll
-      for (int v = 0; v < kPanelVecs; ++v) {
-        MulAddPairs(pair[v], xt, acc[t][p * kPanelVecs + v]);
-      }
-    }
-  }
+  VecI pair[kPanelVecs];
+  ForEach<kPanelVecs>([&](int v) NIBBLE_INLINE_LAMBDA {
+    pair[v] = CodePair<j>(hn::Load(I32(), words + p * words_stride + v * kLanes));
+  });
+  ForEach<T * kPanelVecs>([&](int i) NIBBLE_INLINE_LAMBDA {
+    const int t = i / kPanelVecs, v = i % kPanelVecs;
+    MulAddPairs(pair[v], hn::Set(I32(), x[j * T + t]), acc[t][p * kPanelVecs + v]);
+  });
+  if constexpr (p + 1 < P) AddPair<j, p + 1, T, P>(words, words_stride, x, acc);
 }
 
 // acc += a block's codes · its activations
@@ -125,10 +135,10 @@ HWY_INLINE void AddBlock(const int32_t* HWY_RESTRICT words, int64_t words_stride
   if constexpr (T > 1) {
     // The words are loaded again for each pair: their registers hold
     // accumulators.
-    AddPair<0, T, P>(words, words_stride, x, acc);
-    AddPair<1, T, P>(words, words_stride, x, acc);
-    AddPair<2, T, P>(words, words_stride, x, acc);
-    AddPair<3, T, P>(words, words_stride, x, acc);
+    AddPair<0, 0, T, P>(words, words_stride, x, acc);
+    AddPair<1, 0, T, P>(words, words_stride, x, acc);
+    AddPair<2, 0, T, P>(words, words_stride, x, acc);
+    AddPair<3, 0, T, P>(words, words_stride, x, acc);
   } else {
     const I32 d;
     const VecI x0 = hn::Set(d, x[0]);
@@ -156,20 +166,20 @@ HWY_INLINE void StartSegment(const Q4Panels& panels, int64_t group,
                              const int32_t* HWY_RESTRICT negated_sums,
                              VecI (&acc)[T][P * kPanelVecs]) {
   const I32 d;
-#pragma GCC unroll kUnroll
-  for (int v = 0; v < P * kPanelVecs; ++v) {
-    VecI zero = hn::Zero(d);
+  VecI zero[P * kPanelVecs];
+  ForEach<P * kPanelVecs>([&](int v) NIBBLE_INLINE_LAMBDA {
+    zero[v] = hn::Zero(d);
     if constexpr (kZeros) {
       const uint8_t* zeros = panels.zeros + (v / kPanelVecs) * panels.scales_stride;
-      zero = hn::PromoteTo(d, hn::LoadU(hn::Rebind<uint8_t, I32>(),
-                                        zeros + group * kPanelRows + (v % kPanelVecs) * kLanes));
+      zero[v] = hn::PromoteTo(d, hn::LoadU(hn::Rebind<uint8_t, I32>(),
+                                           zeros + group * kPanelRows + (v % kPanelVecs) * kLanes));
     }
-#pragma GCC unroll kUnroll
-    for (int t = 0; t < T; ++t) {
-      acc[t][v] =
-          kZeros ? hn::Mul(zero, hn::Set(d, negated_sums[t])) : hn::Set(d, 8 * negated_sums[t]);
-    }
-  }
+  });
+  ForEach<T * P * kPanelVecs>([&](int i) NIBBLE_INLINE_LAMBDA {
+    const int t = i / (P * kPanelVecs), v = i % (P * kPanelVecs);
+    acc[t][v] =
+        kZeros ? hn::Mul(zero[v], hn::Set(d, negated_sums[t])) : hn::Set(d, 8 * negated_sums[t]);
+  });
 }
 
 // sums += acc · the weight's scale · the activations' scale
@@ -177,18 +187,18 @@ template <int T, int P>
 HWY_INLINE void EndSegment(const Q4Panels& panels, int64_t group, const float* HWY_RESTRICT scales,
                            const VecI (&acc)[T][P * kPanelVecs], float* HWY_RESTRICT sums) {
   const F32 d;
-#pragma GCC unroll kUnroll
-  for (int v = 0; v < P * kPanelVecs; ++v) {
-    const VecF scale = LoadAsFloat(panels.scales + (v / kPanelVecs) * panels.scales_stride +
-                                   group * kPanelRows + (v % kPanelVecs) * kLanes);
-#pragma GCC unroll kUnroll
-    for (int t = 0; t < T; ++t) {
-      float* sum = sums + t * kSumsStride + v * kLanes;
-      hn::StoreU(hn::MulAdd(hn::ConvertTo(d, acc[t][v]), hn::Mul(scale, hn::Set(d, scales[t])),
-                            hn::LoadU(d, sum)),
-                 d, sum);
-    }
-  }
+  VecF scale[P * kPanelVecs];
+  ForEach<P * kPanelVecs>([&](int v) NIBBLE_INLINE_LAMBDA {
+    scale[v] = LoadAsFloat(panels.scales + (v / kPanelVecs) * panels.scales_stride +
+                           group * kPanelRows + (v % kPanelVecs) * kLanes);
+  });
+  ForEach<T * P * kPanelVecs>([&](int i) NIBBLE_INLINE_LAMBDA {
+    const int t = i / (P * kPanelVecs), v = i % (P * kPanelVecs);
+    float* sum = sums + t * kSumsStride + v * kLanes;
+    hn::StoreU(hn::MulAdd(hn::ConvertTo(d, acc[t][v]), hn::Mul(scale[v], hn::Set(d, scales[t])),
+                          hn::LoadU(d, sum)),
+               d, sum);
+  });
 }
 
 // sums[T][P panels] = x · panels for one tile. kZeros: whether zeros are

@@ -6,6 +6,7 @@
 
 #include <cblas.h>
 
+#include <algorithm>
 #include <functional>
 
 #include "src/base/checked.h"
@@ -24,7 +25,14 @@ struct Parts {
 };
 
 // Enough that packing the factors is a small part of the work, few enough to keep threads busy.
-inline constexpr int64_t kProductBlock = 512;
+inline constexpr int64_t kProductBlock = 768;
+
+// The rows or columns of a product as its blocks take them: two parts at least, where they are not
+// small, for a triangle of two is one block and two halves, which two threads share evenly.
+inline Parts BlockParts(int64_t size) {
+  constexpr int64_t kWorthHalving = 384;
+  return {size, size < kWorthHalving ? size : std::min(kProductBlock, CeilDiv(size, int64_t{2}))};
+}
 
 // A block of aᵀb; values: [rows][kProductBlock].
 struct ProductBlock {
@@ -36,7 +44,7 @@ enum class ProductPart : uint8_t { kAll, kUpperTriangle };
 
 // How many blocks ForProductBlocks makes of [rows, columns].
 inline int64_t ProductBlocks(int64_t rows, int64_t columns, ProductPart part) {
-  const int64_t i = Parts{rows, kProductBlock}.count(), j = Parts{columns, kProductBlock}.count();
+  const int64_t i = BlockParts(rows).count(), j = BlockParts(columns).count();
   return part == ProductPart::kAll ? i * j : i * (i + 1) / 2;
 }
 
@@ -45,7 +53,7 @@ inline int64_t ProductBlocks(int64_t rows, int64_t columns, ProductPart part) {
 template <typename Use>
 void ForProductBlocks(MatrixView a, MatrixView b, ProductPart part, float* scratch,
                       ThreadPool& pool, const Use& use) {
-  const Parts rows{a.columns, kProductBlock}, columns{b.columns, kProductBlock};
+  const Parts rows = BlockParts(a.columns), columns = BlockParts(b.columns);
   const auto count = static_cast<blasint>(a.rows);
   openblas_set_num_threads(1);
   const auto body = [&](int64_t number, int64_t, int thread) {

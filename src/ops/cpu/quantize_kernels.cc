@@ -5,6 +5,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/ops/cpu/quantize_kernels.cc"
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
@@ -116,6 +117,33 @@ void QuadraticForm(const float* HWY_RESTRICT deltas, int64_t columns,
   }
 }
 
+// Row after row of a few columns, whose sums stay in registers.
+void Magnitudes(const float* HWY_RESTRICT x, int64_t stride, int64_t rows, int64_t columns,
+                double* HWY_RESTRICT sums) {
+  const hn::CappedTag<double, 8> d;
+  const hn::Rebind<float, decltype(d)> d32;
+  constexpr int64_t kVecs = 8;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t k = 0;
+  for (; k + kVecs * lanes <= columns; k += kVecs * lanes) {
+    hn::Vec<decltype(d)> sum[kVecs];
+#pragma GCC unroll kUnroll
+    for (int64_t v = 0; v < kVecs; ++v) sum[v] = hn::LoadU(d, sums + k + v * lanes);
+    const float* row = x + k;
+    for (int64_t r = 0; r < rows; ++r, row += stride) {
+#pragma GCC unroll kUnroll
+      for (int64_t v = 0; v < kVecs; ++v) {
+        sum[v] = hn::Add(sum[v], hn::PromoteTo(d, hn::Abs(hn::LoadU(d32, row + v * lanes))));
+      }
+    }
+#pragma GCC unroll kUnroll
+    for (int64_t v = 0; v < kVecs; ++v) hn::StoreU(sum[v], d, sums + k + v * lanes);
+  }
+  for (; k < columns; ++k) {
+    for (int64_t r = 0; r < rows; ++r) sums[k] += std::abs(x[r * stride + k]);
+  }
+}
+
 }  // namespace
 }  // namespace nibble::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -128,6 +156,7 @@ HWY_EXPORT(Losses);
 HWY_EXPORT(Round);
 HWY_EXPORT(Sweep);
 HWY_EXPORT(QuadraticForm);
+HWY_EXPORT(Magnitudes);
 
 void FindTileGrid(const float* tile, int64_t columns, const GridOptions& options,
                   const float* importance, TileGrid& grid) {
@@ -173,6 +202,10 @@ void SweepColumn(float* tile, int64_t column, int64_t columns, const TileGrid& g
 void AddQuadraticForm(const float* deltas, int64_t columns, const float* gram, int64_t stride,
                       float* losses) {
   HWY_DYNAMIC_DISPATCH(QuadraticForm)(deltas, columns, gram, stride, losses);
+}
+
+void AddMagnitudes(const float* x, int64_t stride, int64_t rows, int64_t columns, double* sums) {
+  HWY_DYNAMIC_DISPATCH(Magnitudes)(x, stride, rows, columns, sums);
 }
 
 }  // namespace nibble::cpu

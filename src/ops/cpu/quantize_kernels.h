@@ -38,6 +38,9 @@ void SweepColumn(float* tile, int64_t column, int64_t columns, const TileGrid& g
 void AddQuadraticForm(const float* deltas, int64_t columns, const float* gram, int64_t stride,
                       float* losses);
 
+// sums[k] += Σ |x_rk| over the rows, in order; x: [rows][columns], its rows `stride` apart.
+void AddMagnitudes(const float* x, int64_t stride, int64_t rows, int64_t columns, double* sums);
+
 }  // namespace nibble::cpu
 
 #endif  // NIBBLE_OPS_CPU_QUANTIZE_KERNELS_H_
