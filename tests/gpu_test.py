@@ -259,7 +259,7 @@ class Quantizing(unittest.TestCase):
             print(f"{method}: {same / total:.4%} of the first layer's codes as the CPU's")
             # A code of GPTQ's that rounding moves takes those behind it along, in its row and in the
             # linears that follow; from the same inputs the operations agree (ops_cuda_test).
-            self.assertGreaterEqual(same / total, 0.95 if "gptq" in method else 0.995, method)
+            self.assertGreaterEqual(same / total, 0.9 if "gptq" in method else 0.995, method)
             self.assertGreater(records[1]["peak_device_memory_bytes"], 0)
 
     def test_same_bits_whatever_happens(self):

@@ -38,7 +38,7 @@ struct GptqOptions {
   double drift_share = 0.5;
   // The share of the calibration samples, above 0, that show what those errors did: the first ones,
   // which run through the unquantized model as well.
-  double drift_samples = 0.25;
+  double drift_samples = 0.125;
 
   // How many of them that is: one at least, and none without asymmetric calibration.
   int64_t DriftSamples(int64_t samples) const;

@@ -1,12 +1,11 @@
 // Products with few rows of activations on Hopper.
 //
-// A block for each multiprocessor has consecutive rows of the weight, which lie one behind the other in
-// memory, in pieces of at most 4 KiB that its warps take in turn, so that all end together. Each warp
-// streams its pieces through a ring of its own in shared memory by bulk copies: they keep more bytes
-// on their way than registers could, from before the kernel before ends. The sums of a row's pieces are
-// added in their order at the end.
+// A block for each multiprocessor has consecutive rows of the weight, which lie one behind the
+// other in memory, in pieces of at most 4 KiB that its warps take in turn, so that all end
+// together. Each warp streams its pieces through a ring of its own in shared memory by bulk copies:
+// they keep more bytes on their way than registers could, from before the kernel before ends. The
+// sums of a row's pieces are added in their order at the end.
 #include <algorithm>
-#include <cstdlib>
 
 #include "src/base/checked.h"
 #include "src/ops/cuda/async_copy.cuh"
@@ -16,13 +15,16 @@
 namespace nibble::cuda {
 namespace {
 
+constexpr int kWarps = 16;
+constexpr int kPieceBytes = 4096;  // at most
+constexpr int kMostStages = 3;     // of a ring, a piece each
+
 struct Pieces {
   int of_row, bytes;  // of all but a row's last one
   int stages;
 };
 
-template <typename T, typename Out, int kRows, Epilogue kEpilogue, int kWarps, int kPieceBytes,
-          int kMostStages>
+template <typename T, typename Out, int kRows, Epilogue kEpilogue>
 __global__ void __launch_bounds__(32 * kWarps, 1)
     StreamRowsKernel(FewRowsShape shape, Pieces pieces, const T* x, const T* w, const float* bias,
                      Out* out) {
@@ -115,16 +117,17 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
 #endif
 }
 
-template <typename T, typename Out, int kRows, int kWarps, int kPieceBytes, int kMostStages>
-bool Launch(Stream& stream, const FewRowsShape& shape, MatrixView x, const void* w, const float* bias,
-            Epilogue epilogue, MatrixView out) {
+template <typename T, typename Out, int kRows>
+bool Launch(Stream& stream, const FewRowsShape& shape, MatrixView x, const void* w,
+            const float* bias, Epilogue epilogue, MatrixView out) {
   const auto kernel_of = [&]<Epilogue kEpilogue>() {
-    return StreamRowsKernel<T, Out, kRows, kEpilogue, kWarps, kPieceBytes, kMostStages>;
+    return StreamRowsKernel<T, Out, kRows, kEpilogue>;
   };
   auto* kernel = kernel_of.template operator()<Epilogue::kNone>();
   if constexpr (sizeof(Out) == 2) {
     if (epilogue == Epilogue::kAdd) kernel = kernel_of.template operator()<Epilogue::kAdd>();
-    if (epilogue == Epilogue::kSiluMul) kernel = kernel_of.template operator()<Epilogue::kSiluMul>();
+    if (epilogue == Epilogue::kSiluMul)
+      kernel = kernel_of.template operator()<Epilogue::kSiluMul>();
   }
   // Without Hopper's code the kernel is empty and has no barriers.
   static const int of_block = [] {
@@ -133,8 +136,7 @@ bool Launch(Stream& stream, const FewRowsShape& shape, MatrixView x, const void*
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     const bool has_code =
-        cudaFuncGetAttributes(&attributes, StreamRowsKernel<T, Out, kRows, Epilogue::kNone, kWarps,
-                                                            kPieceBytes, kMostStages>) ==
+        cudaFuncGetAttributes(&attributes, StreamRowsKernel<T, Out, kRows, Epilogue::kNone>) ==
             cudaSuccess &&
         attributes.sharedSizeBytes > 0;
     return has_code ? most - static_cast<int>(attributes.sharedSizeBytes) : 0;
@@ -145,10 +147,9 @@ bool Launch(Stream& stream, const FewRowsShape& shape, MatrixView x, const void*
   const int64_t rest = of_block - kRows * (row_bytes + (rows + 2) * of_row * 4);
   const int64_t stages = std::min<int64_t>(rest / (kWarps * kPieceBytes), kMostStages);
   if (stages < 2) return false;
-  const Pieces pieces{
-      .of_row = static_cast<int>(of_row),
-      .bytes = static_cast<int>(RoundUp(CeilDiv(row_bytes, of_row), int64_t{16})),
-      .stages = static_cast<int>(stages)};
+  const Pieces pieces{.of_row = static_cast<int>(of_row),
+                      .bytes = static_cast<int>(RoundUp(CeilDiv(row_bytes, of_row), int64_t{16})),
+                      .stages = static_cast<int>(stages)};
   const int64_t bytes = stages * kWarps * kPieceBytes + of_block - rest;
   LaunchDependent(stream, kernel, static_cast<unsigned>(stream.multiprocessors()), 32 * kWarps,
                   static_cast<size_t>(bytes), shape, pieces, x.row<T>(0), static_cast<const T*>(w),
@@ -160,22 +161,11 @@ bool Launch(Stream& stream, const FewRowsShape& shape, MatrixView x, const void*
 
 bool StreamFewRows(Stream& stream, const FewRowsShape& shape, MatrixView x, const void* w,
                    const float* bias, Epilogue epilogue, MatrixView out) {
-  static const int variant = std::getenv("VARIANT") ? std::atoi(std::getenv("VARIANT")) : 1;
-  if (variant == 0) return false;
-  if (variant > 1) {
-    if (x.rows != 1 || x.dtype != DType::kF16 || out.dtype != DType::kF16) return false;
-    switch (variant) {
-      case 2: return Launch<__half, __half, 1, 16, 2048, 6>(stream, shape, x, w, bias, epilogue, out);
-      case 3: return Launch<__half, __half, 1, 12, 4096, 4>(stream, shape, x, w, bias, epilogue, out);
-      case 4: return Launch<__half, __half, 1, 24, 2048, 4>(stream, shape, x, w, bias, epilogue, out);
-      default: return Launch<__half, __half, 1, 20, 2048, 4>(stream, shape, x, w, bias, epilogue, out);
-    }
-  }
   bool launched = false;
   WithHalfType(x.dtype, [&]<typename T>() {
     const auto launch = [&]<typename Out>() {
-      launched = x.rows == 1 ? Launch<T, Out, 1, 16, 4096, 3>(stream, shape, x, w, bias, epilogue, out)
-                             : Launch<T, Out, 2, 16, 4096, 3>(stream, shape, x, w, bias, epilogue, out);
+      launched = x.rows == 1 ? Launch<T, Out, 1>(stream, shape, x, w, bias, epilogue, out)
+                             : Launch<T, Out, 2>(stream, shape, x, w, bias, epilogue, out);
     };
     if (out.dtype == DType::kF32) {
       launch.template operator()<float>();
