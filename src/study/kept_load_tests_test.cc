@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 
@@ -44,7 +45,8 @@ class KeptLoadTests : public ::testing::Test {
     return models;
   }
 
-  const std::string directory_ = ::testing::TempDir() + "/kept_load_tests";
+  const std::string directory_ =
+      ::testing::TempDir() + "/kept_load_tests_" + std::to_string(getpid());
 };
 
 TEST_F(KeptLoadTests, StayUntilOthersTakeTheirPlace) {
