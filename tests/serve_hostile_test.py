@@ -4,16 +4,13 @@ Usage: serve_hostile_test.py NIBBLE_BINARY SOURCE_DIR SHARED_DATA
 """
 import json
 import os
-import pathlib
 import re
-import shutil
 import socket
 import sys
-import tempfile
 import time
 import unittest
 
-from serve_test import STORIES, TEMPLATE, Server
+from serve_test import StoriesTest
 from server_process import PROMPT, received_before_the_cut
 
 NEXT = b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -28,14 +25,9 @@ def post(body, path=b"/v1/completions", headers=b""):
             % (path, headers, len(body), body))
 
 
-@unittest.skipUnless(STORIES.is_dir(), "the reference model is absent")
-class HostileTest(unittest.TestCase):
+class HostileTest(StoriesTest):
     @classmethod
-    def setUpClass(cls):
-        cls.dir = pathlib.Path(tempfile.mkdtemp(prefix="nibble-hostile-"))
-        cls.model = cls.dir / "stories"
-        shutil.copytree(STORIES, cls.model)
-        (cls.model / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    def options(cls):
         study = cls.dir / "study"
         (study / "models").mkdir(parents=True)
         (study / "report.html").write_text("<p>The report</p>")
@@ -44,18 +36,8 @@ class HostileTest(unittest.TestCase):
         (study / "link.txt").symlink_to(cls.dir / "outside.txt")
         (study / "folder").symlink_to(cls.dir)
         os.mkfifo(study / "pipe.txt")
-        cls.server = Server(cls.model, "--max-sequences", 16, "--report", study,
-                            "--header-timeout", 2, "--body-timeout", 4, "--write-timeout", 4,
-                            "--max-body-bytes", MiB)
-
-    @classmethod
-    def tearDownClass(cls):
-        status = cls.server.stop()
-        shutil.rmtree(cls.dir, ignore_errors=True)
-        assert status == 0, f"the server ended with {status}"
-
-    def tearDown(self):
-        self.server.wait_idle()
+        return ["--report", study, "--header-timeout", 2, "--body-timeout", 4, "--write-timeout", 4,
+                "--max-body-bytes", MiB]
 
     def connect(self):
         client = socket.create_connection(("127.0.0.1", self.server.port), timeout=20)

@@ -32,14 +32,21 @@ class Server(server_process.Server):
 
 
 @unittest.skipUnless(STORIES.is_dir(), "the reference model is absent")
-class ServeTest(unittest.TestCase):
+class StoriesTest(unittest.TestCase):
+    """A server for all of a class's tests, and a directory."""
+
+    @classmethod
+    def options(cls):
+        """Of the server, more than it always has; may put files into cls.dir."""
+        return []
+
     @classmethod
     def setUpClass(cls):
         cls.dir = pathlib.Path(tempfile.mkdtemp(prefix="nibble-serve-"))
         cls.model = cls.dir / "stories"
         shutil.copytree(STORIES, cls.model)
         (cls.model / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-        cls.server = Server(cls.model, "--max-sequences", 16)
+        cls.server = Server(cls.model, "--max-sequences", 16, *cls.options())
 
     @classmethod
     def tearDownClass(cls):
@@ -50,6 +57,8 @@ class ServeTest(unittest.TestCase):
     def tearDown(self):
         self.server.wait_idle()
 
+
+class ServeTest(StoriesTest):
     def test_answers_small_questions(self):
         status, _, text = self.server.request("GET", "/health")
         self.assertEqual((status, json.loads(text)), (200, {"status": "ok"}))
