@@ -212,6 +212,20 @@ def quantized_codes(directory, layer):
     return codes
 
 
+def equal_codes(one, other):
+    """The share of the first layer's codes that are the same in both, of each linear and of all."""
+    want, got = quantized_codes(one, 0), quantized_codes(other, 0)
+    assert want.keys() == got.keys(), f"{want.keys()} and {got.keys()}"
+    shares, all_same, all_codes = {}, 0, 0
+    for name, codes in want.items():
+        same = sum((a & 15 == b & 15) + (a >> 4 == b >> 4)
+                   for a, b in zip(codes, got[name], strict=True))
+        shares[name.split(".")[-2]] = same / (2 * len(codes))
+        all_same += same
+        all_codes += 2 * len(codes)
+    return shares | {"all": all_same / all_codes}
+
+
 def sha256(path):
     with open(path, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
@@ -230,37 +244,38 @@ class Quantizing(unittest.TestCase):
         if not os.path.isdir(model):
             self.skipTest(f"{model} is absent")
         with open(self.path("text"), "w") as file:
-            for seed in range(12):
+            for seed in range(24):
                 file.write(nibble("generate", model, "--max-tokens", 200, "--temperature", 1,
                                   "--seed", seed, "--device", "cpu"))
         for method in ("rtn", "awq", "gptq", "awq+gptq"):
-            for device in ("cpu", "cuda"):
+            records = {}
+            # Of 32 samples GPTQ measures drift on 4: on a GPU that step and the rest's have more than
+            # 256 rows, where the reference rounds what a GPU rounds.
+            for device in ("cpu", "ref", "cuda"):
+                output = self.path(device + method)
                 nibble("quantize", model, "--method", method, "--grid", "asym", "--group-size", 32,
-                       "--calibration", self.path("text"), "--samples", 8, "--sequence-length", 128,
-                       "--dtype", "f16", "--device", device, "--output", self.path(device + method))
-            want, got = (quantized_codes(self.path(device + method), 0) for device in ("cpu", "cuda"))
-            self.assertEqual(want.keys(), got.keys())
-            same = total = 0
-            for name, codes in want.items():
-                for a, b in zip(codes, got[name], strict=True):
-                    same += (a & 15 == b & 15) + (a >> 4 == b >> 4)
-                total += 2 * len(codes)
-            records = []
-            for device in ("cpu", "cuda"):
-                with open(self.path(device + method) + "/quantize.json") as file:
-                    records.append(json.load(file))
+                       "--calibration", self.path("text"), "--samples", 32, "--sequence-length", 128,
+                       "--dtype", "f16", "--device", device, "--output", output)
+                with open(os.path.join(output, "quantize.json")) as file:
+                    records[device] = json.load(file)
+            shares = {device: equal_codes(self.path(device + method), self.path("cuda" + method))
+                      for device in ("cpu", "ref")}
+            for device, by_linear in shares.items():
+                print(f"{method}: of the first layer's codes as with --device {device}",
+                      ", ".join(f"{name} {share:.3%}" for name, share in by_linear.items()))
+            cpu, cuda = records["cpu"], records["cuda"]
             # Codes that rounding moves change what comes behind them, so one by one only what comes first.
-            for cpu, cuda in list(zip(records[0]["modules"], records[1]["modules"]))[:3]:
-                self.assertAlmostEqual(cuda["error"] / cpu["error"], 1, delta=0.01,
-                                       msg=f"{method} {cpu['name']}")
-            if "mean_error_ratio" in records[0]:
-                self.assertAlmostEqual(records[1]["mean_error_ratio"] /
-                                       records[0]["mean_error_ratio"], 1, delta=0.03, msg=method)
-            print(f"{method}: {same / total:.4%} of the first layer's codes as the CPU's")
+            for want, got in list(zip(cpu["modules"], cuda["modules"]))[:3]:
+                self.assertAlmostEqual(got["error"] / want["error"], 1, delta=0.01,
+                                       msg=f"{method} {want['name']}")
+            if "mean_error_ratio" in cpu:
+                self.assertAlmostEqual(cuda["mean_error_ratio"] / cpu["mean_error_ratio"], 1,
+                                       delta=0.03, msg=method)
+            self.assertGreater(cuda["peak_device_memory_bytes"], 0)
             # A code of GPTQ's that rounding moves takes those behind it along, in its row and in the
-            # linears that follow; from the same inputs the operations agree (ops_cuda_test).
-            self.assertGreaterEqual(same / total, 0.9 if "gptq" in method else 0.995, method)
-            self.assertGreater(records[1]["peak_device_memory_bytes"], 0)
+            # linears that follow: its codes can be compared where activations are rounded alike.
+            reference = "ref" if "gptq" in method else "cpu"
+            self.assertGreaterEqual(shares[reference]["all"], 0.995, method)
 
     def test_same_bits_whatever_happens(self):
         options = (NIBBLE, "quantize", "random:smollm2-135m", "--method", "gptq", "--group-size",

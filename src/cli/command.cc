@@ -20,8 +20,8 @@ CLI::App* Program::Add(const std::string& name, const std::string& description,
       ->capture_default_str();
   command
       ->add_option("--dtype", device.dtype,
-                   "activations and KV cache: auto (the checkpoint's), f32, f16, bf16; on a CPU\n"
-                   "activations are always f32")
+                   "activations and KV cache: auto (the checkpoint's; f32 on ref), f32, f16, bf16;\n"
+                   "on cpu activations are always f32")
       ->group(group)
       ->capture_default_str();
   command

@@ -8,7 +8,7 @@
 
 namespace nibble {
 
-// Activations are float32, and an operation is done when its call returns.
+// Activations are float32 unless it says otherwise, and an operation is done when its call returns.
 class HostBackend : public Backend {
  public:
   explicit HostBackend(int threads) : pool_(threads) {}

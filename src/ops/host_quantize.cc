@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "src/format/grid.h"
+#include "src/tensor/host_floats.h"
 
 namespace nibble {
 namespace {
@@ -85,7 +86,7 @@ double HostQuantizeOps::SquaredDifference(MatrixView a, MatrixView b) {
   return SumOverRows(a.rows, [&](int64_t r) {
     double sum = 0;
     for (int64_t k = 0; k < a.columns; ++k) {
-      const double difference = a.row<float>(r)[k] - b.row<float>(r)[k];
+      const double difference = FloatAt(a, r, k) - FloatAt(b, r, k);
       sum += difference * difference;
     }
     return sum;

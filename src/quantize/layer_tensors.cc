@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "src/tensor/host_floats.h"
+
 namespace nibble {
 namespace {
 
@@ -35,11 +37,6 @@ Result<NormTensor> ReadNorm(const Checkpoint& checkpoint, const std::string& nam
     return BadInput("{}: {} is not finite", checkpoint.path(), name);
   }
   return norm;
-}
-
-float RoundTo(DType type, float value) {
-  if (type == DType::kF16) return FloatFromF16(F16FromFloat(value));
-  return type == DType::kBF16 ? FloatFromBF16(BF16FromFloat(value)) : value;
 }
 
 }  // namespace

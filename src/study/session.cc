@@ -49,7 +49,11 @@ Result<std::unique_ptr<Backend>> MakeUnlimitedBackend(const DeviceOptions& optio
     return WrongUsage("--threads {}: want 1 to 4096, or 0 for all cores", options.threads);
   }
   const int threads = ThreadsFor(options);
-  if (options.device == "ref") return MakeRefBackend(threads);
+  if (options.device == "ref") {
+    if (options.dtype == "auto") return MakeRefBackend(threads);
+    NIBBLE_ASSIGN_OR_RETURN(const DType activations, NamedType(options.dtype));
+    return MakeRefBackend(threads, activations);
+  }
   if (options.device == "auto" && options.dtype != "f32" && !ListCudaDevices().empty()) {
     Result<std::unique_ptr<Backend>> gpu = MakeGpuBackend(options, 0, config);
     if (gpu || gpu.error().code() == ErrorCode::kUsage) return gpu;

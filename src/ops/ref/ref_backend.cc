@@ -9,6 +9,7 @@
 #include "src/base/checked.h"
 #include "src/ops/host_backend.h"
 #include "src/ops/ref/ref_quantize.h"
+#include "src/tensor/host_floats.h"
 
 namespace nibble {
 namespace {
@@ -64,31 +65,18 @@ const RefPlan& Ref(const BatchPlan& plan) { return static_cast<const RefPlan&>(p
 const RefKvCache& Ref(const KvCache& cache) { return static_cast<const RefKvCache&>(cache); }
 const RefLinear& Ref(const PreparedLinear& linear) { return static_cast<const RefLinear&>(linear); }
 
-float Load(const std::byte* values, DType type, int64_t i) {
-  if (type == DType::kF32) return reinterpret_cast<const float*>(values)[i];
-  const uint16_t bits = reinterpret_cast<const uint16_t*>(values)[i];
-  return type == DType::kF16 ? FloatFromF16(bits) : FloatFromBF16(bits);
-}
-
-void Store(std::byte* values, DType type, int64_t i, float value) {
-  if (type == DType::kF32) {
-    reinterpret_cast<float*>(values)[i] = value;
-  } else {
-    reinterpret_cast<uint16_t*>(values)[i] =
-        type == DType::kF16 ? F16FromFloat(value) : BF16FromFloat(value);
-  }
-}
-
 double Silu(double x) { return x / (1.0 + std::exp(-x)); }
 
 class RefBackend final : public HostBackend {
  public:
-  using HostBackend::HostBackend;
+  RefBackend(int threads, DType activations) : HostBackend(threads), activations_(activations) {}
 
   std::string name() const override { return "ref"; }
   std::string description() const override {
-    return fmt::format("ref (scalar, double accumulation, {} threads)", pool_.threads());
+    return fmt::format("ref (scalar, double accumulation, {}, {} threads)", Name(activations_),
+                       pool_.threads());
   }
+  DType activation_type() const override { return activations_; }
   int64_t kv_block_tokens() const override { return kBlockTokens; }
 
   Result<std::unique_ptr<PreparedLinear>> Prepare(std::span<const LinearSource> sources,
@@ -113,7 +101,8 @@ class RefBackend final : public HostBackend {
             [&](const auto& weight) {
               for (int64_t n = begin; n < end; ++n) {
                 for (int64_t k = 0; k < in; ++k) {
-                  weights.as<float>()[(first + n) * in + k] = weight.At(n, k);
+                  weights.as<float>()[(first + n) * in + k] =
+                      static_cast<float>(AsFactor(weight.At(n, k)));
                 }
               }
             },
@@ -180,7 +169,7 @@ class RefBackend final : public HostBackend {
   void Embed(const BatchPlan& plan, const PreparedLinear& table, MatrixView out) override {
     for (int64_t r = 0; r < out.rows; ++r) {
       const float* row = Ref(table).row(Ref(plan).tokens[static_cast<size_t>(r)]);
-      std::copy_n(row, out.columns, out.row<float>(r));
+      for (int64_t c = 0; c < out.columns; ++c) SetFloat(out, r, c, row[c]);
     }
   }
 
@@ -188,12 +177,11 @@ class RefBackend final : public HostBackend {
     for (int64_t r = 0; r < x.rows; ++r) {
       double squares = 0;
       for (int64_t c = 0; c < x.columns; ++c) {
-        squares += static_cast<double>(x.row<float>(r)[c]) * x.row<float>(r)[c];
+        squares += static_cast<double>(FloatAt(x, r, c)) * FloatAt(x, r, c);
       }
       const double factor = 1.0 / std::sqrt(squares / static_cast<double>(x.columns) + epsilon);
       for (int64_t c = 0; c < x.columns; ++c) {
-        out.row<float>(r)[c] =
-            static_cast<float>(x.row<float>(r)[c] * factor * gain.row<float>(0)[c]);
+        SetFloat(out, r, c, static_cast<float>(FloatAt(x, r, c) * factor * gain.row<float>(0)[c]));
       }
     }
   }
@@ -201,11 +189,11 @@ class RefBackend final : public HostBackend {
   void Linear(BatchPlan&, const PreparedLinear& weight, MatrixView x, Epilogue epilogue,
               MatrixView out) override {
     const RefLinear& linear = Ref(weight);
+    const std::vector<float> inputs = FloatsOf(x);
     const auto dot = [&](int64_t r, int64_t n) {
+      const float* const row = &inputs[static_cast<size_t>(r * x.columns)];
       double sum = 0;
-      for (int64_t k = 0; k < x.columns; ++k) {
-        sum += static_cast<double>(x.row<float>(r)[k]) * linear.row(n)[k];
-      }
+      for (int64_t k = 0; k < x.columns; ++k) sum += static_cast<double>(row[k]) * linear.row(n)[k];
       return sum + linear.bias(n);
     };
     CHECK(x.columns == linear.in_features());
@@ -213,18 +201,19 @@ class RefBackend final : public HostBackend {
     pool_.ParallelFor(out.columns, 8, [&](int64_t begin, int64_t end, int) {
       for (int64_t r = 0; r < x.rows; ++r) {
         for (int64_t n = begin; n < end; ++n) {
-          float& y = out.row<float>(r)[n];
+          double y = 0;
           switch (epilogue) {
             case Epilogue::kNone:
-              y = static_cast<float>(dot(r, n));
+              y = dot(r, n);
               break;
             case Epilogue::kAdd:
-              y = static_cast<float>(y + dot(r, n));
+              y = FloatAt(out, r, n) + dot(r, n);
               break;
             case Epilogue::kSiluMul:
-              y = static_cast<float>(Silu(dot(r, n)) * dot(r, n + out.columns));
+              y = Silu(AsFactor(dot(r, n))) * AsFactor(dot(r, n + out.columns));
               break;
           }
+          SetFloat(out, r, n, static_cast<float>(y));
         }
       }
     });
@@ -239,25 +228,25 @@ class RefBackend final : public HostBackend {
     const int64_t keys_at = attention.heads * d;
     const int64_t values_at = keys_at + attention.kv_heads * d;
     for (int64_t r = 0; r < qkv.rows; ++r) {
-      float* row = qkv.row<float>(r);
       const int64_t position = p.positions[static_cast<size_t>(r)];
       for (int64_t head = 0; head < attention.heads + attention.kv_heads; ++head) {
-        float* h = row + head * d;
         for (int64_t i = 0; i < half; ++i) {
           // Hugging Face forms the angle in float32; so do we, to turn by the same angle.
           const float angle =
               static_cast<float>(position) * rope.frequencies[static_cast<size_t>(i)];
           const double cosine = std::cos(static_cast<double>(angle));
           const double sine = std::sin(static_cast<double>(angle));
-          const double a = h[i], b = h[i + half];
-          h[i] = static_cast<float>(a * cosine - b * sine);
-          h[i + half] = static_cast<float>(b * cosine + a * sine);
+          const int64_t low = head * d + i, high = low + half;
+          const double a = FloatAt(qkv, r, low), b = FloatAt(qkv, r, high);
+          SetFloat(qkv, r, low, static_cast<float>(a * cosine - b * sine));
+          SetFloat(qkv, r, high, static_cast<float>(b * cosine + a * sine));
         }
       }
       const auto [block, slot] = Locate(p, p.row_sequence[static_cast<size_t>(r)], position);
       for (int64_t i = 0; i < attention.kv_heads * d; ++i) {
-        Store(kv.token(layer, block, 0, slot), kv.layout().dtype, i, row[keys_at + i]);
-        Store(kv.token(layer, block, 1, slot), kv.layout().dtype, i, row[values_at + i]);
+        const DType type = kv.layout().dtype;
+        StoreFloat(type, kv.token(layer, block, 0, slot), i, FloatAt(qkv, r, keys_at + i));
+        StoreFloat(type, kv.token(layer, block, 1, slot), i, FloatAt(qkv, r, values_at + i));
       }
     }
   }
@@ -277,7 +266,6 @@ class RefBackend final : public HostBackend {
         const int64_t first =
             attention.window ? std::max<int64_t>(0, position - *attention.window + 1) : 0;
         for (int64_t head = 0; head < attention.heads; ++head) {
-          const float* query = q.row<float>(r) + head * d;
           const int64_t at = head / queries_per_kv * d;
           scores.clear();
           for (int64_t t = first; t <= position; ++t) {
@@ -285,21 +273,26 @@ class RefBackend final : public HostBackend {
             const std::byte* key = kv.token(layer, block, 0, slot);
             double dot = 0;
             for (int64_t i = 0; i < d; ++i) {
-              dot += static_cast<double>(query[i]) * Load(key, type, at + i);
+              const double query = FloatAt(q, r, head * d + i);
+              dot += query * LoadFloat(type, key, at + i);
             }
             scores.push_back(dot * attention.scale);
           }
           const double highest = *std::max_element(scores.begin(), scores.end());
           double total = 0;
-          for (double& score : scores) total += score = std::exp(score - highest);
+          for (double& score : scores) {
+            score = std::exp(score - highest);
+            total += score;
+            score = AsFactor(score);
+          }
           for (int64_t i = 0; i < d; ++i) {
             double sum = 0;
             for (int64_t t = first; t <= position; ++t) {
               const auto [block, slot] = Locate(p, sequence, t);
               sum += scores[static_cast<size_t>(t - first)] *
-                     Load(kv.token(layer, block, 1, slot), type, at + i);
+                     LoadFloat(type, kv.token(layer, block, 1, slot), at + i);
             }
-            out.row<float>(r)[head * d + i] = static_cast<float>(sum / total);
+            SetFloat(out, r, head * d + i, static_cast<float>(sum / total));
           }
         }
       }
@@ -308,8 +301,8 @@ class RefBackend final : public HostBackend {
 
   void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) override {
     for (int64_t i = 0; i < out.rows; ++i) {
-      std::copy_n(x.row<float>(Ref(plan).logit_rows[static_cast<size_t>(i)]), x.columns,
-                  out.row<float>(i));
+      const int64_t r = Ref(plan).logit_rows[static_cast<size_t>(i)];
+      for (int64_t c = 0; c < x.columns; ++c) SetFloat(out, i, c, FloatAt(x, r, c));
     }
   }
 
@@ -325,18 +318,26 @@ class RefBackend final : public HostBackend {
   }
 
  private:
+  // A factor within an operation: a weight, a gate's or an up projection's output, a weight of
+  // softmax. Of the activations' type where that has 16 bits.
+  double AsFactor(double value) const {
+    return activations_ == DType::kF32 ? value : RoundTo(activations_, static_cast<float>(value));
+  }
+
   static std::pair<int64_t, int64_t> Locate(const RefPlan& p, int64_t sequence, int64_t position) {
     return {p.block_tables[static_cast<size_t>(sequence * p.batch.max_blocks +
                                                position / kBlockTokens)],
             position % kBlockTokens};
   }
 
+  DType activations_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> MakeRefBackend(int threads) {
-  return std::make_unique<RefBackend>(threads);
+std::unique_ptr<Backend> MakeRefBackend(int threads, DType activations) {
+  CHECK(IsFloat(activations), "activations of type {}", Name(activations));
+  return std::make_unique<RefBackend>(threads, activations);
 }
 
 }  // namespace nibble

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "src/ops/host_quantize.h"
+#include "src/tensor/host_floats.h"
 
 namespace nibble {
 namespace {
@@ -93,7 +94,8 @@ class RefQuantizeOps final : public HostQuantizeOps {
   void Accumulate(MatrixView x, InputStatistics& statistics) override {
     auto& s = static_cast<RefStatistics&>(statistics);
     for (int64_t r = 0; r < x.rows; ++r) {
-      const float* const row = x.row<float>(r);
+      const std::vector<float> values = FloatsOf(x.Rows(r, 1));
+      const float* const row = values.data();
       for (int64_t i = 0; i < s.columns(); ++i) {
         s.magnitudes[static_cast<size_t>(i)] += std::abs(row[i]);
         for (int64_t j = 0; j < s.columns(); ++j) {
@@ -130,12 +132,14 @@ class RefQuantizeOps final : public HostQuantizeOps {
     auto& d = static_cast<RefDrift&>(drift);
     const int64_t n = d.columns();
     for (int64_t r = 0; r < x.rows; ++r) {
+      const std::vector<float> values = FloatsOf(x.Rows(r, 1));
+      const float* const row = values.data();
       for (int64_t i = 0; i < n; ++i) {
         const double difference =
-            static_cast<double>(unquantized.row<float>(r)[i]) / scales[static_cast<size_t>(i)] -
-            x.row<float>(r)[i];
+            static_cast<double>(FloatAt(unquantized, r, i)) / scales[static_cast<size_t>(i)] -
+            row[i];
         for (int64_t j = 0; j < n; ++j) {
-          d.sums[static_cast<size_t>(i * n + j)] += difference * x.row<float>(r)[j];
+          d.sums[static_cast<size_t>(i * n + j)] += difference * row[j];
         }
       }
     }
