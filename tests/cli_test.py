@@ -422,6 +422,27 @@ class Study(Case):
         study = json.loads((out / "study.json").read_text())
         self.assertNotIn("error", study["methods"]["gptq-g32"])
 
+    def test_what_is_quantized_again_is_measured_again(self):
+        out = self.dir / "study"
+        command = ["study", STORIES, *self.OPTIONS[2:], "--sequence-length", 64, "--samples", 16,
+                   "--calibration", TEXT, "--methods", "fp16,rtn,gptq-g32", "--device", "cpu",
+                   "--output", out]
+
+        def share_and_stages(*more):
+            run(*command, *more)
+            method = json.loads((out / "study.json").read_text())["methods"]["gptq-g32"]
+            return (method["quantize"]["options"]["gptq"]["asymmetric_samples"],
+                    {p.name: p.stat().st_mtime_ns for p in (out / "stages").iterdir()})
+
+        share, stages = share_and_stages()
+        self.assertEqual(share, 0.125)
+        # The default is what it stands for.
+        self.assertEqual(share_and_stages("--asymmetric-samples", 0.125), (share, stages))
+        share, again = share_and_stages("--asymmetric-samples", 1)
+        self.assertEqual(share, 1)
+        self.assertEqual({name for name in stages if again[name] != stages[name]},
+                         {name for name in stages if name.startswith("gptq-g32.")})
+
     def test_refuses_before_anything_is_done(self):
         out = self.dir / "study"
         too_long = [600 if a == 32 else a for a in self.OPTIONS]  # --input-length

@@ -153,6 +153,21 @@ Result<Json> Study::HardwareStage() {
                });
 }
 
+Json Study::CheckpointInputs(const std::string& method) const {
+  Json inputs = {{"method", method}};
+  if (IsBaseline(method) || ParseMethod(method)->method == QuantMethod::kRtn) return inputs;
+  const CalibrationOptions& calibration = options_.calibration;
+  inputs["calibration"] = {{"path", calibration.path},
+                           {"samples", calibration.samples},
+                           {"sequence_length", calibration.sequence_length},
+                           {"seed", calibration.seed}};
+  if (!calibration.chat_template.empty()) {
+    inputs["calibration"]["chat_template"] = calibration.chat_template;
+  }
+  inputs["solver"] = SolverRecord(options_.solver);
+  return inputs;
+}
+
 Result<Json> Study::QuantizeStage(const std::string& method) {
   if (IsBaseline(method)) return Json();
   const std::string directory = PathOfMethod(method);
@@ -162,18 +177,7 @@ Result<Json> Study::QuantizeStage(const std::string& method) {
     std::filesystem::remove(JoinPath(JoinPath(options_.output, "stages"), method + ".quantize.json"),
                             ignored);
   }
-  const CalibrationOptions& calibration = options_.calibration;
-  Json inputs = {{"method", method},
-                 {"calibration",
-                  {{"path", calibration.path},
-                   {"samples", calibration.samples},
-                   {"sequence_length", calibration.sequence_length},
-                   {"seed", calibration.seed}}},
-                 {"solver", SolverRecord(options_.solver)}};
-  if (!calibration.chat_template.empty()) {
-    inputs["calibration"]["chat_template"] = calibration.chat_template;
-  }
-  return Stage(method + ".quantize", inputs, [&]() -> Result<Json> {
+  return Stage(method + ".quantize", CheckpointInputs(method), [&]() -> Result<Json> {
     std::error_code error;
     std::filesystem::remove_all(directory, error);  // of other options, or left by a kill
     if (error) return BadInput("{}: cannot be replaced: {}", directory, error.message());
@@ -228,11 +232,12 @@ Status Study::RunMethod(const std::string& method, const Json& hardware, const J
                        {"kv_cache", options_.device.kv_cache},
                        {"kernels", options_.device.kernels}};
   const Json& accelerator = hardware["accelerator"];
+  const Json checkpoint = CheckpointInputs(method);
 
   for (const MmluScoring scoring : options_.scorings) {
     const MmluFormat format{options_.prompt_template, scoring};
     const std::string name = scoring == MmluScoring::kLetters ? "evaluate" : "evaluate_cloze";
-    const Json inputs = {{"method", method},
+    const Json inputs = {{"checkpoint", checkpoint},
                          {"questions", data_->FingerprintHex()},
                          {"shots", options_.questions.shots},
                          {"template", Name(format.prompt_template)},
@@ -256,7 +261,7 @@ Status Study::RunMethod(const std::string& method, const Json& hardware, const J
   NIBBLE_ASSIGN_OR_RETURN(
       record["perplexity"],
       Stage(method + ".perplexity",
-            {{"method", method},
+            {{"checkpoint", checkpoint},
              {"text", text},
              {"join", Name(request.join)},
              {"context", request.options.context},
@@ -279,7 +284,7 @@ Status Study::RunMethod(const std::string& method, const Json& hardware, const J
       .matrix_flops_per_second = accelerator.value("matrix_flops_per_second", 0.0)};
   NIBBLE_ASSIGN_OR_RETURN(
       record["bench"], Stage(method + ".bench",
-                             {{"method", method},
+                             {{"checkpoint", checkpoint},
                               {"workload", WorkloadRecord(options_.workload)},
                               {"hardware", hardware},
                               {"memory_budget", OrNull(options_.limits.memory_budget_bytes)},

@@ -66,6 +66,8 @@ class Study {
   // finished record (null for the baseline itself).
   Status RunMethod(const std::string& method, const Json& hardware, const Json& baseline,
                    Json& record);
+  // What a method's checkpoint depends on beside the model.
+  Json CheckpointInputs(const std::string& method) const;
   Result<Json> QuantizeStage(const std::string& method);
   Result<const CalibrationSet*> CalibrationFor(const MethodSpec& method);
   Result<Json> HardwareStage();
