@@ -247,35 +247,38 @@ class Quantizing(unittest.TestCase):
             for seed in range(24):
                 file.write(nibble("generate", model, "--max-tokens", 200, "--temperature", 1,
                                   "--seed", seed, "--device", "cpu"))
-        for method in ("rtn", "awq", "gptq", "awq+gptq"):
-            records = {}
-            # Of 32 samples GPTQ measures drift on 4: on a GPU that step and the rest's have more than
-            # 256 rows, where the reference rounds what a GPU rounds.
+        for method, samples in (("rtn", 1), ("awq", 1), ("gptq", 1), ("gptq", 0.125),
+                                ("awq+gptq", 1)):
+            run = f"{method} {samples}"
+            records, outputs = {}, {}
+            # GPTQ measures drift on all 32 samples, or on 4: on a GPU that step and the rest's have
+            # more than 256 rows, where the reference rounds what a GPU rounds.
             for device in ("cpu", "ref", "cuda"):
-                output = self.path(device + method)
+                output = outputs[device] = self.path(f"{device} {run}")
                 nibble("quantize", model, "--method", method, "--grid", "asym", "--group-size", 32,
                        "--calibration", self.path("text"), "--samples", 32, "--sequence-length", 128,
-                       "--dtype", "f16", "--device", device, "--output", output)
+                       "--asymmetric-samples", samples, "--dtype", "f16", "--device", device,
+                       "--output", output)
                 with open(os.path.join(output, "quantize.json")) as file:
                     records[device] = json.load(file)
-            shares = {device: equal_codes(self.path(device + method), self.path("cuda" + method))
+            shares = {device: equal_codes(outputs[device], outputs["cuda"])
                       for device in ("cpu", "ref")}
             for device, by_linear in shares.items():
-                print(f"{method}: of the first layer's codes as with --device {device}",
+                print(f"{run}: of the first layer's codes as with --device {device}",
                       ", ".join(f"{name} {share:.3%}" for name, share in by_linear.items()))
             cpu, cuda = records["cpu"], records["cuda"]
             # Codes that rounding moves change what comes behind them, so one by one only what comes first.
             for want, got in list(zip(cpu["modules"], cuda["modules"]))[:3]:
                 self.assertAlmostEqual(got["error"] / want["error"], 1, delta=0.01,
-                                       msg=f"{method} {want['name']}")
+                                       msg=f"{run} {want['name']}")
             if "mean_error_ratio" in cpu:
                 self.assertAlmostEqual(cuda["mean_error_ratio"] / cpu["mean_error_ratio"], 1,
-                                       delta=0.03, msg=method)
+                                       delta=0.03, msg=run)
             self.assertGreater(cuda["peak_device_memory_bytes"], 0)
             # A code of GPTQ's that rounding moves takes those behind it along, in its row and in the
             # linears that follow: its codes can be compared where activations are rounded alike.
             reference = "ref" if "gptq" in method else "cpu"
-            self.assertGreaterEqual(shares[reference]["all"], 0.995, method)
+            self.assertGreaterEqual(shares[reference]["all"], 0.995, run)
 
     def test_same_bits_whatever_happens(self):
         options = (NIBBLE, "quantize", "random:smollm2-135m", "--method", "gptq", "--group-size",
@@ -283,6 +286,8 @@ class Quantizing(unittest.TestCase):
                    "--quiet", "--output")
         subprocess.run([*options, self.path("whole")], check=True, capture_output=True)
         want = sha256(self.path("whole/model.safetensors"))
+        with open(self.path("whole/quantize.json")) as file:
+            self.assertEqual(json.load(file)["options"]["gptq"]["asymmetric_samples"], 1)
         subprocess.run([*options, self.path("little"), "--max-device-memory", "1GiB"], check=True,
                        capture_output=True)
         self.assertEqual(sha256(self.path("little/model.safetensors")), want)

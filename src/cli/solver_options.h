@@ -3,6 +3,7 @@
 #define NIBBLE_CLI_SOLVER_OPTIONS_H_
 
 #include <CLI/CLI.hpp>
+#include <optional>
 #include <string>
 
 #include "src/cli/chat_template_option.h"
@@ -20,7 +21,7 @@ struct SolverCommandOptions {
   double damping = GptqOptions().damping;
   bool static_groups = false;
   double asymmetric_calibration = GptqOptions().drift_share;
-  double asymmetric_samples = GptqOptions().drift_samples;
+  std::optional<double> asymmetric_samples;
 
   // `seed_option`: the name under which `command` still has room for the seed.
   void AddTo(CLI::App& command, const char* seed_option) {
@@ -68,9 +69,8 @@ struct SolverCommandOptions {
         .add_option(
             "--asymmetric-samples", asymmetric_samples,
             "gptq: the share of the samples, the first ones, that those errors are measured "
-            "on")
-        ->check(CLI::Range(1e-6, 1.0))
-        ->capture_default_str();
+            "on (default: all on a GPU, an eighth on a CPU)")
+        ->check(CLI::Range(1e-6, 1.0));
   }
 
   SolverOptions Solver() const {

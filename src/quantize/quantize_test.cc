@@ -12,6 +12,7 @@
 #include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/cpu/cpu_backend.h"
+#include "src/ops/late_backend.h"
 #include "src/quantize/calibration_runner.h"
 #include "src/quantize/fixture_util.h"
 #include "src/quantize/quantize_context.h"
@@ -97,13 +98,13 @@ struct Case {
   const char* layout;
   int64_t group_size = 32;
   double drift_share = 0;
-  double drift_samples = 1;
+  std::optional<double> drift_samples = 1;
 };
 
 // In the tests' names, instead of its bytes.
 void PrintTo(const Case& c, std::ostream* out) {
   *out << Name(c.method) << " " << c.layout << " " << c.group_size << " " << c.drift_share << " of "
-       << c.drift_samples;
+       << ::testing::PrintToString(c.drift_samples);
 }
 
 class QuantizeCheckpointTest : public ::testing::TestWithParam<Case> {
@@ -353,6 +354,44 @@ TEST_P(QuantizeCheckpointTest, ResumesToTheSameBits) {
   EXPECT_FALSE(FileExists(output_ + ".quantizing"));
   ASSERT_TRUE(Quantize(c, output_ + "-again", CancelToken(), kIgnore));
   EXPECT_EQ(Contents(output_), Contents(output_ + "-again"));
+}
+
+// Unset, the share of the samples is the device's, and the record says which.
+TEST_F(QuantizeCheckpointTest, TheDeviceDecidesOnTheAsymmetricSamples) {
+  LateBackend gpu(*MakeCpuBackend({.threads = 2}));
+  const auto cpu = *MakeCpuBackend({.threads = 2});
+  const auto share = [&](std::optional<double> asked, Backend& backend) {
+    const auto record = Quantize({QuantMethod::kGptq, "awq", 32, 0.5, asked}, output_, UINT64_MAX,
+                                 backend, CancelToken(), kIgnore);
+    Remove();
+    return Must(record)["options"]["gptq"]["asymmetric_samples"].get<double>();
+  };
+  EXPECT_EQ(share(std::nullopt, *cpu), 0.125);
+  EXPECT_EQ(share(std::nullopt, gpu), 1);
+  for (const double asked : {0.3, 1.0}) {
+    EXPECT_EQ(share(asked, *cpu), asked);
+    EXPECT_EQ(share(asked, gpu), asked);
+  }
+}
+
+// Layers that a stopped run corrected on one share of the samples do not join those of another.
+TEST_F(QuantizeCheckpointTest, ResumesOnlyWithTheSameAsymmetricSamples) {
+  const Case eighth{QuantMethod::kGptq, "awq", 32, 0.5, std::nullopt};
+  const Case all{QuantMethod::kGptq, "awq", 32, 0.5, 1};
+  CancelToken cancel;
+  const auto stopped =
+      Quantize(eighth, output_, cancel, [&](int64_t done, int64_t, std::string_view, const Json&) {
+        if (done == 9) cancel.Request();
+      });
+  ASSERT_FALSE(stopped);
+  ASSERT_TRUE(FileExists(output_ + ".quantizing"));
+  ASSERT_TRUE(Quantize(all, output_, CancelToken(), kIgnore));
+  ASSERT_TRUE(Quantize(all, output_ + "-again", CancelToken(), kIgnore));
+  EXPECT_EQ(Contents(output_), Contents(output_ + "-again"));
+  Remove();
+  ASSERT_TRUE(Quantize(eighth, output_, CancelToken(), kIgnore));
+  ASSERT_TRUE(Quantize(all, output_ + "-again", CancelToken(), kIgnore));
+  EXPECT_NE(Contents(output_), Contents(output_ + "-again"));
 }
 
 // Out of memory half-way, it goes on with the activations elsewhere, to the same bits.
