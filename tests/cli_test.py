@@ -435,11 +435,11 @@ class Study(Case):
                     {p.name: p.stat().st_mtime_ns for p in (out / "stages").iterdir()})
 
         share, stages = share_and_stages()
-        self.assertEqual(share, 0.125)
-        # The default is what it stands for.
-        self.assertEqual(share_and_stages("--asymmetric-samples", 0.125), (share, stages))
-        share, again = share_and_stages("--asymmetric-samples", 1)
         self.assertEqual(share, 1)
+        # The default is what it stands for.
+        self.assertEqual(share_and_stages("--asymmetric-samples", 1), (share, stages))
+        share, again = share_and_stages("--asymmetric-samples", 0.125)
+        self.assertEqual(share, 0.125)
         self.assertEqual({name for name in stages if again[name] != stages[name]},
                          {name for name in stages if name.startswith("gptq-g32.")})
 

@@ -71,13 +71,12 @@ class QuantizeTest(unittest.TestCase):
 
     def test_record_and_reading_back(self):
         out = self.dir / "gptq"
-        run(*self.command("gptq", out, "--grid", "asym", "--format", "gptq_v2", "--device", "cpu"))
+        run(*self.command("gptq", out, "--grid", "asym", "--format", "gptq_v2"))
         record = json.loads((out / "quantize.json").read_text())
         self.assertEqual(record["calibration"], {"source": TEXT.name, "samples": 24,
                                                  "sequence_length": 256})
         self.assertLess(record["mean_error_ratio"], 1)
         self.assertTrue(all(module["damping"] > 0 for module in record["modules"]))
-        self.assertEqual(record["options"]["gptq"]["asymmetric_samples"], 0.125)
         run("perplexity", out, "--text", TEXT, "--context", 256, "--max-windows", 2,
             "--reference", STORIES)
 

@@ -3,7 +3,6 @@
 #define NIBBLE_CLI_SOLVER_OPTIONS_H_
 
 #include <CLI/CLI.hpp>
-#include <optional>
 #include <string>
 
 #include "src/cli/chat_template_option.h"
@@ -21,7 +20,7 @@ struct SolverCommandOptions {
   double damping = GptqOptions().damping;
   bool static_groups = false;
   double asymmetric_calibration = GptqOptions().drift_share;
-  std::optional<double> asymmetric_samples;
+  double asymmetric_samples = GptqOptions().drift_samples;
 
   // `seed_option`: the name under which `command` still has room for the seed.
   void AddTo(CLI::App& command, const char* seed_option) {
@@ -69,8 +68,9 @@ struct SolverCommandOptions {
         .add_option(
             "--asymmetric-samples", asymmetric_samples,
             "gptq: the share of the samples, the first ones, that those errors are measured "
-            "on (default: all on a GPU, an eighth on a CPU)")
-        ->check(CLI::Range(1e-6, 1.0));
+            "on")
+        ->check(CLI::Range(1e-6, 1.0))
+        ->capture_default_str();
   }
 
   SolverOptions Solver() const {

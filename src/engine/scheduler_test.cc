@@ -6,8 +6,8 @@
 #include <map>
 
 #include "src/base/random.h"
+#include "src/engine/late_backend.h"
 #include "src/ops/cpu/cpu_backend.h"
-#include "src/ops/late_backend.h"
 
 namespace nibble {
 namespace {

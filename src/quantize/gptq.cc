@@ -54,15 +54,9 @@ std::optional<ScaleSearch> ScaleSearchFromName(std::string_view name) {
   return std::nullopt;
 }
 
-GptqOptions GptqOptions::ForDevice(bool gpu) const {
-  GptqOptions options = *this;
-  if (!drift_samples) options.drift_samples = gpu ? 1 : 0.125;
-  return options;
-}
-
 int64_t GptqOptions::DriftSamples(int64_t samples) const {
   if (drift_share == 0) return 0;
-  const double part = std::ceil(drift_samples.value() * static_cast<double>(samples));
+  const double part = std::ceil(drift_samples * static_cast<double>(samples));
   return std::min(samples, std::max<int64_t>(1, static_cast<int64_t>(part)));
 }
 

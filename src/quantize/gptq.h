@@ -37,14 +37,10 @@ struct GptqOptions {
   // (asymmetric calibration); 0 needs no unquantized stream.
   double drift_share = 0.5;
   // The share of the calibration samples, above 0, that show what those errors did: the first ones,
-  // which run through the unquantized model as well. Unset, the device decides.
-  std::optional<double> drift_samples;
+  // which run through the unquantized model as well.
+  double drift_samples = 1;
 
-  // With `drift_samples` set: as it was, or all samples on a GPU, where they measure best and cost
-  // little, and an eighth on a CPU, where all would take half as long again.
-  GptqOptions ForDevice(bool gpu) const;
-  // How many of them that is: one at least, and none without asymmetric calibration. Wants
-  // `drift_samples`.
+  // How many of them that is: one at least, and none without asymmetric calibration.
   int64_t DriftSamples(int64_t samples) const;
 };
 

@@ -52,16 +52,6 @@ TEST(GptqOptionsTest, DriftSamplesAreAShareAndAtLeastOne) {
   EXPECT_EQ((GptqOptions{.drift_share = 0, .drift_samples = 1}.DriftSamples(7)), 0);
 }
 
-TEST(GptqOptionsTest, TheDeviceDecidesOnTheSamplesWhereNoShareIsGiven) {
-  const GptqOptions unset{.damping = 0.2};
-  EXPECT_EQ(unset.ForDevice(true).DriftSamples(128), 128);
-  EXPECT_EQ(unset.ForDevice(false).DriftSamples(128), 16);
-  EXPECT_EQ(unset.ForDevice(true).damping, 0.2);
-  for (const bool gpu : {false, true}) {
-    EXPECT_EQ(GptqOptions{.drift_samples = 0.5}.ForDevice(gpu).DriftSamples(128), 64);
-  }
-}
-
 // Inputs of 1.25 times the size want weights of 1.25 times the size, which few tokens show exactly
 // to a solver that saw the same ones: but for one that saw others too, not so.
 TEST_F(GptqTest, RetargetsByTheTokensOfTheDrift) {

@@ -177,11 +177,6 @@ Result<Json> QuantizeLayersWithin(const Checkpoint& checkpoint, const ModelDescr
 
 }  // namespace
 
-SolverOptions SolverFor(SolverOptions options, const Backend& backend) {
-  options.gptq = options.gptq.ForDevice(backend.queues_steps());
-  return options;
-}
-
 Json SolverRecord(const SolverOptions& options) {
   Json forms = Json::array();
   for (const AwqForm form : options.awq.forms) forms.push_back(Name(form));
@@ -194,14 +189,13 @@ Json SolverRecord(const SolverOptions& options) {
             {"scale_search", Name(gptq.search)},
             {"damping", gptq.damping},
             {"asymmetric_calibration", gptq.drift_share},
-            {"asymmetric_samples", gptq.drift_samples.value()}}}};
+            {"asymmetric_samples", gptq.drift_samples}}}};
 }
 
 Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescription& model,
-                                QuantizeOptions options, Backend& backend,
+                                const QuantizeOptions& options, Backend& backend,
                                 const QuantizeProgress& progress, const CancelToken& cancel) {
   const auto start = Clock::now();
-  options.solver = SolverFor(std::move(options.solver), backend);
   NIBBLE_ASSIGN_OR_RETURN(const QuantizationPlan plan,
                           PlanQuantization(model, options.method.quant));
   NIBBLE_RETURN_IF_ERROR(CheckLayout(options.layout, plan.spec.grid));

@@ -42,15 +42,12 @@ struct QuantizeOptions {
 using QuantizeProgress =
     std::function<void(int64_t done, int64_t total, std::string_view name, const Json& record)>;
 
-// The options with what they leave to the device.
-SolverOptions SolverFor(SolverOptions options, const Backend& backend);
-
-// SolverFor's options, as in quantize.json.
+// The solvers' options, as in quantize.json.
 Json SolverRecord(const SolverOptions& options);
 
 // Returns the content of quantize.json ("nibble.quantize/1").
 Result<Json> QuantizeCheckpoint(const Checkpoint& checkpoint, const ModelDescription& model,
-                                QuantizeOptions options, Backend& backend,
+                                const QuantizeOptions& options, Backend& backend,
                                 const QuantizeProgress& progress, const CancelToken& cancel);
 
 }  // namespace nibble

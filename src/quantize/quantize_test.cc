@@ -12,7 +12,6 @@
 #include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/cpu/cpu_backend.h"
-#include "src/ops/late_backend.h"
 #include "src/quantize/calibration_runner.h"
 #include "src/quantize/fixture_util.h"
 #include "src/quantize/quantize_context.h"
@@ -98,13 +97,13 @@ struct Case {
   const char* layout;
   int64_t group_size = 32;
   double drift_share = 0;
-  std::optional<double> drift_samples = 1;
+  double drift_samples = 1;
 };
 
 // In the tests' names, instead of its bytes.
 void PrintTo(const Case& c, std::ostream* out) {
   *out << Name(c.method) << " " << c.layout << " " << c.group_size << " " << c.drift_share << " of "
-       << ::testing::PrintToString(c.drift_samples);
+       << c.drift_samples;
 }
 
 class QuantizeCheckpointTest : public ::testing::TestWithParam<Case> {
@@ -356,27 +355,9 @@ TEST_P(QuantizeCheckpointTest, ResumesToTheSameBits) {
   EXPECT_EQ(Contents(output_), Contents(output_ + "-again"));
 }
 
-// Unset, the share of the samples is the device's, and the record says which.
-TEST_F(QuantizeCheckpointTest, TheDeviceDecidesOnTheAsymmetricSamples) {
-  LateBackend gpu(*MakeCpuBackend({.threads = 2}));
-  const auto cpu = *MakeCpuBackend({.threads = 2});
-  const auto share = [&](std::optional<double> asked, Backend& backend) {
-    const auto record = Quantize({QuantMethod::kGptq, "awq", 32, 0.5, asked}, output_, UINT64_MAX,
-                                 backend, CancelToken(), kIgnore);
-    Remove();
-    return Must(record)["options"]["gptq"]["asymmetric_samples"].get<double>();
-  };
-  EXPECT_EQ(share(std::nullopt, *cpu), 0.125);
-  EXPECT_EQ(share(std::nullopt, gpu), 1);
-  for (const double asked : {0.3, 1.0}) {
-    EXPECT_EQ(share(asked, *cpu), asked);
-    EXPECT_EQ(share(asked, gpu), asked);
-  }
-}
-
 // Layers that a stopped run corrected on one share of the samples do not join those of another.
 TEST_F(QuantizeCheckpointTest, ResumesOnlyWithTheSameAsymmetricSamples) {
-  const Case eighth{QuantMethod::kGptq, "awq", 32, 0.5, std::nullopt};
+  const Case eighth{QuantMethod::kGptq, "awq", 32, 0.5, 0.125};
   const Case all{QuantMethod::kGptq, "awq", 32, 0.5, 1};
   CancelToken cancel;
   const auto stopped =

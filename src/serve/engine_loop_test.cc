@@ -5,8 +5,8 @@
 #include <future>
 #include <map>
 
+#include "src/engine/late_backend.h"
 #include "src/ops/cpu/cpu_backend.h"
-#include "src/ops/late_backend.h"
 #include "src/serve/test_tokenizer.h"
 
 namespace nibble {

@@ -115,8 +115,6 @@ Result<std::unique_ptr<Study>> Study::Create(const StudyOptions& options,
   study->original_ = std::move(original);
   study->data_ = std::move(data);
   study->options_.scorings = std::move(scorings);
-  // A checkpoint that another share of the samples corrected is another one.
-  study->options_.solver = SolverFor(options.solver, *backend);
   PerplexityOptions& windows = study->options_.perplexity.options;
   windows.context = std::min(windows.context, study->original_.description.config.max_context);
   return study;

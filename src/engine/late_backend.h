@@ -1,7 +1,7 @@
 // For tests: a CPU backend that claims to queue steps, so that what runs ahead of the tokens on a
-// GPU runs ahead here, and quantizing goes as on a GPU.
-#ifndef NIBBLE_OPS_LATE_BACKEND_H_
-#define NIBBLE_OPS_LATE_BACKEND_H_
+// GPU runs ahead here.
+#ifndef NIBBLE_ENGINE_LATE_BACKEND_H_
+#define NIBBLE_ENGINE_LATE_BACKEND_H_
 
 #include <memory>
 #include <string>
@@ -99,4 +99,4 @@ class LateBackend final : public Backend {
 
 }  // namespace nibble
 
-#endif  // NIBBLE_OPS_LATE_BACKEND_H_
+#endif  // NIBBLE_ENGINE_LATE_BACKEND_H_
