@@ -32,7 +32,7 @@ constexpr size_t kPoolBytes = size_t{1} << 30;  // of weights, several times any
 constexpr int kMaxCopies = 32;
 constexpr int kLayers = 6;
 constexpr int kRepetitions = 15;
-constexpr int64_t kMaxRows = 1024;
+constexpr int64_t kMaxRows = 4096;
 
 struct LinearShape {
   const char* name;
@@ -45,7 +45,7 @@ constexpr LinearShape kShapes[] = {{"qkv", 12288, 4096, Epilogue::kNone},
                                    {"down", 4096, 11008, Epilogue::kAdd}};
 
 struct Options {
-  std::vector<int64_t> rows = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512};
+  std::vector<int64_t> rows = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096};
   bool cublas = true;
   CudaKernels kernels = CudaKernels::kAuto;
   DType dtype = DType::kF16;

@@ -15,6 +15,7 @@
 #include "src/ops/cuda/attention.h"
 #include "src/ops/cuda/dependent_launch.cuh"
 #include "src/ops/cuda/half.cuh"
+#include "src/ops/cuda/load_matrices.cuh"
 
 namespace nibble::cuda {
 
@@ -37,20 +38,6 @@ inline void CheckAttention(const AttentionSpec& attention, MatrixView q, MatrixV
 inline int WindowOf(const AttentionSpec& attention) {
   constexpr int64_t kAll = std::numeric_limits<int32_t>::max();
   return static_cast<int>(std::min(attention.window.value_or(kAll), kAll));
-}
-
-// Four 8 x 8 matrices of 16-bit elements; lane i names row i % 8 of matrix i / 8.
-inline __device__ void LoadMatrices(uint32_t shared, uint32_t (&fragment)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-               : "r"(shared)
-               : "memory");
-}
-inline __device__ void LoadMatricesTransposed(uint32_t shared, uint32_t (&fragment)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-               : "r"(shared)
-               : "memory");
 }
 
 // sum += a · b. a: 16 x 16; b: 16 x 8.

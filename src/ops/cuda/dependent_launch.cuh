@@ -46,23 +46,37 @@ KernelState Prepared(Stream& stream, void (*kernel)(Parameters...)) {
   return {.is_prepared = true, .waits = attributes.ptxVersion >= 90};
 }
 
-// Launches a kernel that waits; the arguments are converted to its parameters.
+// Launches a kernel that waits, in clusters of so many blocks; the arguments are converted to its
+// parameters.
 template <typename... Parameters, typename... Arguments>
-void LaunchDependent(Stream& stream, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                     size_t shared_bytes, Arguments... arguments) {
+void LaunchDependentClusters(Stream& stream, void (*kernel)(Parameters...), unsigned cluster,
+                             dim3 grid, dim3 block, size_t shared_bytes, Arguments... arguments) {
   KernelState& state = stream.kernel(reinterpret_cast<const void*>(kernel));
   if (!state.is_prepared) state = Prepared(stream, kernel);
-  cudaLaunchAttribute early;
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (state.waits) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {cluster, 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream.get();
-  config.attrs = &early;
-  config.numAttrs = state.waits ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+template <typename... Parameters, typename... Arguments>
+void LaunchDependent(Stream& stream, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                     size_t shared_bytes, Arguments... arguments) {
+  LaunchDependentClusters(stream, kernel, 1, grid, block, shared_bytes, arguments...);
 }
 
 }  // namespace nibble::cuda

@@ -192,7 +192,7 @@ __global__ void FinishLinearKernel(const T* y, const float* bias, T* out, int64_
         reinterpret_cast<const typename H::Pair*>(y + r * y_stride)[c]);
     const float gate = pair.x + (bias ? bias[2 * c] : 0.0f);
     const float up = pair.y + (bias ? bias[2 * c + 1] : 0.0f);
-    to = H::FromFloat(gate / (1.0f + __expf(-gate)) * up);
+    to = H::FromFloat(SiluMul(gate, up));
   } else {
     float value = H::ToFloat(y[r * y_stride + c]) + (bias ? bias[c] : 0.0f);
     if constexpr (kEpilogue == Epilogue::kAdd) value += H::ToFloat(to);

@@ -42,7 +42,7 @@ __device__ Out Rounded(float value) {
 // An output of the sums of its weight row, or of a gate's and its up's.
 template <typename Out, Epilogue kEpilogue>
 __device__ void StoreSum(float sum, float up, Out& to) {
-  if constexpr (kEpilogue == Epilogue::kSiluMul) sum = sum / (1.0f + __expf(-sum)) * up;
+  if constexpr (kEpilogue == Epilogue::kSiluMul) sum = SiluMul(sum, up);
   if constexpr (kEpilogue == Epilogue::kAdd) sum += HalfTraits<Out>::ToFloat(to);
   to = Rounded<Out>(sum);
 }

@@ -4,6 +4,7 @@
 #ifndef NIBBLE_OPS_CUDA_HOPPER_CUH_
 #define NIBBLE_OPS_CUDA_HOPPER_CUH_
 
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -53,6 +54,61 @@ __device__ inline void WaitForPhase(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+// Blocks of a cluster. A shared address of this block's is that of the same variable in another one
+// when it is mapped to that one's rank.
+__device__ inline uint32_t ClusterRank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ inline uint32_t MapToRank(uint32_t shared, uint32_t rank) {
+  uint32_t mapped;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(shared), "r"(rank));
+  return mapped;
+}
+// All threads of the cluster have come. Nothing that was written is seen because of it.
+__device__ inline void ArriveAtCluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ inline void WaitForCluster() {
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+// At a barrier that was mapped to a block of the cluster. Says that something was read; what was
+// written is not seen because of it.
+__device__ inline void ArriveMapped(uint32_t mapped_barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(mapped_barrier) : "memory");
+}
+// Copies `bytes` of this block's shared memory to a mapped address, whose block's barrier counts
+// them.
+__device__ inline void CopyToMapped(uint32_t mapped, uint32_t shared, int bytes,
+                                    uint32_t mapped_barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(mapped),
+      "r"(shared), "r"(bytes), "r"(mapped_barrier)
+      : "memory");
+}
+
+// Copies the box of a tensor map at these coordinates, the fastest one first; the barrier counts
+// its bytes, also those that lie outside of the tensor and become zeros.
+__device__ inline void CopyBox(uint32_t shared, const CUtensorMap& map, int c0, int c1, int c2,
+                               uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared),
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2)
+      : "memory");
+}
+// To the same place of all blocks whose rank's bit is set, for the same barrier of each.
+__device__ inline void CopyBoxToBlocks(uint32_t shared, const CUtensorMap& map, int c0, int c1,
+                                       uint32_t barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared),
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "h"(blocks)
+      : "memory");
+}
+
 // Copies `bytes`, a multiple of 16 as are both addresses, which the barrier counts.
 __device__ inline void CopyBulk(uint32_t shared, const void* global, int bytes, uint32_t barrier) {
   asm volatile(
@@ -86,13 +142,6 @@ __device__ void WaitForProducts() {
 // Keeps the compiler from moving a register's uses across.
 __device__ inline void Pin(float& value) { asm volatile("" : "+f"(value)::"memory"); }
 
-// b as matrices of 8 columns by 8 of depth (16 bytes a column, 128 together): 128 bytes from eight
-// columns to the next, `depth_bytes` from eight of depth to the next.
-__device__ inline uint64_t OperandDescriptor(uint32_t shared, int depth_bytes) {
-  return static_cast<uint64_t>((shared & 0x3ffff) >> 4) |
-         static_cast<uint64_t>(depth_bytes >> 4) << 16 | uint64_t{128 >> 4} << 32;
-}
-
 // A matrix whose rows of 64 elements lie one after the other, 128 bytes each, at a multiple of 1024
 // bytes, their 16-byte chunk c at place c ^ (row % 8); `panel_bytes` from 64 columns to the next.
 // As an operand whose depth runs along the rows, 32 bytes further is the next step's. As a
@@ -120,7 +169,8 @@ __device__ void MultiplyTransposed(float (&s)[kColumns / 2], const uint32_t (&a)
 template <typename T, int kColumns>
 __device__ void MultiplyShared(float (&s)[kColumns / 2], uint64_t a, uint64_t b, int accumulate);
 
-#define NIBBLE_REGISTERS_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define NIBBLE_REGISTERS_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define NIBBLE_REGISTERS_16 NIBBLE_REGISTERS_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define NIBBLE_REGISTERS_32 \
   NIBBLE_REGISTERS_16       \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -128,14 +178,15 @@ __device__ void MultiplyShared(float (&s)[kColumns / 2], uint64_t a, uint64_t b,
   NIBBLE_REGISTERS_32                                                                \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define NIBBLE_SUMS_8(s, i)                                                           \
+#define NIBBLE_EIGHT_SUMS(s, i)                                                       \
   "+f"(s[i]), "+f"(s[(i) + 1]), "+f"(s[(i) + 2]), "+f"(s[(i) + 3]), "+f"(s[(i) + 4]), \
       "+f"(s[(i) + 5]), "+f"(s[(i) + 6]), "+f"(s[(i) + 7])
-#define NIBBLE_SUMS_16(s) NIBBLE_SUMS_8(s, 0), NIBBLE_SUMS_8(s, 8)
-#define NIBBLE_SUMS_32(s) NIBBLE_SUMS_16(s), NIBBLE_SUMS_8(s, 16), NIBBLE_SUMS_8(s, 24)
-#define NIBBLE_SUMS_64(s)                                                              \
-  NIBBLE_SUMS_32(s), NIBBLE_SUMS_8(s, 32), NIBBLE_SUMS_8(s, 40), NIBBLE_SUMS_8(s, 48), \
-      NIBBLE_SUMS_8(s, 56)
+#define NIBBLE_SUMS_8(s) NIBBLE_EIGHT_SUMS(s, 0)
+#define NIBBLE_SUMS_16(s) NIBBLE_EIGHT_SUMS(s, 0), NIBBLE_EIGHT_SUMS(s, 8)
+#define NIBBLE_SUMS_32(s) NIBBLE_SUMS_16(s), NIBBLE_EIGHT_SUMS(s, 16), NIBBLE_EIGHT_SUMS(s, 24)
+#define NIBBLE_SUMS_64(s)                                                                          \
+  NIBBLE_SUMS_32(s), NIBBLE_EIGHT_SUMS(s, 32), NIBBLE_EIGHT_SUMS(s, 40), NIBBLE_EIGHT_SUMS(s, 48), \
+      NIBBLE_EIGHT_SUMS(s, 56)
 // A, B, P: the numbers of the operands after the sums.
 #define NIBBLE_PRODUCT(NAME, T, TYPE, COLUMNS, SUMS, A, B, P, TRANSPOSED)                       \
   template <>                                                                                   \
@@ -160,6 +211,8 @@ __device__ void MultiplyShared(float (&s)[kColumns / 2], uint64_t a, uint64_t b,
                  : "memory");                                                                \
   }
 #define NIBBLE_PRODUCTS(T, TYPE)                                                              \
+  NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 16, 8, "%8, %9, %10, %11", "%12", "%13", 0)      \
+  NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 32, 16, "%16, %17, %18, %19", "%20", "%21", 0)   \
   NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 64, 32, "%32, %33, %34, %35", "%36", "%37", 0)   \
   NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 128, 64, "%64, %65, %66, %67", "%68", "%69", 0)  \
   NIBBLE_PRODUCT(MultiplyTransposed, T, TYPE, 64, 32, "%32, %33, %34, %35", "%36", "%37", 1)  \
@@ -174,9 +227,11 @@ NIBBLE_PRODUCTS(__nv_bfloat16, "bf16")
 #undef NIBBLE_SUMS_32
 #undef NIBBLE_SUMS_16
 #undef NIBBLE_SUMS_8
+#undef NIBBLE_EIGHT_SUMS
 #undef NIBBLE_REGISTERS_64
 #undef NIBBLE_REGISTERS_32
 #undef NIBBLE_REGISTERS_16
+#undef NIBBLE_REGISTERS_8
 
 }  // namespace nibble::cuda
 #endif  // NIBBLE_HOPPER_CODE

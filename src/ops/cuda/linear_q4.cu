@@ -43,15 +43,16 @@ size_t SpreadBytes(int64_t rows, int64_t in_features) {
 }  // namespace q4
 
 // Of Llama-2-7B's layers on an H200 (docs/results/kernels.md).
+constexpr int64_t kHopperFewestRows = 9, kHopperMostRows = 2048, kPortableMostRows = 128;
+
 int64_t LinearQ4MostRows(CudaKernels kernels) {
   if (kernels == CudaKernels::kBatchInvariant) return std::numeric_limits<int64_t>::max();
-  return kernels == CudaKernels::kAuto && q4::HasHopperProduct() ? 256 : 128;
+  return kernels == CudaKernels::kAuto && q4::HasHopperProduct() ? kHopperMostRows
+                                                                 : kPortableMostRows;
 }
 
-// The Hopper kernel's counters must stay zero between calls, so it has a part of its own.
 size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_features) {
-  return (q4::HasHopperProduct() ? q4::HopperBytes(multiprocessors, rows, in_features) : 0) +
-         q4::SpreadBytes(rows, in_features) + q4::PartialBytes(multiprocessors, rows);
+  return q4::SpreadBytes(rows, in_features) + q4::PartialBytes(multiprocessors, rows);
 }
 
 void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
@@ -70,9 +71,6 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
   const q4::Geometry geometry = q4::Geometry::Of(outputs, layout.in_features, layout.group_length);
   const q4::Weights weights = q4::WeightsOf(geometry, layout, packed);
   auto* bytes = static_cast<std::byte*>(scratch);
-  if (q4::HasHopperProduct()) {
-    bytes += q4::HopperBytes(stream.multiprocessors(), x.rows, layout.in_features);
-  }
   auto* spread = reinterpret_cast<uint16_t*>(bytes);
 
   WithHalfType(x.dtype, [&]<typename T>() {
@@ -87,13 +85,10 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
                             .outputs = static_cast<int>(outputs),
                             .epilogue = epilogue};
     };
-    if (kernels == CudaKernels::kAuto && x.rows >= q4::kHopperFewestRows &&
-        q4::CanUseHopperProduct(geometry)) {
-      for (int64_t first = 0; first < x.rows; first += q4::kHopperRows) {
-        const int64_t rows = std::min<int64_t>(q4::kHopperRows, x.rows - first);
-        q4::HopperProduct(stream, geometry, weights, product_of(first, rows), scratch);
-        stream.CheckLaunch("a 4-bit linear layer", rows, outputs);
-      }
+    if (kernels == CudaKernels::kAuto && x.rows >= kHopperFewestRows && !geometry.spreads &&
+        q4::HasHopperProduct()) {
+      q4::HopperProduct(stream, geometry, weights, product_of(0, x.rows));
+      stream.CheckLaunch("a 4-bit linear layer", x.rows, outputs);
       return;
     }
     int64_t rows_at_once = kernels == CudaKernels::kBatchInvariant ? q4::kSmallRows : x.rows;

@@ -44,8 +44,8 @@ size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_featur
 
 // x: [rows, in], out: [rows, out_features] or half of that under kSiluMul, where packed rows 2i and
 // 2i + 1 are gate and up i. bias: float32 [out_features] in packed order, or null. `scratch` may be
-// shared by all linears of a stream, and is zero at first. x must be aligned to 16 bytes and
-// its stride a multiple of 8 elements.
+// shared by all linears of a stream. x must be aligned to 16 bytes and its stride a multiple of 8
+// elements.
 void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
               MatrixView x, Epilogue epilogue, MatrixView out, void* scratch, CudaKernels kernels);
 

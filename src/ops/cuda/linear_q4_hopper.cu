@@ -1,12 +1,16 @@
-// Tens to thousands of rows on Hopper: a block makes 256 outputs of 64 or 128 rows at a time with
-// warpgroup products, whose left operand is the weight, expanded in registers.
+// Tens to thousands of rows on Hopper: warpgroup products whose left operand is the weight,
+// expanded in registers, and whose right one are rows of x in shared memory.
 //
-// Two warpgroups have 128 outputs each. A third brings codes, grids and rows of x through a ring of
-// stages, one unit of 128 inputs each; rows in the order of inputs that the weights' packing has.
-// The units of all tiles (outputs by rows) are divided over as many blocks as there are
-// multiprocessors (split-K, or stream-K, arXiv:2301.03598). The blocks that share a tile wait for
-// each other at the end, and each adds up a part of it, always in the same order.
+// A block makes 128 or 192 outputs of 16 to 128 rows, 64 outputs a warpgroup; two more warps bring
+// units of 128 inputs through a ring of stages by tensor maps (TMA), weights the one and rows of x the
+// other. Two blocks with neighbouring outputs may form a pair, each of which brings one half of x's
+// inputs for both. Where there are fewer tiles than multiprocessors, several blocks share a tile's
+// inputs (split-K); they are one cluster and send each other their sums, which are always added in
+// the same order. docs/kernels.md has a drawing.
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
 
 #include "src/ops/cuda/linear_q4_hopper.cuh"
 
@@ -14,430 +18,417 @@ namespace nibble::cuda::q4 {
 namespace hopper {
 namespace {
 
-// x as stages want it: [row tile][unit][chunk][row of the tile] 16 bytes, zeros where there is no
-// input or no row.
-template <typename T>
-__global__ void __launch_bounds__(256)
-    TileRows(Geometry g, int rows, int row_tile, const T* x, int64_t stride, uint32_t* image) {
-  StartNextKernel();
-  WaitForLastKernel();
-  const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  // A warp has 32 inputs of eight rows, so that it writes 128 bytes at a time.
-  const int warp = thread / 32, t = thread % 4;
-  const int inputs = warp % (4 * g.units), row = warp / (4 * g.units) * 8 + thread % 32 / 4;
-  if (row >= (rows + row_tile - 1) / row_tile * row_tile) return;
-  uint32_t pairs[4] = {};
-  if (row < rows) {
-    const T* from = x + row * stride;
-    const int k = 32 * inputs + 8 * t;
-    if (!g.spreads) {  // then 8 divides in_features
-      if (k < g.in_features) {
-        const uint4 loaded = *reinterpret_cast<const uint4*>(from + k);
-        pairs[0] = loaded.x, pairs[1] = loaded.y, pairs[2] = loaded.z, pairs[3] = loaded.w;
-      }
-    } else {
-      const auto* bits = reinterpret_cast<const uint16_t*>(from);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int offset = (k + i) % g.padded_group;
-        const int input = (k + i) / g.padded_group * g.group_length + offset;
-        if (offset < g.group_length && input < g.in_features) {
-          pairs[i / 2] |= uint32_t{bits[input]} << (16 * (i % 2));
-        }
-      }
-    }
-  }
-  const int64_t unit = int64_t{row / row_tile} * g.units + inputs / 4;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int64_t chunk = unit * kChunks + inputs % 4 * 4 + i;
-    image[(chunk * row_tile + row % row_tile) * 4 + t] = pairs[i];
-  }
-}
-
 #if NIBBLE_HOPPER_CODE
 
-// The left operand of four steps, and its grid: pairs of (code - zero) · scale, rounded to T.
+// What a warp's lane has of one half of a unit: codes of four steps, and their grids.
+template <typename T, bool kFine>
+struct LoadedHalf {
+  static constexpr int kGrids = kFine ? 2 : 1;
+  uint4 codes;
+  __half2 scales[kGrids];
+  uchar2 zeros[kGrids];
+
+  __device__ void Load(uint32_t codes_at, uint32_t scales_at, uint32_t zeros_at, bool has_zeros) {
+    codes = LoadShared16(codes_at);
+#pragma unroll
+    for (int i = 0; i < kGrids; ++i) {
+      scales[i] = LoadSharedPair(scales_at + 32 * i);
+      zeros[i] = has_zeros ? LoadSharedZeros(zeros_at + 16 * i) : uchar2{8, 8};
+    }
+  }
+  __device__ void Expand(uint32_t (&a)[4][4]) const {
+    const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+    Expander<T> expander;
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+      if (s * kGrids % 4 == 0) expander.SetGrid(scales[s * kGrids / 4], zeros[s * kGrids / 4]);
+      expander.Expand(words[s], a[s]);
+    }
+  }
+};
+
+// Barriers of the consumers' threads, and of a warpgroup's. Number 0 is the whole block's.
+template <int kGroups>
+__device__ void SynchronizeConsumers() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers<kGroups>) : "memory");
+}
+__device__ inline void SynchronizeGroup() {
+  asm volatile("bar.sync %0, 128;" ::"r"(2 + static_cast<int>(threadIdx.x) / 128) : "memory");
+}
+
+// Eight neighbouring outputs of a row, or those of them that there are.
 template <typename T>
-struct Expander;
-
-template <>
-struct Expander<__half> {
-  uint32_t low_zero, high_zero;
-  __half2 low_scale, high_scale;
-  __device__ void SetGrid(__half2 scales, uchar2 zeros) {
-    low_scale = __low2half2(scales);
-    high_scale = __high2half2(scales);
-    low_zero = (0x6400u | zeros.x) * 0x00010001u;        // 1024 + zero
-    high_zero = (0xd400u | zeros.y << 4) * 0x00010001u;  // -(64 + zero)
-  }
-  // A code is masked into the mantissa of 1024, in the upper nibble of a byte as 16 · code.
-  __device__ void Expand(uint32_t word, uint32_t (&a)[4]) const {
-    const auto pair = [](uint32_t bits) { return *reinterpret_cast<const __half2*>(&bits); };
-    const __half2 sixteenth = pair(0x2c002c00u);
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-      const __half2 low = __hsub2(pair((word & 0x000f000fu) | 0x64006400u), pair(low_zero));
-      const __half2 high =
-          __hfma2(pair((word & 0x00f000f0u) | 0x64006400u), sixteenth, pair(high_zero));
-      const __half2 scaled_low = __hmul2(low, low_scale), scaled_high = __hmul2(high, high_scale);
-      a[i] = *reinterpret_cast<const uint32_t*>(&scaled_low);
-      a[i + 1] = *reinterpret_cast<const uint32_t*>(&scaled_high);
-      word >>= 8;
-    }
-  }
-};
-
-template <>
-struct Expander<__nv_bfloat16> {
-  uint32_t low_zero, high_zero;
-  __nv_bfloat162 low_scale, high_scale;
-  __device__ void SetGrid(__half2 scales, uchar2 zeros) {
-    const float2 wide = __half22float2(scales);
-    low_scale = __float2bfloat162_rn(wide.x);
-    high_scale = __float2bfloat162_rn(wide.y);
-    low_zero = (0x4300u | zeros.x) * 0x00010001u;  // 128 + zero
-    high_zero = (0x4300u | zeros.y) * 0x00010001u;
-  }
-  __device__ void Expand(uint32_t word, uint32_t (&a)[4]) const {
-    const auto pair = [](uint32_t bits) { return *reinterpret_cast<const __nv_bfloat162*>(&bits); };
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const __nv_bfloat162 difference =
-          __hsub2(pair(((word >> (4 * i)) & 0x000f000fu) | 0x43004300u),
-                  pair(i % 2 == 0 ? low_zero : high_zero));
-      const __nv_bfloat162 scaled = __hmul2(difference, i % 2 == 0 ? low_scale : high_scale);
-      a[i] = *reinterpret_cast<const uint32_t*>(&scaled);
-    }
-  }
-};
-
-// A warpgroup's two products of one unit. `started`: whether the sums hold something yet. One group
-// of products may still be under way at the end.
-template <typename T, bool kFine, int kRows>
-__device__ void ConsumeUnit(float (&sums)[kProducts][kRows / 2],
-                            const HopperStage<kFine, kRows>& stage, const Weights& w,
-                            bool started) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int first_tile = warp / 4 * kGroupTiles + warp % 4;
-  uint32_t words[kProducts][kSteps];
-#pragma unroll
-  for (int m = 0; m < kProducts; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint4 loaded = stage.codes[first_tile + 4 * m][half][lane];
-      words[m][4 * half] = loaded.x;
-      words[m][4 * half + 1] = loaded.y;
-      words[m][4 * half + 2] = loaded.z;
-      words[m][4 * half + 3] = loaded.w;
-    }
-  }
-  const uint64_t x = OperandDescriptor(SharedAddress(&stage.x[0][0]), kRows * 16);
-  Expander<T> expanders[kProducts];
-  uint32_t a[2][kProducts][4];  // used in turns
-  constexpr int kGridSteps = kFine ? 2 : 4;
-#pragma unroll
-  for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-    for (int m = 0; m < kProducts; ++m) {
-      if (s % kGridSteps == 0) {
-        const int group = kFine ? s / kGridSteps : s / kGridSteps * (w.scales_per_unit - 1);
-        const int at = group * 8 + lane / 4, tile = first_tile + 4 * m;
-        uchar2 zeros{8, 8};
-        if (w.zeros != nullptr) zeros = (&stage.zeros[tile][0][0])[at];
-        expanders[m].SetGrid((&stage.scales[tile][0][0])[at], zeros);
-      }
-      expanders[m].Expand(words[m][s], a[s % 2][m]);
-    }
-    BeginProducts();
-#pragma unroll
-    for (int m = 0; m < kProducts; ++m) {
-      MultiplyWarpgroup<T, kRows>(sums[m], a[s % 2][m], x + 2 * s * kRows, started || s > 0);
-    }
-    CommitProducts();
-    WaitForProducts<1>();  // those of the step before: their operand's registers are free
-  }
-}
-
-__device__ inline void SynchronizeConsumers() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
-}
-
-// A whole tile that lies within the matrix. Its sums go where StoreFragment would write them.
-template <typename T, int kRows>
-__device__ void StoreTile(const Product<T>& p, int output_tile, int row_tile,
-                          const float (&sums)[kProducts][kRows / 2]) {
+__device__ void StoreOneByOne(const Product<T>& p, int row, int output, float4 low, float4 high) {
   using H = HalfTraits<T>;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int output =
-      (output_tile * kBlockTiles + warp / 4 * kGroupTiles + warp % 4) * kTileOutputs + lane / 4;
-  constexpr int kProductOutputs = 4 * kTileOutputs;
-  float bias[kProducts][2] = {};
-  if (p.bias != nullptr) {
-#pragma unroll
-    for (int m = 0; m < kProducts; ++m) {
-      bias[m][0] = p.bias[output + m * kProductOutputs];
-      bias[m][1] = p.bias[output + m * kProductOutputs + 8];
+  const float sums[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+  T* to = p.out + row * p.out_stride;
+#pragma unroll 1
+  for (int i = 0; i < 8; ++i) {
+    if (output + i >= p.outputs) break;
+    if (p.epilogue != Epilogue::kSiluMul) {
+      const float before = p.epilogue == Epilogue::kAdd ? H::ToFloat(to[output + i]) : 0;
+      to[output + i] = H::FromFloat(sums[i] + before);
+    } else if (i % 2 == 0) {
+      to[(output + i) / 2] = H::FromFloat(SiluMul(sums[i], sums[i + 1]));
     }
   }
-  T* row = p.out + (row_tile * kRows + lane % 4 * 2) * p.out_stride;
+}
+// With the bias; `wide` where eight may be written at once.
+template <typename T>
+__device__ void StoreOutputs(const Product<T>& p, int row, int output, bool wide, float4 low,
+                             float4 high) {
+  using H = HalfTraits<T>;
+  if (row >= p.rows || output >= p.outputs) return;
+  if (p.bias != nullptr) {
+    float* sums[8] = {&low.x, &low.y, &low.z, &low.w, &high.x, &high.y, &high.z, &high.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) *sums[i] += output + i < p.outputs ? p.bias[output + i] : 0;
+  }
+  if (!wide || output + 8 > p.outputs) return StoreOneByOne(p, row, output, low, high);
+  T* to = p.out + row * p.out_stride;
   if (p.epilogue == Epilogue::kSiluMul) {
-    // The gate's lane finishes the first row, the up's lane the second.
-    const bool is_up = lane / 4 % 2 != 0;
-    row += (is_up ? p.out_stride : 0) + output / 2;
-#pragma unroll
-    for (int n = 0; n < kRows / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 2 * kProducts; ++i) {
-        const int m = i / 2, high = i % 2;
-        const float d0 = sums[m][4 * n + 2 * high] + bias[m][high];
-        const float d1 = sums[m][4 * n + 2 * high + 1] + bias[m][high];
-        const float received = __shfl_xor_sync(~0u, is_up ? d0 : d1, 4);
-        const float gate = is_up ? received : d0, up = is_up ? d1 : received;
-        row[m * kProductOutputs / 2 + 4 * high] = H::FromFloat(gate / (1.0f + __expf(-gate)) * up);
-      }
-      row += 8 * p.out_stride;
-    }
+    alignas(8) const T values[4] = {
+        H::FromFloat(SiluMul(low.x, low.y)), H::FromFloat(SiluMul(low.z, low.w)),
+        H::FromFloat(SiluMul(high.x, high.y)), H::FromFloat(SiluMul(high.z, high.w))};
+    *reinterpret_cast<uint2*>(to + output / 2) = *reinterpret_cast<const uint2*>(values);
     return;
   }
-  row += output;
+  alignas(16) T values[8] = {};
+  auto& all = *reinterpret_cast<uint4*>(values);
+  auto& outputs = *reinterpret_cast<uint4*>(to + output);
+  if (p.epilogue == Epilogue::kAdd) all = outputs;
+  const float sums[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-  for (int n = 0; n < kRows / 8; ++n) {
-    float before[kProducts][4] = {};
-    if (p.epilogue == Epilogue::kAdd) {
+  for (int i = 0; i < 8; ++i) values[i] = H::FromFloat(sums[i] + H::ToFloat(values[i]));
+  outputs = all;
+}
+
+// A warpgroup's fragments n to n + kCount of eight rows each, to shared memory: [rows][kPitch]. A
+// lane's place is that of its first row and output.
+template <int kPitch, int kCount, int kSums>
+__device__ void KeepFragments(float* to, const float (&sums)[kSums], int n) {
 #pragma unroll
-      for (int i = 0; i < 4 * kProducts; ++i) {
-        const int m = i / 4, high = i / 2 % 2, second = i % 2;
-        before[m][i % 4] = H::ToFloat(row[second * p.out_stride + m * kProductOutputs + 8 * high]);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 4 * kProducts; ++i) {
-      const int m = i / 4, high = i / 2 % 2, second = i % 2;
-      row[second * p.out_stride + m * kProductOutputs + 8 * high] =
-          H::FromFloat(sums[m][4 * n + i % 4] + bias[m][high] + before[m][i % 4]);
-    }
-    row += 8 * p.out_stride;
+  for (int i = 0; i < kCount; ++i) {
+    const float* d = sums + 4 * (n + i);
+    to[8 * i * kPitch] = d[0];
+    to[(8 * i + 1) * kPitch] = d[1];
+    to[8 * i * kPitch + 8] = d[2];
+    to[(8 * i + 1) * kPitch + 8] = d[3];
   }
 }
 
-// Adds up this block's share of a tile from the parts that `parts` blocks from `first` on left.
-template <typename T, int kRows>
-__device__ void AddParts(const Product<T>& p, const HopperPlan& plan, int tile, int first,
-                         int parts) {
-  constexpr int kFragments = kProducts * kRows / 8;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  // Of a tile's blocks only the first may have begun another tile before.
-  const int64_t part_stride = int64_t{2} * kFragments * kConsumers;
-  const float4* const begin = plan.partials + first * part_stride + threadIdx.x;
-  const bool is_second = plan.shares.Begin(first) < tile * plan.shares.units;
-  const float4* const first_part = begin + (is_second ? part_stride / 2 : 0);
-  const int first_tile = tile / plan.row_tiles * kBlockTiles + warp / 4 * kGroupTiles + warp % 4;
-  const int first_row = tile % plan.row_tiles * kRows + lane % 4 * 2;
-  constexpr int kAtOnce = 8, kTogether = 2;  // parts and fragments whose loads are in flight
-#pragma unroll 1
-  for (int f = static_cast<int>(blockIdx.x) - first; f < kFragments; f += kTogether * parts) {
-    float sums[kTogether][4] = {};
-#pragma unroll 1
-    for (int j = 0; j < parts; j += kAtOnce) {
-      float4 loaded[kTogether][kAtOnce];
+// Stores a tile that no other block has a part of, some rows at a time, which go through shared
+// memory so that whole lines are written. Warpgroups do not wait for each other.
+template <typename T, int kRows, int kGroups>
+__device__ void StoreTile(const Product<T>& p, const HopperPlan& plan, int first_row,
+                          int first_output, const float (&sums)[kRows / 2], float* shared) {
+  constexpr int kAtOnce = kHopperStoredRows, kPitch = HopperSumPitch(64);
+  const auto thread = static_cast<int>(threadIdx.x) % 128,
+             group = static_cast<int>(threadIdx.x) / 128;
+  const int lane = thread % 32;
+  float* rows = shared + group * kAtOnce * kPitch;
+  float* own = rows + lane % 4 * 2 * kPitch + thread / 32 * kTileOutputs + lane / 4;
+  static_assert(kAtOnce * 8 == 128);
+  const int row = thread / 8, output = thread % 8 * 8;  // what the thread stores
+  const auto* from = reinterpret_cast<const float4*>(rows + row * kPitch + output);
 #pragma unroll
-      for (int i = 0; i < kTogether * kAtOnce; ++i) {
-        const int part = j + i % kAtOnce, fragment = f + i / kAtOnce * parts;
-        float4& to = loaded[i / kAtOnce][i % kAtOnce];
-        to = float4{};
-        if (part < parts && fragment < kFragments) {
-          to =
-              __ldcg((part == 0 ? first_part : begin + part * part_stride) + fragment * kConsumers);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kTogether * kAtOnce; ++i) {
-        const float4& from = loaded[i / kAtOnce][i % kAtOnce];
-        sums[i / kAtOnce][0] += from.x;
-        sums[i / kAtOnce][1] += from.y;
-        sums[i / kAtOnce][2] += from.z;
-        sums[i / kAtOnce][3] += from.w;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const int fragment = f + i * parts;
-      if (fragment >= kFragments) break;
-      StoreFragment<4>(p, (first_tile + fragment % kProducts * 4) * kTileOutputs, lane / 4,
-                       first_row + fragment / kProducts * 8, sums[i]);
-    }
+  for (int first = 0; first < kRows; first += kAtOnce) {
+    SynchronizeGroup();  // the rows before are read
+    KeepFragments<kPitch, kAtOnce / 8>(own, sums, first / 8);
+    SynchronizeGroup();
+    StoreOutputs(p, first_row + first + row, first_output + 64 * group + output, plan.wide_outputs,
+                 from[0], from[1]);
   }
 }
 
-template <typename T, bool kFine, int kRows>
-__device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan& plan, int begin,
-                        int end, const HopperStage<kFine, kRows>* ring, uint32_t full,
-                        uint32_t empty) {
-  constexpr int kRing = kStages<kRows>, kFragments = kProducts * kRows / 8;
+// Adds up and stores one tile of a cluster, of which each block has a part of the inputs and in the
+// end some of the rows. Sums go over the ring; `received` is for what other parts send.
+template <typename T, int kRows, int kGroups>
+__device__ void StoreParts(const Product<T>& p, const HopperPlan& plan, const HopperBlock& block,
+                           int first_row, int first_output, const float (&sums)[kRows / 2],
+                           float* shared, float* received, uint32_t received_barrier) {
+  constexpr int kPitch = HopperSumPitch(64 * kGroups),
+                kChunks = 64 * kGroups / 8;  // of eight outputs
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % 32;
+  const int rows = kRows >> plan.parts_log2;
+  SynchronizeConsumers<kGroups>();  // nobody reads the ring any more
+  KeepFragments<kPitch, kRows / 8>(
+      shared + lane % 4 * 2 * kPitch + thread / 32 * kTileOutputs + lane / 4, sums, 0);
+  ShowToProducts();  // and to copies
+  SynchronizeConsumers<kGroups>();
+  if (thread == 0) {
+    const int bytes = rows * kPitch * int{sizeof(float)};
+    for (int part = 0; part < plan.parts(); ++part) {
+      if (part == block.part) continue;
+      const uint32_t rank = block.RankOfPart(plan, part);
+      const int place = block.part - (block.part > part ? 1 : 0);
+      CopyToMapped(MapToRank(SharedAddress(received) + place * bytes, rank),
+                   SharedAddress(shared) + part * bytes, bytes, MapToRank(received_barrier, rank));
+    }
+  }
+  WaitForPhase(received_barrier, 0);
+  const int own_row = block.part * rows;
+#pragma unroll 2
+  for (int i = thread; i < rows * kChunks; i += kConsumers<kGroups>) {
+    const int row = i / kChunks, output = i % kChunks * 8;
+    float4 low{}, high{};
+#pragma unroll
+    for (int part = 0; part < kHopperMostParts; ++part) {  // always in this order
+      if (part >= plan.parts()) break;
+      const int place = part - (part > block.part ? 1 : 0);
+      const float* from =
+          (part == block.part ? shared + own_row * kPitch : received + place * rows * kPitch) +
+          row * kPitch + output;
+      const auto [a, b, c, d] = *reinterpret_cast<const float4*>(from);
+      const auto [e, f, g, h] = *reinterpret_cast<const float4*>(from + 4);
+      low = {low.x + a, low.y + b, low.z + c, low.w + d};
+      high = {high.x + e, high.y + f, high.z + g, high.w + h};
+    }
+    StoreOutputs(p, first_row + own_row + row, first_output + output, plan.wide_outputs, low, high);
+  }
+}
+
+// A warpgroup's part in all tiles of the block.
+template <typename T, bool kFine, int kRows, int kGroups>
+__device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan& plan,
+                        const HopperBlock& block, unsigned char* shared, uint32_t full,
+                        uint32_t empty, uint32_t received_barrier) {
+  using Stage = HopperStage<kFine, kRows, kGroups>;
+  const auto warp = static_cast<int>(Uniform(threadIdx.x / 32));
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  WaitForLastKernel();  // it may read or write what this one writes
-  int first_shared = -1, last_shared = -1;
-  int slot = 0, last_slot = -1;
-  uint32_t parity = 0;
-  for (int index = begin; index < end;) {
-    const int tile = index / plan.shares.units;
-    const int output_tile = tile / plan.row_tiles, row_tile = tile % plan.row_tiles;
-    const int stop = min(end, (tile + 1) * plan.shares.units);
-    const bool is_whole = stop - index == plan.shares.units && (row_tile + 1) * kRows <= p.rows &&
-                          (output_tile + 1) * kBlockTiles * kTileOutputs <= p.outputs;
-    float sums[kProducts][kRows / 2];
-    bool started = false;
-    for (; index < stop; ++index) {
-      WaitForPhase(full + 8 * slot, parity);
-      ConsumeUnit<T>(sums, ring[slot], w, started);
-      started = true;
-      // The unit before is done with, the last step of this one may not be.
-      if (last_slot >= 0 && lane == 0) Arrive(empty + 8 * last_slot);
-      last_slot = slot;
-      if (++slot == kRing) {
-        slot = 0;
-        parity ^= 1;
+  const uint32_t ring = Uniform(SharedAddress(shared));
+  auto* const beside = reinterpret_cast<float*>(shared + plan.stages * sizeof(Stage));
+  const uint32_t codes = ring + offsetof(Stage, codes) + warp * kUnitBytes + 16 * lane;
+  const uint32_t grids = warp * w.scales_per_unit;  // the first one of the warp's
+  const uint32_t scales = ring + offsetof(Stage, scales) + 32 * grids + lane / 4 * 4;
+  const uint32_t zeros = ring + offsetof(Stage, zeros) + 16 * grids + lane / 4 * 2;
+  const uint32_t half_grids = w.scales_per_unit / 2;  // from one half of a unit to the other
+  LoadedHalf<T, kFine> loaded[2];
+  const auto load = [&](uint32_t slot, int half) {
+    const uint32_t stage = slot * uint32_t{sizeof(Stage)};
+    loaded[half].Load(codes + stage + half * kUnitBytes / 2,
+                      scales + stage + half * half_grids * 32,
+                      zeros + stage + half * half_grids * 16, w.zeros != nullptr);
+  };
+  // One lane tells each block of the pair that a stage is free.
+  const bool tells = lane < plan.pair();
+  const uint32_t told = MapToRank(empty, block.RankOfMember(plan, tells ? lane : 0));
+  float sums[kRows / 2];
+  uint32_t a[2][4][4];  // of a half, used in turns
+  RingPlace place{0, 0};
+  uint32_t free_slot = 0;
+  const auto tile_step = static_cast<int>(gridDim.y);
+  WaitForPhase(full, 0);
+  load(0, 0);
+  load(0, 1);
+#pragma unroll 1
+  for (auto tile = static_cast<int>(blockIdx.y); tile < plan.tiles; tile += tile_step) {
+#pragma unroll 1
+    for (int unit = block.begin; unit < block.end; ++unit) {
+      const RingPlace now = place;
+      const uint32_t x = ring + now.slot * uint32_t{sizeof(Stage)};
+      place.Advance(plan);
+      // The very last unit waits for itself again, and loads what nobody uses: a branch would take
+      // the compiler's knowledge that all threads are in the same place.
+      const bool is_last = unit + 1 >= block.end && tile + tile_step >= plan.tiles;
+      const RingPlace next{is_last ? now.slot : place.slot, is_last ? now.parity : place.parity};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        loaded[half].Expand(a[half]);
+        BeginProducts();
+        const uint64_t rows = SwizzledDescriptor(x + half * kRows * 128, 0);
+#pragma unroll
+        for (int s = 0; s < 4; ++s) {
+          MultiplyWarpgroup<T, kRows>(sums, a[half][s], rows + 2 * s,
+                                      unit > block.begin || half + s > 0);
+        }
+        CommitProducts();
+        // The next unit's codes come while the products run.
+        if (half == 0) WaitForPhase(full + 8 * next.slot, next.parity);
+        load(next.slot, half);
+        WaitForProducts<1>();  // those of the half before: their operands' registers are free
+        if (half == 0 && unit > block.begin && tells) ArriveMapped(told + 8 * free_slot);
       }
+      free_slot = now.slot;
     }
     WaitForProducts<0>();
 #pragma unroll
-    for (int m = 0; m < kProducts; ++m) {
-#pragma unroll
-      for (int i = 0; i < kRows / 2; ++i) Pin(sums[m][i]);
+    for (int i = 0; i < kRows / 2; ++i) Pin(sums[i]);
+    if (tells) ArriveMapped(told + 8 * free_slot);
+    const int first_row = plan.RowTile(tile) * kRows;
+    const int first_output = plan.OutputTile(tile, block.member) * 64 * kGroups;
+    if (plan.parts_log2 == 0) {
+      StoreTile<T, kRows, kGroups>(p, plan, first_row, first_output, sums, beside);
+    } else {
+      StoreParts<T, kRows, kGroups>(p, plan, block, first_row, first_output, sums,
+                                    reinterpret_cast<float*>(shared), beside, received_barrier);
     }
-    if (is_whole) {
-      StoreTile<T, kRows>(p, output_tile, row_tile, sums);
-      continue;
-    }
-    float4* partial = plan.Partial(static_cast<int>(blockIdx.x), tile, kFragments) + threadIdx.x;
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f) {
-      const float* d = sums[f % kProducts] + f / kProducts * 4;
-      __stcg(partial + f * kConsumers, float4{d[0], d[1], d[2], d[3]});
-    }
-    const int first = plan.shares.FirstBlock(tile);
-    const int parts = plan.shares.LastBlock(tile) - first + 1;
-    if (parts == 1) {  // at the matrix's edge; a thread reads back what it wrote
-      AddParts<T, kRows>(p, plan, tile, first, parts);
-      continue;
-    }
-    SynchronizeConsumers();
-    if (threadIdx.x == 0) {
-      __threadfence();  // all threads' part before the count
-      atomicInc(plan.counters + first, static_cast<unsigned>(2 * parts - 1));
-    }
-    (first_shared < 0 ? first_shared : last_shared) = tile;
-  }
-  // All blocks run at once, so none waits for one that has not begun.
-#pragma unroll 1
-  for (int i = 0; i < 2; ++i) {
-    const int tile = i == 0 ? first_shared : last_shared;
-    if (tile < 0) continue;
-    const int first = plan.shares.FirstBlock(tile);
-    const int parts = plan.shares.LastBlock(tile) - first + 1;
-    if (threadIdx.x == 0) {
-      volatile unsigned* counter = plan.counters + first;
-      while (*counter < static_cast<unsigned>(parts)) {
-      }
-      __threadfence();
-    }
-    SynchronizeConsumers();
-    AddParts<T, kRows>(p, plan, tile, first, parts);
-    // The last one to leave finds twice the parts and leaves zero.
-    if (threadIdx.x == 0) atomicInc(plan.counters + first, static_cast<unsigned>(2 * parts - 1));
   }
 }
 
 #endif  // NIBBLE_HOPPER_CODE
 
-template <typename T, bool kFine, int kRows>
-__global__ void __launch_bounds__(kThreads, 1)
-    HopperKernel(Weights w, Product<T> p, HopperPlan plan) {
+template <typename T, bool kFine, int kRows, int kGroups>
+__global__ void __launch_bounds__(kThreads<kGroups>, 1)
+    HopperKernel(const __grid_constant__ HopperMaps maps, Weights w, Product<T> p,
+                 HopperPlan plan) {
 #if NIBBLE_HOPPER_CODE
-  constexpr int kRing = kStages<kRows>;
-  extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ uint64_t full_barriers[kRing], empty_barriers[kRing];
-  auto* ring = reinterpret_cast<HopperStage<kFine, kRows>*>(shared);
-  const uint32_t full = SharedAddress(full_barriers), empty = SharedAddress(empty_barriers);
+  extern __shared__ __align__(1024) unsigned char shared[];
+  __shared__ uint64_t full_barriers[kHopperMostStages], empty_barriers[kHopperMostStages];
+  __shared__ uint64_t received_barrier;
+  const uint32_t full = Uniform(SharedAddress(full_barriers));
+  const uint32_t empty = Uniform(SharedAddress(empty_barriers));
+  const HopperBlock block(plan, w.units);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kRing; ++i) {
-      InitializeBarrier(full + 8 * i, 32 * kCopyWarps + 1);  // weights by all, rows by one
-      InitializeBarrier(empty + 8 * i, kConsumers / 32);
+    for (int i = 0; i < plan.stages; ++i) {
+      InitializeBarrier(full + 8 * i, 1);
+      InitializeBarrier(empty + 8 * i, plan.pair() * kConsumers<kGroups> / 32);
     }
+    InitializeBarrier(SharedAddress(&received_barrier), 1);
     PublishBarriers();
+    ArriveExpecting(
+        SharedAddress(&received_barrier),
+        (plan.parts() - 1) * static_cast<int>(HopperPartBytes(kRows, kGroups, plan.parts())));
   }
-  __syncthreads();
+  ArriveAtCluster();
   StartNextKernel();
-  const int begin = plan.shares.Begin(static_cast<int>(blockIdx.x));
-  const int end = plan.shares.Begin(static_cast<int>(blockIdx.x) + 1);
-  if (threadIdx.x >= kConsumers) {
-    GiveRegisters<kCopyRegisters>();
-    Produce(w, plan, begin, end, ring, full, empty);
+  WaitForCluster();  // the other blocks' barriers are there
+  // Uniform, so that the compiler has uniform registers for what warps have in common.
+  if (Uniform(threadIdx.x / 128) == kGroups) {
+    GiveRegisters<kCopyRegisters<kGroups>>();
+    auto* ring = reinterpret_cast<HopperStage<kFine, kRows, kGroups>*>(shared);
+    if (threadIdx.x == kConsumers<kGroups>) {
+      BringWeights(maps, w, plan, block, ring, full, empty);
+    } else if (threadIdx.x == kConsumers<kGroups> + 32) {
+      BringRows(maps, plan, block, ring, full, empty);
+    }
+    __syncwarp();
   } else {
-    TakeRegisters<kConsumerRegisters>();
-    Consume(w, p, plan, begin, end, ring, full, empty);
+    TakeRegisters<kConsumerRegisters<kGroups>>();
+    WaitForLastKernel();  // it may read or write what this one writes
+    Consume<T, kFine, kRows, kGroups>(w, p, plan, block, shared, full, empty,
+                                      SharedAddress(&received_barrier));
+    __syncwarp();
   }
+  ArriveAtCluster();
+  WaitForCluster();  // nobody sends this block anything any more
 #endif
 }
 
-// Fewer units a block are not worth their addition.
-constexpr int64_t kFewestUnits = 2;
-
-// Tiles of which there are no more than blocks have so many blocks each: a block that takes part in
-// two tiles would leave its sums of both.
-HopperShares SharesOf(int64_t tiles, int64_t units, int64_t most_blocks) {
-  const int64_t blocks = std::clamp<int64_t>(tiles * units / kFewestUnits, 1, most_blocks);
-  const int64_t parts =
-      std::clamp<int64_t>(units / kFewestUnits, 1, std::max<int64_t>(1, most_blocks / tiles));
-  return {.blocks = static_cast<int>(tiles <= most_blocks ? tiles * parts : blocks),
-          .units = static_cast<int>(units),
-          .parts = static_cast<int>(tiles <= most_blocks ? parts : 0),
-          .even = EvenShares::Of(tiles * units, blocks)};
+// sizes and box: elements, the fastest dimension first; strides: bytes, of the other dimensions.
+template <size_t kDimensions>
+CUtensorMap MapOf(CUtensorMapDataType type, const void* data,
+                  const std::array<cuuint64_t, kDimensions>& sizes,
+                  const std::array<cuuint64_t, kDimensions - 1>& strides,
+                  const std::array<cuuint32_t, kDimensions>& box, CUtensorMapSwizzle swizzle) {
+  // A function of the driver's, which is not linked.
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                               12000, cudaEnableDefault, &found);
+    CHECK(error == cudaSuccess && found == cudaDriverEntryPointSuccess,
+          "a driver for Hopper has tensor maps");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
+  std::array<cuuint32_t, kDimensions> steps;
+  steps.fill(1);
+  CUtensorMap map;
+  const CUresult result =
+      encode(&map, type, kDimensions, const_cast<void*>(data), sizes.data(), strides.data(),
+             box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  CHECK(result == CUDA_SUCCESS, "a tensor map: error {}", static_cast<int>(result));
+  return map;
 }
 
-int64_t ImageBytes(int64_t rows, int64_t in_features) {
-  const int64_t tile = RowsOfTile(rows);
-  const int64_t padded_rows = (std::min<int64_t>(rows, kHopperRows) + tile - 1) / tile * tile;
-  return padded_rows * ((in_features + kUnitInputs - 1) / kUnitInputs * kUnitInputs) * 2;
-}
-size_t PartBytes(int multiprocessors, int64_t rows) {
-  return size_t{2} * static_cast<size_t>(multiprocessors) * kBlockTiles * kTileOutputs *
-         static_cast<size_t>(RowsOfTile(rows)) * sizeof(float);
-}
-size_t CounterBytes(int multiprocessors) {
-  return (static_cast<size_t>(multiprocessors) * sizeof(unsigned) + 255) / 256 * 256;
+template <typename T>
+HopperMaps MapsOf(const Weights& w, const Product<T>& p, int rows, int tiles) {
+  const auto weights_map = [&](const void* data, int64_t per_tile, int64_t words, int64_t count) {
+    return MapOf<3>(
+        CU_TENSOR_MAP_DATA_TYPE_UINT32, data,
+        {static_cast<cuuint64_t>(words), static_cast<cuuint64_t>(per_tile),
+         static_cast<cuuint64_t>(w.tiles)},
+        {static_cast<cuuint64_t>(4 * words), static_cast<cuuint64_t>(4 * words * per_tile)},
+        {static_cast<cuuint32_t>(words), static_cast<cuuint32_t>(count),
+         static_cast<cuuint32_t>(tiles)},
+        CU_TENSOR_MAP_SWIZZLE_NONE);
+  };
+  return {.x = MapOf<2>(std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                        p.x, {static_cast<cuuint64_t>(p.in), static_cast<cuuint64_t>(p.rows)},
+                        {static_cast<cuuint64_t>(2 * p.x_stride)},
+                        {kPanelInputs, static_cast<cuuint32_t>(rows)}, CU_TENSOR_MAP_SWIZZLE_128B),
+          .codes = weights_map(w.codes, w.units, kUnitBytes / 4, 1),
+          .scales = weights_map(w.scales, w.scale_groups, 8, w.scales_per_unit),
+          .zeros = w.zeros == nullptr ? CUtensorMap{}
+                                      : weights_map(w.zeros, w.scale_groups, 4, w.scales_per_unit)};
 }
 
-template <typename T, bool kFine, int kRows>
-void LaunchHopper(Stream& stream, const Geometry& geometry, const Weights& w, const Product<T>& p,
-                  void* scratch) {
-  const int64_t row_tiles = (p.rows + kRows - 1) / kRows;
-  const int64_t tiles = (w.tiles + kBlockTiles - 1) / kBlockTiles * row_tiles;
-  CHECK(tiles * w.units < int64_t{1} << 31, "{} rows of {} outputs", p.rows, p.outputs);
-  const HopperShares shares = SharesOf(tiles, w.units, stream.multiprocessors());
-  auto* bytes = static_cast<std::byte*>(scratch);
-  auto* parts = bytes + CounterBytes(stream.multiprocessors());
-  auto* image = parts + PartBytes(stream.multiprocessors(), p.rows);
-  LaunchDependent(stream, TileRows<T>,
-                  static_cast<unsigned>(row_tiles * kRows / 8 * 4 * w.units / 8), 256, 0, geometry,
-                  p.rows, kRows, p.x, p.x_stride, reinterpret_cast<uint32_t*>(image));
-  const HopperPlan plan{.shares = shares,
-                        .row_tiles = static_cast<int>(row_tiles),
-                        .image = reinterpret_cast<const uint4*>(image),
-                        .partials = reinterpret_cast<float4*>(parts),
-                        .counters = reinterpret_cast<unsigned*>(bytes)};
-  LaunchDependent(stream, HopperKernel<T, kFine, kRows>, static_cast<unsigned>(shares.blocks),
-                  kThreads, sizeof(HopperStage<kFine, kRows>) * kStages<kRows>, w, p, plan);
+// Asked for once, of any of the kernels: each fills a multiprocessor.
+const ClusterRoom& RoomOfDevice() {
+  static const ClusterRoom room = [] {
+    const auto kernel = HopperKernel<__half, false, 64, 2>;
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(kHopperSharedBytes));
+    ClusterRoom found{};
+    for (size_t i = 0; i < found.size(); ++i) {
+      cudaLaunchAttribute attribute;
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {1u << i, 1, 1};
+      cudaLaunchConfig_t config{};
+      config.gridDim = 1u << i;
+      config.blockDim = kThreads<2>;
+      config.dynamicSmemBytes = kHopperSharedBytes;
+      config.attrs = &attribute;
+      config.numAttrs = 1;
+      if (cudaOccupancyMaxActiveClusters(&found[i], kernel, &config) != cudaSuccess) {
+        cudaGetLastError();  // not a failure of what comes next
+        found[i] = 0;
+      }
+    }
+    return found;
+  }();
+  return room;
+}
+
+template <typename T, bool kFine, int kRows, int kGroups>
+void LaunchHopper(Stream& stream, const Weights& w, const Product<T>& p, const HopperForm& form) {
+  static_assert(sizeof(HopperStage<kFine, kRows, kGroups>) ==
+                HopperStageBytes(kRows, kGroups, kFine));
+  const HopperPlan plan{
+      .pair_log2 = std::countr_zero(static_cast<unsigned>(form.pair)),
+      .parts_log2 = std::countr_zero(static_cast<unsigned>(form.parts)),
+      .stages = form.stages,
+      .row_tiles = (p.rows + kRows - 1) / kRows,
+      .tiles = form.tiles,
+      .wide_outputs = reinterpret_cast<uintptr_t>(p.out) % 16 == 0 && p.out_stride % 8 == 0};
+  const auto cluster = static_cast<unsigned>(form.pair * form.parts);
+  LaunchDependentClusters(stream, HopperKernel<T, kFine, kRows, kGroups>, cluster,
+                          dim3(cluster, static_cast<unsigned>(form.clusters)), kThreads<kGroups>,
+                          form.shared_bytes(kFine), MapsOf(w, p, kRows, 4 * kGroups), w, p, plan);
 }
 
 template <typename T, bool kFine>
-void LaunchHopper(Stream& stream, const Geometry& geometry, const Weights& w, const Product<T>& p,
-                  void* scratch) {
-  if (RowsOfTile(p.rows) == kMaxRows) {
-    LaunchHopper<T, kFine, kMaxRows>(stream, geometry, w, p, scratch);
-  } else {
-    LaunchHopper<T, kFine, 64>(stream, geometry, w, p, scratch);
+void LaunchHopper(Stream& stream, const Weights& w, const Product<T>& p) {
+  const HopperForm form = ChooseHopperForm(w.tiles, w.units, kFine, p.rows, RoomOfDevice());
+  const auto launch = [&]<int kRows>() {
+    if (form.groups == 2) {
+      LaunchHopper<T, kFine, kRows, 2>(stream, w, p, form);
+    } else {
+      LaunchHopper<T, kFine, kRows, 3>(stream, w, p, form);
+    }
+  };
+  switch (form.rows) {
+    case 16:
+      return launch.template operator()<16>();
+    case 32:
+      return launch.template operator()<32>();
+    case 64:
+      return launch.template operator()<64>();
+    default:
+      return launch.template operator()<128>();
   }
 }
 
@@ -447,34 +438,23 @@ void LaunchHopper(Stream& stream, const Geometry& geometry, const Weights& w, co
 bool HasHopperProduct() {
   // Without Hopper's code the kernel is empty and has no barriers.
   cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, hopper::HopperKernel<__half, false, 64>) ==
+  return cudaFuncGetAttributes(&attributes, hopper::HopperKernel<__half, false, 64, 2>) ==
              cudaSuccess &&
          attributes.sharedSizeBytes > 0;
 }
 
-bool CanUseHopperProduct(const Geometry& geometry) {
-  const int64_t padded = (geometry.in_features + kUnitInputs - 1) / kUnitInputs * kUnitInputs;
-  return HasHopperProduct() && geometry.packed_inputs() == padded;
-}
-
-size_t HopperBytes(int multiprocessors, int64_t rows, int64_t in_features) {
-  return hopper::CounterBytes(multiprocessors) + hopper::PartBytes(multiprocessors, rows) +
-         static_cast<size_t>(hopper::ImageBytes(rows, in_features));
-}
-
 template <typename T>
 void HopperProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
-                   const Product<T>& product, void* scratch) {
+                   const Product<T>& product) {
   if (geometry.granule == 32) {
-    hopper::LaunchHopper<T, true>(stream, geometry, weights, product, scratch);
+    hopper::LaunchHopper<T, true>(stream, weights, product);
   } else {
-    hopper::LaunchHopper<T, false>(stream, geometry, weights, product, scratch);
+    hopper::LaunchHopper<T, false>(stream, weights, product);
   }
 }
 
-template void HopperProduct(Stream&, const Geometry&, const Weights&, const Product<__half>&,
-                            void*);
-template void HopperProduct(Stream&, const Geometry&, const Weights&, const Product<__nv_bfloat16>&,
-                            void*);
+template void HopperProduct(Stream&, const Geometry&, const Weights&, const Product<__half>&);
+template void HopperProduct(Stream&, const Geometry&, const Weights&,
+                            const Product<__nv_bfloat16>&);
 
 }  // namespace nibble::cuda::q4

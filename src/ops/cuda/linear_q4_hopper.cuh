@@ -1,171 +1,222 @@
-// What the parts of linear_q4_hopper.cu share: the stages, how work is shared, and how it is
-// brought in.
+// What the parts of linear_q4_hopper.cu share: the stages, how work is divided, how it is brought
+// in, and how codes become operands.
 #ifndef NIBBLE_OPS_CUDA_LINEAR_Q4_HOPPER_CUH_
 #define NIBBLE_OPS_CUDA_LINEAR_Q4_HOPPER_CUH_
 
+#include <cuda.h>
+
 #include "src/ops/cuda/hopper.cuh"
+#include "src/ops/cuda/linear_q4_form.h"
 #include "src/ops/cuda/linear_q4_kernels.cuh"
 
 namespace nibble::cuda::q4::hopper {
 
-inline constexpr int kGroups = 2;      // warpgroups that multiply
-inline constexpr int kGroupTiles = 8;  // of 16 outputs: two products of 64
-inline constexpr int kProducts = kGroupTiles / 4;
-inline constexpr int kBlockTiles = kGroups * kGroupTiles;
-inline constexpr int kConsumers = 128 * kGroups;
-inline constexpr int kCopyWarps = 4;
-inline constexpr int kThreads = kConsumers + 32 * kCopyWarps;
-// A block starts with 168 registers a thread; more than it has would be waited for for ever.
-inline constexpr int kConsumerRegisters = 232, kCopyRegisters = 40;
-static_assert(kConsumers * kConsumerRegisters + 32 * kCopyWarps * kCopyRegisters <= 168 * kThreads);
 inline constexpr int kSteps = kUnitInputs / 16;
-inline constexpr int kChunks = kUnitInputs / 8;  // of 8 inputs, 16 bytes a row
-inline constexpr int kMaxRows = 128;             // of a block
+inline constexpr int kPanelInputs = 64;  // 128 bytes of a row, which swizzling is made for
+inline constexpr int kPanels = kUnitInputs / kPanelInputs;
 
-constexpr int RowsOfTile(int64_t rows) { return rows <= 64 ? 64 : kMaxRows; }
+// A block makes the outputs of kGroups warpgroups, 64 each, for kRows rows; one more warpgroup copies,
+// of which two threads do something.
+template <int kGroups>
+inline constexpr int kConsumers = 128 * kGroups;
+template <int kGroups>
+inline constexpr int kThreads = kConsumers<kGroups> + 128;
+// A block of kThreads begins with 168 or 128 registers a thread; asking for more than they have
+// together would wait for ever.
+template <int kGroups>
+inline constexpr int kConsumerRegisters = kGroups == 2 ? 232 : 152;
+template <int kGroups>
+inline constexpr int kCopyRegisters = kGroups == 2 ? 40 : 56;
 
 // One unit of a block's tile. kFine: scales for every 32 inputs, else for every 64 or more.
-template <bool kFine, int kRows>
-struct HopperStage {
+template <bool kFine, int kRows, int kGroups>
+struct alignas(1024) HopperStage {               // as swizzling wants it
+  static constexpr int kTiles = 4 * kGroups;     // of 16 outputs
   static constexpr int kScales = kFine ? 4 : 2;  // at most, stored for a unit and tile
-  uint4 codes[kBlockTiles][2][32];
-  // Chunk 4q + i of a row has inputs 32q + 8t + 2i + {0, 1} of the unit, t = 0 … 3: two chunks make
-  // the depth of one step, in the order of the codes.
-  uint4 x[kChunks][kRows];
-  __half2 scales[kBlockTiles][kScales][8];
-  uchar2 zeros[kBlockTiles][kScales][8];
-};
-template <int kRows>
-inline constexpr int kStages = kRows == kMaxRows ? 4 : 6;
-
-// How units are shared: every tile by `parts` blocks; or, where that is 0, all units evenly.
-struct HopperShares {
-  int blocks;
-  int units;  // of a tile
-  int parts;
-  EvenShares even;
-
-  __device__ int Begin(int block) const {
-    return parts == 0 ? even.Begin(block) : block / parts * units + block % parts * units / parts;
-  }
-  __device__ int FirstBlock(int tile) const {
-    return parts == 0 ? even.BlockOf(tile * units) : tile * parts;
-  }
-  __device__ int LastBlock(int tile) const {
-    return parts == 0 ? even.BlockOf((tile + 1) * units - 1) : (tile + 1) * parts - 1;
-  }
+  uint4 x[kPanels][kRows][8];                    // see SwizzledDescriptor
+  uint4 codes[kTiles][2][32];
+  __half2 scales[kTiles * kScales * 8];  // [kTiles][scales_per_unit][8]
+  uchar2 zeros[kTiles * kScales * 8];
 };
 
+// As tensor maps: x [rows, in]; and [tiles, units or scale groups, 32-bit words].
+struct HopperMaps {
+  CUtensorMap x, codes, scales, zeros;
+};
+
+// A HopperForm for the device; numbers of blocks as powers of two, since a division would take the
+// compiler's knowledge that all threads have the same.
 struct HopperPlan {
-  HopperShares shares;
-  int row_tiles;
-  const uint4* image;  // see TileRows
-  float4* partials;    // [2 · blocks][fragments][kConsumers]
-  unsigned* counters;  // [blocks], zero between calls; a tile's is that of its first block
+  int pair_log2, parts_log2;
+  int stages;
+  int row_tiles, tiles;  // of rows; of rows by (pairs of) outputs
+  bool wide_outputs;     // rows of outputs are aligned to 16 bytes
 
-  // A block's sums of a tile: its first tile and its last one have a place each.
-  __device__ float4* Partial(int block, int tile, int fragments) const {
-    const int place = 2 * block + (shares.Begin(block) >= tile * shares.units ? 0 : 1);
-    return partials + place * int64_t{kConsumers} * fragments;
+  __device__ int pair() const { return 1 << pair_log2; }
+  __device__ int parts() const { return 1 << parts_log2; }
+  __device__ int OutputTile(int tile, int member) const {
+    return (tile / row_tiles << pair_log2) + member;
+  }
+  __device__ int RowTile(int tile) const { return tile % row_tiles; }
+};
+
+// A block's place in its cluster, and its units of any tile. Block (rank, cluster) of the grid.
+struct HopperBlock {
+  int member;  // of the pair
+  int part;
+  int begin, end;
+
+  __device__ HopperBlock(const HopperPlan& plan, int units)
+      : member(static_cast<int>(blockIdx.x) & (plan.pair() - 1)),
+        part(static_cast<int>(blockIdx.x) >> plan.pair_log2),
+        begin(part * units >> plan.parts_log2),
+        end((part + 1) * units >> plan.parts_log2) {}
+  // The rank of another block of this one's pair, or of its tile.
+  __device__ uint32_t RankOfMember(const HopperPlan& plan, int other) const {
+    return static_cast<uint32_t>((part << plan.pair_log2) + other);
+  }
+  __device__ uint32_t RankOfPart(const HopperPlan& plan, int other) const {
+    return static_cast<uint32_t>((other << plan.pair_log2) + member);
   }
 };
 
 #if NIBBLE_HOPPER_CODE
 
-// What one lane copies of a stage's weights: its warp has four tiles, 512 bytes of codes at a time;
-// and 16 bytes of their scales and of their zeros.
-template <bool kFine, int kRows>
-class WeightCopies {
-  using Stage = HopperStage<kFine, kRows>;
-  static constexpr int kWarpTiles = kBlockTiles / kCopyWarps;
-
- public:
-  __device__ WeightCopies(const Weights& w, int warp, int lane)
-      : w_(w), first_tile_(warp * kWarpTiles), lane_(lane) {
-    const int chunks = 2 * w.scales_per_unit;  // of a tile's scales in a unit
-    has_scales_ = lane < kWarpTiles * chunks;
-    scale_tile_ = first_tile_ + lane / chunks % kWarpTiles;
-    scale_chunk_ = lane % chunks;
-    has_zeros_ = w.zeros != nullptr && lane < kWarpTiles * w.scales_per_unit;
-    zero_tile_ = first_tile_ + lane / w.scales_per_unit % kWarpTiles;
-    zero_chunk_ = lane % w.scales_per_unit;
-  }
-
-  // first_tile: of the block's tile. Beyond the last it reads that again; nobody uses it.
-  __device__ void Copy(Stage& stage, int first_tile, int unit) const {
-#pragma unroll
-    for (int i = 0; i < kWarpTiles; ++i) {
-      const int64_t tile = min(first_tile + first_tile_ + i, w_.tiles - 1);
-      const uint4* from = w_.codes + (tile * w_.units + unit) * 64 + lane_;
-      const uint32_t to = SharedAddress(stage.codes[first_tile_ + i]) + 16 * lane_;
-      CopyAsync16(to, from);
-      CopyAsync16(to + 512, from + 32);
-    }
-    const int group = w_.ScaleGroup(unit);
-    if (has_scales_) {
-      const int64_t tile = min(first_tile + scale_tile_, w_.tiles - 1);
-      CopyAsync16(SharedAddress(&stage.scales[scale_tile_][0][4 * scale_chunk_]),
-                  w_.scales + (tile * w_.scale_groups + group) * 8 + 4 * scale_chunk_);
-    }
-    if (has_zeros_) {
-      const int64_t tile = min(first_tile + zero_tile_, w_.tiles - 1);
-      CopyAsync16(SharedAddress(&stage.zeros[zero_tile_][zero_chunk_][0]),
-                  w_.zeros + (tile * w_.scale_groups + group) * 8 + 8 * zero_chunk_);
-    }
-  }
-
- private:
-  const Weights& w_;
-  int first_tile_, lane_;
-  int scale_tile_, scale_chunk_, zero_tile_, zero_chunk_;
-  bool has_scales_, has_zeros_;
-};
-
-// Brings units [begin, end) through the ring: the third warpgroup's part.
-template <bool kFine, int kRows>
-__device__ void Produce(const Weights& w, const HopperPlan& plan, int begin, int end,
-                        HopperStage<kFine, kRows>* ring, uint32_t full, uint32_t empty) {
-  constexpr int kRing = kStages<kRows>;
-  const int thread = static_cast<int>(threadIdx.x) - kConsumers;
-  const WeightCopies<kFine, kRows> weights(w, thread / 32, thread % 32);
-  Place place(begin, plan.shares.units, plan.row_tiles);
-  const auto copy_weights = [&](int slot) {
-    weights.Copy(ring[slot], place.output_tile * kBlockTiles, place.unit);
-    ArriveAfterCopies(full + 8 * slot);
-  };
-  const auto copy_rows = [&](int slot) {
-    if (thread != 0) return;
-    constexpr int kBytes = kChunks * kRows * 16;
-    const int64_t at = int64_t{place.row_tile} * plan.shares.units + place.unit;
-    ArriveExpecting(full + 8 * slot, kBytes);
-    CopyBulk(SharedAddress(ring[slot].x), plan.image + at * kChunks * kRows, kBytes,
-             full + 8 * slot);
-  };
-  const int first_count = min(kRing, end - begin);
-  const Place first = place;
-  for (int i = 0; i < first_count; ++i) {
-    copy_weights(i);
-    place.Advance(plan.shares.units, plan.row_tiles);
-  }
-  WaitForLastKernel();  // x is ready now
-  place = first;
-  for (int i = 0; i < first_count; ++i) {
-    copy_rows(i);
-    place.Advance(plan.shares.units, plan.row_tiles);
-  }
-  int slot = 0;
-  uint32_t parity = 0;
-  for (int i = begin + first_count; i < end; ++i) {
-    WaitForPhase(empty + 8 * slot, parity);
-    copy_rows(slot);
-    copy_weights(slot);
-    place.Advance(plan.shares.units, plan.row_tiles);
-    if (++slot == kRing) {
+// The ring's next stage, and the parity of the phase that its barriers are in.
+struct RingPlace {
+  uint32_t slot, parity;
+  __device__ void Advance(const HopperPlan& plan) {
+    if (++slot == static_cast<uint32_t>(plan.stages)) {
       slot = 0;
       parity ^= 1;
     }
   }
+};
+
+// Calls bring(tile)(unit, slot) for all of a block's units, when their stages of the ring are free.
+template <typename Bring>
+__device__ void ForUnits(const HopperPlan& plan, const HopperBlock& block, uint32_t empty,
+                         const Bring& bring) {
+  RingPlace place{0, 1};  // all are free
+  for (auto tile = static_cast<int>(blockIdx.y); tile < plan.tiles;
+       tile += static_cast<int>(gridDim.y)) {
+    const auto bring_unit = bring(tile);
+    for (int unit = block.begin; unit < block.end; ++unit) {
+      WaitForPhase(empty + 8 * place.slot, place.parity);
+      bring_unit(unit, place.slot);
+      place.Advance(plan);
+    }
+  }
 }
+
+// Brings a block's weights, also before the last kernel is done. One thread.
+template <bool kFine, int kRows, int kGroups>
+__device__ void BringWeights(const HopperMaps& maps, const Weights& w, const HopperPlan& plan,
+                             const HopperBlock& block, HopperStage<kFine, kRows, kGroups>* ring,
+                             uint32_t full, uint32_t empty) {
+  using Stage = HopperStage<kFine, kRows, kGroups>;
+  const bool has_zeros = w.zeros != nullptr;
+  const int bytes =  // of a whole stage
+      sizeof(Stage::x) + sizeof(Stage::codes) +
+      Stage::kTiles * w.scales_per_unit * 8 *
+          static_cast<int>(sizeof(__half2) + (has_zeros ? sizeof(uchar2) : 0));
+  ForUnits(plan, block, empty, [&](int tile) {
+    const int first_tile = plan.OutputTile(tile, block.member) * Stage::kTiles;
+    return [=, &maps, &w](int unit, uint32_t slot) {
+      const uint32_t barrier = full + 8 * slot;
+      const int group = w.ScaleGroup(unit);
+      Stage& stage = ring[slot];
+      ArriveExpecting(barrier, bytes);
+      CopyBox(SharedAddress(stage.codes), maps.codes, 0, unit, first_tile, barrier);
+      CopyBox(SharedAddress(stage.scales), maps.scales, 0, group, first_tile, barrier);
+      if (has_zeros) CopyBox(SharedAddress(stage.zeros), maps.zeros, 0, group, first_tile, barrier);
+    };
+  });
+}
+
+// Brings rows of x: all panels of a unit, or the block's own one for both of a pair. One thread.
+template <bool kFine, int kRows, int kGroups>
+__device__ void BringRows(const HopperMaps& maps, const HopperPlan& plan, const HopperBlock& block,
+                          HopperStage<kFine, kRows, kGroups>* ring, uint32_t full, uint32_t empty) {
+  const auto blocks =
+      static_cast<uint16_t>((2 * plan.pair() - 1) << (block.part << plan.pair_log2));
+  WaitForLastKernel();  // x is there now
+  ForUnits(plan, block, empty, [&](int tile) {
+    const int first_row = plan.RowTile(tile) * kRows;
+    return [=, &maps, &plan, &block](int unit, uint32_t slot) {
+      for (int panel = block.member; panel < kPanels; panel += plan.pair()) {
+        CopyBoxToBlocks(SharedAddress(ring[slot].x[panel]), maps.x,
+                        unit * kUnitInputs + panel * kPanelInputs, first_row, full + 8 * slot,
+                        blocks);
+      }
+    };
+  });
+}
+
+// The same in all lanes, and known to be.
+__device__ inline uint32_t Uniform(uint32_t value) { return __shfl_sync(~0u, value, 0); }
+
+// (word & mask) | bits in one instruction; of two constants the compiler makes two.
+__device__ inline uint32_t MaskedOr(uint32_t word, uint32_t mask, uint32_t bits) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
+  return result;
+}
+
+// The left operand of a step and its grid: pairs of (code - zero) · scale, rounded to T.
+template <typename T>
+struct Expander;
+
+template <>
+struct Expander<__half> {
+  uint32_t low_zero, high_zero;
+  __half2 low_scale, high_scale;
+  __device__ void SetGrid(__half2 scales, uchar2 zeros) {
+    low_scale = __low2half2(scales);
+    high_scale = __high2half2(scales);
+    low_zero = (0x6400u | zeros.x) * 0x00010001u;        // 1024 + zero
+    high_zero = (0xd400u | zeros.y << 4) * 0x00010001u;  // -(64 + zero)
+  }
+  // A code is masked into the mantissa of 1024, in the upper nibble of a byte as 16 · code.
+  __device__ void Expand(uint32_t word, uint32_t (&a)[4]) const {
+    const auto pair = [](uint32_t bits) { return *reinterpret_cast<const __half2*>(&bits); };
+    const __half2 sixteenth = pair(0x2c002c00u);
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      const __half2 low = __hsub2(pair(MaskedOr(word, 0x000f000fu, 0x64006400u)), pair(low_zero));
+      const __half2 high =
+          __hfma2(pair(MaskedOr(word, 0x00f000f0u, 0x64006400u)), sixteenth, pair(high_zero));
+      const __half2 scaled_low = __hmul2(low, low_scale), scaled_high = __hmul2(high, high_scale);
+      a[i] = *reinterpret_cast<const uint32_t*>(&scaled_low);
+      a[i + 1] = *reinterpret_cast<const uint32_t*>(&scaled_high);
+      word >>= 8;
+    }
+  }
+};
+
+template <>
+struct Expander<__nv_bfloat16> {
+  uint32_t low_zero, high_zero;
+  __nv_bfloat162 low_scale, high_scale;
+  __device__ void SetGrid(__half2 scales, uchar2 zeros) {
+    const float2 wide = __half22float2(scales);
+    low_scale = __float2bfloat162_rn(wide.x);
+    high_scale = __float2bfloat162_rn(wide.y);
+    low_zero = (0x4300u | zeros.x) * 0x00010001u;  // 128 + zero
+    high_zero = (0x4300u | zeros.y) * 0x00010001u;
+  }
+  __device__ void Expand(uint32_t word, uint32_t (&a)[4]) const {
+    const auto pair = [](uint32_t bits) { return *reinterpret_cast<const __nv_bfloat162*>(&bits); };
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const __nv_bfloat162 difference =
+          __hsub2(pair(MaskedOr(word >> (4 * i), 0x000f000fu, 0x43004300u)),
+                  pair(i % 2 == 0 ? low_zero : high_zero));
+      const __nv_bfloat162 scaled = __hmul2(difference, i % 2 == 0 ? low_scale : high_scale);
+      a[i] = *reinterpret_cast<const uint32_t*>(&scaled);
+    }
+  }
+};
 
 #endif  // NIBBLE_HOPPER_CODE
 

@@ -2,11 +2,9 @@
 //
 // A weight is cut into tiles of 16 outputs by units of 128 inputs, 1 KiB of codes each:
 //   codes[tile][unit][half][lane][step]  32-bit words, 2 halves of 64 inputs, 4 steps
-// A word is one lane's A operand of one mma.m16n8k16 whose 16 columns are inputs in an order of our
-// own: step s of lane 4g + t has inputs 64 half + 32 (s / 2) + 8t + 4 (s % 2) + {0, 1, 2, 3} of
-// outputs g and g + 8. So a lane's 16-byte load serves four steps, and its share of a row of x is
-// 16 contiguous bytes for every two steps, without a shuffle or ldmatrix. Nibbles of a word, from
-// the lowest, as (input, output):
+// A word is one lane's A operand of one mma.m16n8k16, of inputs in their own order: step s of lane
+// 4g + t has inputs 64 half + 16s + 2t + {0, 1, 8, 9} of outputs g and g + 8. So a lane's 16-byte
+// load serves four steps. Nibbles of a word, from the lowest, as (which of the four, output):
 //   (0, g) (0, g+8) (2, g) (2, g+8) (1, g) (1, g+8) (3, g) (3, g+8)
 // so that masking a word with 0x000f000f << 4i gives the operand's pairs.
 //
@@ -109,9 +107,9 @@ struct Place {
   }
 };
 
-// At most kSmallRows rows. False where x does not fit on chip, so that LargeProduct must do it. Under
-// kBatchInvariant a row's sums depend neither on the other rows nor on how many there are; those of
-// LargeProduct depend on how many tiles of rows there are.
+// At most kSmallRows rows. False where x does not fit on chip, so that LargeProduct must do it.
+// Under kBatchInvariant a row's sums depend neither on the other rows nor on how many there are;
+// those of LargeProduct depend on how many tiles of rows there are.
 inline constexpr int kSmallRows = 16;
 template <typename T>
 bool SmallProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
@@ -120,15 +118,11 @@ template <typename T>
 void LargeProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
                   const Product<T>& product, float* partials);
 
-// For as many rows on Hopper: whether this device has it, whether it can take a weight of this form, and
-// its scratch memory, the beginning of which must be zero at first and is kept so.
-inline constexpr int kHopperFewestRows = 33, kHopperRows = 512;
+// For any number of rows on Hopper, of weights that do not spread; whether this device has it.
 bool HasHopperProduct();
-bool CanUseHopperProduct(const Geometry& geometry);
-size_t HopperBytes(int multiprocessors, int64_t rows, int64_t in_features);
 template <typename T>
 void HopperProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
-                   const Product<T>& product, void* scratch);
+                   const Product<T>& product);
 
 // On the device ---------------------------------------------------------------------------------
 
@@ -196,6 +190,24 @@ __device__ void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, 
   }
 }
 
+// Transposes the 4 x 4 matrix whose row t is in lane 4g + t. All lanes of the warp must take part.
+__device__ inline void TransposeQuad(uint32_t (&row)[4], int lane) {
+#pragma unroll
+  for (int bit = 1; bit < 4; bit *= 2) {  // within 2 x 2 blocks, then the blocks
+    const bool is_set = (lane & bit) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if ((i & bit) != 0) continue;
+      const uint32_t received = __shfl_xor_sync(~0u, is_set ? row[i] : row[i + bit], bit);
+      if (is_set) {
+        row[i] = received;
+      } else {
+        row[i + bit] = received;
+      }
+    }
+  }
+}
+
 // In order with asynchronous copies, unlike a plain load.
 __device__ inline uint4 LoadShared16(uint32_t address) {
   uint4 value;
@@ -206,10 +218,13 @@ __device__ inline uint4 LoadShared16(uint32_t address) {
   return value;
 }
 // A pair of scales, a pair of zeros.
-__device__ inline float2 LoadSharedScales(uint32_t address) {
+__device__ inline __half2 LoadSharedPair(uint32_t address) {
   uint32_t bits;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(bits) : "r"(address) : "memory");
-  return __half22float2(*reinterpret_cast<const __half2*>(&bits));
+  return *reinterpret_cast<const __half2*>(&bits);
+}
+__device__ inline float2 LoadSharedScales(uint32_t address) {
+  return __half22float2(LoadSharedPair(address));
 }
 __device__ inline uchar2 LoadSharedZeros(uint32_t address) {
   uint16_t bits;
@@ -240,8 +255,7 @@ __device__ void StoreFragment(const Product<T>& p, int first_output, int g, int 
       const float up = is_up ? d1 : received;
       const int r = row + (is_up ? 1 : 0);
       if (inside && r < p.rows) {
-        p.out[r * p.out_stride + output / 2] =
-            HalfTraits<T>::FromFloat(gate / (1.0f + __expf(-gate)) * up);
+        p.out[r * p.out_stride + output / 2] = HalfTraits<T>::FromFloat(SiluMul(gate, up));
       }
     } else if (inside) {
 #pragma unroll

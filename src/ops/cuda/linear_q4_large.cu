@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "src/ops/cuda/linear_q4_kernels.cuh"
+#include "src/ops/cuda/load_matrices.cuh"
 
 namespace nibble::cuda::q4 {
 namespace {
@@ -29,7 +30,7 @@ template <bool kFine, int kRows>
 struct LargeStage {
   static constexpr int kScales = LargeTraits<kFine>::kScales;
   uint4 codes[kBlockTiles][2][32];
-  uint4 x[kRows][kRowChunks];  // chunk c of row r lies at c ^ (r % 2 · 4): no bank conflicts
+  uint4 x[kRows][kRowChunks];  // chunk c of row r lies at c ^ (r % 8): no bank conflicts
   __half2 scales[kBlockTiles][kScales][8];
   uchar2 zeros[kBlockTiles][kScales][8];
 };
@@ -84,8 +85,8 @@ __device__ void CopyRows(LargeStage<kFine, kRows>& stage, const Product<T>& p, c
     const int r = at / kRowChunks, c = at % kRowChunks;
     const int row = place.row_tile * kRows + r, k = place.unit * kUnitInputs + 8 * c;
     const bool inside = row < p.rows && k < p.in;
-    CopyAsync16(SharedAddress(&stage.x[r][c ^ (r % 2 * 4)]),
-              inside ? p.x + row * p.x_stride + k : p.x, inside);
+    CopyAsync16(SharedAddress(&stage.x[r][c ^ (r % 8)]), inside ? p.x + row * p.x_stride + k : p.x,
+                inside);
   }
 }
 
@@ -94,7 +95,10 @@ template <typename T, bool kFine, int kRows>
 __device__ void ConsumeStage(float (&sums)[kWarpTiles][kRows / 8][4],
                              const LargeStage<kFine, kRows>& stage, const Weights& w) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int g = lane / 4, t = lane % 4;
+  const int g = lane / 4;
+  // Lane 8i + r names row r of chunk i of every four, two steps' operands.
+  const uint32_t rows = SharedAddress(stage.x[lane % 8]);
+  const int swizzled = lane / 8 ^ lane % 8;
   constexpr int kParts = kFine ? 2 : 1;  // of 64 inputs, by scale
   constexpr int kSteps = 4 / kParts;
 #pragma unroll
@@ -129,25 +133,24 @@ __device__ void ConsumeStage(float (&sums)[kWarpTiles][kRows / 8][4],
       // Four chains of products at a time, so that they wait less for each other.
 #pragma unroll
       for (int first = 0; first < kRows / 8; first += 2) {
-        uint4 x[2][kSteps / 2];
+        uint32_t x[2][kSteps / 2][4];  // of two steps, the two registers of their B operands each
         float chains[2][kWarpTiles][4] = {};
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          const int r = 8 * (first + n) + g;
 #pragma unroll
           for (int c = 0; c < kSteps / 2; ++c) {
-            x[n][c] = stage.x[r][(8 * half + 4 * (part + c) + t) ^ (r % 2 * 4)];
+            const int chunk = 8 * half + (swizzled ^ (4 * (part + c)));
+            LoadMatrices(rows + 16 * (8 * (first + n) * kRowChunks + chunk), x[n][c]);
           }
         }
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
           for (int n = 0; n < 2; ++n) {
-            const uint4& b = x[n][s / 2];
+            const uint32_t* b = &x[n][s / 2][s % 2 * 2];
 #pragma unroll
             for (int m = 0; m < kWarpTiles; ++m) {
-              MultiplyAdd<T>(chains[n][m], a[m][s], s % 2 == 0 ? b.x : b.z, s % 2 == 0 ? b.y : b.w,
-                             chains[n][m]);
+              MultiplyAdd<T>(chains[n][m], a[m][s], b[0], b[1], chains[n][m]);
             }
           }
         }

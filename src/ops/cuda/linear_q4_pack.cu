@@ -23,11 +23,11 @@ __device__ int InputOf(const Geometry& g, int k) {
   return offset < g.group_length && input < g.in_features ? input : -1;
 }
 
-// The first packed column of one lane's step, of four.
-__device__ int ColumnOf(int unit, int half, int lane, int step) {
-  return unit * kUnitInputs + 64 * half + 32 * (step / 2) + 8 * (lane % 4) + 4 * (step % 2);
+// The packed column of input i = 0 … 3 of one lane's step.
+__device__ int ColumnOf(int unit, int half, int lane, int step, int i) {
+  return unit * kUnitInputs + 64 * half + 16 * step + 2 * (lane % 4) + 8 * (i / 2) + i % 2;
 }
-// Which nibble of a word has column offset i = 0 … 3 of output g + 8 · high.
+// Which nibble of a word has input i of output g + 8 · high.
 __device__ int NibbleOf(int i, int high) { return 4 * (i % 2) + 2 * (i / 2) + high; }
 
 // The rows that a call packs: source row r is output first + r · step.
@@ -56,7 +56,7 @@ __global__ void PackCodes(Geometry g, RowRange rows, int first_tile, int64_t wor
     if (row < 0) continue;
     const uint8_t* from = codes + static_cast<int64_t>(row) * (g.in_features / 2);
     for (int i = 0; i < 4; ++i) {
-      const int input = InputOf(g, ColumnOf(unit, half, lane, step) + i);
+      const int input = InputOf(g, ColumnOf(unit, half, lane, step, i));
       const uint32_t code = input < 0 ? 0u : (from[input / 2] >> (4 * (input % 2))) & 15u;
       const int shift = 4 * NibbleOf(i, high);
       word = (word & ~(15u << shift)) | code << shift;
@@ -87,7 +87,8 @@ __global__ void PackScales(Geometry g, RowRange rows, const uint16_t* scales, co
 // kernels before it are done; it cannot overtake this one, which starts when packing is done.
 __global__ void Fence() {}
 
-// One thread 16 bytes of codes: 16 inputs of two outputs. out: [rows from that of first_tile, in].
+// One thread loads 16 bytes of codes, and makes 16 inputs of two outputs. out: [rows from that of
+// first_tile, in].
 template <typename T>
 __global__ void Dequantize(Geometry g, Weights w, int first_tile, int64_t rows, T* out) {
   const int64_t index = first_tile * int64_t{g.units} * 64 +
@@ -95,12 +96,17 @@ __global__ void Dequantize(Geometry g, Weights w, int first_tile, int64_t rows, 
   const auto lane = static_cast<int>(index % 32), half = static_cast<int>(index / 32 % 2);
   const auto unit = static_cast<int>(index / 64 % g.units);
   const int64_t tile = index / 64 / g.units;
-  if (tile >= g.tiles) return;
+  if (tile >= g.tiles) return;  // the whole warp
   const uint4 loaded = w.codes[index];
-  const uint32_t words[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
+  // pairs[j]: the bytes of inputs 8j + 2t and 8j + 2t + 1 of the first 32, then of the other 32.
+  // Transposed, of inputs 8t + 2j and 8t + 2j + 1: eight that follow each other, twice.
+  uint32_t pairs[4] = {
+      __byte_perm(loaded.x, loaded.z, 0x6420), __byte_perm(loaded.x, loaded.z, 0x7531),
+      __byte_perm(loaded.y, loaded.w, 0x6420), __byte_perm(loaded.y, loaded.w, 0x7531)};
+  TransposeQuad(pairs, lane);
 #pragma unroll
   for (int chunk = 0; chunk < 2; ++chunk) {
-    const int column = ColumnOf(unit, half, lane, 2 * chunk);
+    const int column = unit * kUnitInputs + 64 * half + 32 * chunk + 8 * (lane % 4);
     const int stored = w.ScaleGroup(unit) + column % kUnitInputs / g.granule;
     const int64_t pair = (tile * g.scale_groups + stored) * 8 + lane / 4;
     const float2 scales = __half22float2(w.scales[pair]);
@@ -112,8 +118,8 @@ __global__ void Dequantize(Geometry g, Weights w, int first_tile, int64_t rows, 
       T values[8];
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const uint32_t word = words[2 * chunk + i / 4];
-        const int code = static_cast<int>((word >> (4 * NibbleOf(i % 4, high))) & 15u);
+        const int shift = 16 * chunk + 8 * (i % 2) + 4 * high;
+        const int code = static_cast<int>((pairs[i / 2] >> shift) & 15u);
         const int difference = code - (high != 0 ? zeros.y : zeros.x);
         values[i] = HalfTraits<T>::FromFloat((high != 0 ? scales.y : scales.x) *
                                              static_cast<float>(difference));

@@ -10,6 +10,7 @@
 #include <cstddef>
 
 #include "src/ops/cuda/linear_q4_kernels.cuh"
+#include "src/ops/cuda/load_matrices.cuh"
 
 namespace nibble::cuda::q4 {
 namespace {
@@ -89,7 +90,6 @@ struct HeldUnit {
 template <typename T, int kGranule>
 __device__ void LoadHeld(HeldUnit<kGranule>& held, const Product<T>& p, int first_row, int unit,
                          int lane) {
-  constexpr int kScales = HeldUnit<kGranule>::kScales;
   // Columns of the operand beyond the rows are never stored; they may hold anything.
   const T* row = p.x + min(first_row + lane / 4, p.rows - 1) * p.x_stride;
 #pragma unroll
@@ -98,6 +98,46 @@ __device__ void LoadHeld(HeldUnit<kGranule>& held, const Product<T>& p, int firs
     held.x[i] = uint4{0, 0, 0, 0};
     if (k < p.in) held.x[i] = *reinterpret_cast<const uint4*>(row + k);
   }
+}
+
+// A warp's place in shared memory for its inputs of eight rows at most, as they are in memory, from
+// which B operands are loaded. Chunk c of 16 bytes of row r lies at c ^ r: no bank conflicts.
+struct Staging {
+  uint32_t shared;
+  int units, rows;  // no units: there is no room
+
+  __device__ uint32_t Address(int row, int chunk) const {
+    return shared + (row * units * (kUnitInputs / 8) + (chunk ^ row)) * 16;
+  }
+  template <typename T>
+  __device__ void Fill(const Product<T>& p, int first_unit, int lane) const {
+    for (int row = 0; row < rows; ++row) {
+      for (int chunk = lane; chunk < units * (kUnitInputs / 8); chunk += 32) {
+        const int k = first_unit * kUnitInputs + 8 * chunk;
+        const bool inside = k < p.in;
+        CopyAsync16(Address(row, chunk), inside ? p.x + row * p.x_stride + k : p.x, inside);
+      }
+    }
+    CommitCopies();
+    WaitForCopies<0>();
+    __syncwarp();
+  }
+  // Of the filled units the given one.
+  template <int kGranule>
+  __device__ void Load(HeldUnit<kGranule>& held, int unit, int lane) const {
+    const int row = min(lane % 8, rows - 1);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      uint32_t x[4];
+      LoadMatrices(Address(row, unit * (kUnitInputs / 8) + 4 * i + lane / 8), x);
+      held.x[i] = uint4{x[0], x[1], x[2], x[3]};
+    }
+  }
+};
+
+template <typename T, int kGranule>
+__device__ void SumHeld(HeldUnit<kGranule>& held) {
+  constexpr int kScales = HeldUnit<kGranule>::kScales;
   // A weight of ones adds up the rows.
   constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;
   const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
@@ -111,6 +151,19 @@ __device__ void LoadHeld(HeldUnit<kGranule>& held, const Product<T>& p, int firs
     }
     held.sums[s][0] = sums[0] * (-1 / Codes<T>::kLowUnit);
     held.sums[s][1] = sums[1] * (-1 / Codes<T>::kLowUnit);
+  }
+}
+
+// Makes B operands of what LoadHeld loaded: the lane's inputs 8t + 2j and 8t + 2j + 1 of every 32
+// become 8j + 2t and 8j + 2t + 1. Apart from LoadHeld, because the compiler moves no load ahead of
+// a shuffle, and all units' loads must be under way together.
+template <int kGranule>
+__device__ void ArrangeHeld(HeldUnit<kGranule>& held, int lane) {
+#pragma unroll
+  for (uint4& x : held.x) {
+    uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
+    TransposeQuad(pairs, lane);
+    x = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
   }
 }
 
@@ -171,13 +224,16 @@ __device__ void ConsumeUnit(float (&sum)[kRowTiles][4], uint32_t codes, uint32_t
 // tiles.
 template <typename T, int kGranule, int kRowTiles>
 __global__ void __launch_bounds__(kThreads, 1)
-    SmallKernel(Weights w, Product<T> p, int fragment_pairs) {
+    SmallKernel(Weights w, Product<T> p, int fragment_pairs, int staged_units) {
   constexpr int kHeld = kHeldUnits<kGranule, kRowTiles>, kGrids = kGridBytes<kGranule>;
   extern __shared__ uint4 shared[];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  constexpr int kRing = kWarps * kStages * (kUnitBytes + kGrids);
+  const int staging_bytes = p.rows * staged_units * kUnitInputs * 2;
+  const Staging staging{SharedAddress(shared) + kRing + warp * staging_bytes, staged_units, p.rows};
   // [tiles][warps][fragment_pairs][8]: a lane's four sums
-  auto* const sums = reinterpret_cast<float4*>(reinterpret_cast<std::byte*>(shared) +
-                                               kWarps * kStages * (kUnitBytes + kGrids));
+  auto* const sums = reinterpret_cast<float4*>(reinterpret_cast<std::byte*>(shared) + kRing +
+                                               kWarps * staging_bytes);
   const uint32_t codes = SharedAddress(shared) + warp * kStages * kUnitBytes;
   const uint32_t grids =
       SharedAddress(shared) + kWarps * kStages * kUnitBytes + warp * kStages * kGrids;
@@ -217,16 +273,32 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
+  if (staging.units > 0) staging.Fill(p, units_begin, lane);
   int slot = 0;
   for (int first = units_begin; first < units_end; first += kHeld) {
     HeldUnit<kGranule> held[kHeld][kRowTiles];
+    if (kRowTiles == 1 && staging.units > 0) {
+#pragma unroll
+      for (int u = 0; u < kHeld; ++u) staging.Load(held[u][0], first - units_begin + u, lane);
+    } else {
+#pragma unroll
+      for (int u = 0; u < kHeld; ++u) {
+#pragma unroll
+        for (int n = 0; n < kRowTiles; ++n) {
+          // A unit of no use is loaded from within x, too.
+          LoadHeld(held[u][n], p, 8 * n, min(first + u, units_end - 1), lane);
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < kHeld; ++u) {
+#pragma unroll
+        for (int n = 0; n < kRowTiles; ++n) ArrangeHeld(held[u][n], lane);
+      }
+    }
 #pragma unroll
     for (int u = 0; u < kHeld; ++u) {
 #pragma unroll
-      for (int n = 0; n < kRowTiles; ++n) {
-        // A unit of no use is loaded from within x, too.
-        LoadHeld(held[u][n], p, 8 * n, min(first + u, units_end - 1), lane);
-      }
+      for (int n = 0; n < kRowTiles; ++n) SumHeld<T>(held[u][n]);
     }
     for (int i = 0; i < tiles_end - tiles_begin; ++i) {
       float sum[kRowTiles][4] = {};
@@ -295,8 +367,16 @@ bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
     blocks = (w.tiles + round - 1) / round * stream.multiprocessors();
   }
   const int block_tiles = (w.tiles + blocks - 1) / blocks;
+  const size_t bytes = kRing + tile_bytes * static_cast<size_t>(block_tiles);
+  // Where there is no room for staging, x is arranged by shuffles, which takes longer.
+  constexpr int kHeld = kHeldUnits<kGranule, kRowTiles>;
+  const size_t unit_bytes = size_t{kWarps} * kUnitInputs * 2 * static_cast<size_t>(p.rows);
+  const int warp_units = (w.units + kWarps - 1) / kWarps;
+  int staged_units = kRowTiles == 1 ? (warp_units + kHeld - 1) / kHeld * kHeld : 0;
+  if (bytes + unit_bytes * static_cast<size_t>(staged_units) > available) staged_units = 0;
   LaunchDependent(stream, SmallKernel<T, kGranule, kRowTiles>, blocks, kThreads,
-                  kRing + tile_bytes * static_cast<size_t>(block_tiles), w, p, fragment_pairs);
+                  bytes + unit_bytes * static_cast<size_t>(staged_units), w, p, fragment_pairs,
+                  staged_units);
   return true;
 }
 

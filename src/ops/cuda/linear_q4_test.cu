@@ -259,7 +259,7 @@ void LinearQ4Test::Check(const Problem& p, uint64_t seed) {
   // Half a step of the output's type.
   const double unit = p.dtype == DType::kF16 ? 0x1p-11 : 0x1p-8;
   // Kernels for more rows may round weights to the activations' type, bfloat16's scales before that.
-  const double weight_rounding = p.rows <= 16 ? 0 : p.dtype == DType::kF16 ? unit : 2.1 * unit;
+  const double weight_rounding = p.rows <= 8 ? 0 : p.dtype == DType::kF16 ? unit : 2.1 * unit;
   double error = 0, total = 1e-30;
   for (int64_t r = 0; r < p.rows; ++r) {
     for (int64_t n = 0; n < columns; ++n) {

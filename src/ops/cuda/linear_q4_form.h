@@ -1,0 +1,60 @@
+// How Hopper's 4-bit product (linear_q4_hopper.cu) is cut over a device. Host code without CUDA.
+#ifndef NIBBLE_OPS_CUDA_LINEAR_Q4_FORM_H_
+#define NIBBLE_OPS_CUDA_LINEAR_Q4_FORM_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace nibble::cuda::q4 {
+
+// Clusters of 1, 2, 4 and 8 blocks, one block to a multiprocessor, that a device runs at a time.
+using ClusterRoom = std::array<int, 4>;
+
+// A cluster of pair · parts blocks makes `pair` neighbouring tiles of 64 · groups outputs by `rows`
+// rows at a time. `parts` blocks divide the inputs of a tile; the blocks of a pair share rows of x.
+struct HopperForm {
+  int rows = 0;    // 16, 32, 64 or 128
+  int groups = 0;  // 2 or 3 warpgroups
+  int pair = 0;    // 1 or 2
+  int parts = 0;   // 1, 2 or 4
+  int stages = 0;  // of a block's ring
+  int tiles = 0;   // of outputs (pairs) by rows, one for each cluster where parts > 1
+  int clusters = 0;
+  double microseconds = 0;  // estimated
+
+  size_t shared_bytes(bool fine) const;
+};
+
+// Of a block, beside some for barriers.
+inline constexpr size_t kHopperSharedBytes = 226 * 1024;
+inline constexpr int kHopperMostStages = 12;
+inline constexpr int kHopperMostParts =
+    4;  // times two are a cluster of eight, which all devices have
+
+// Bytes of a stage: one unit of 128 inputs. fine: scales for every 32 inputs, else for 64 or more.
+constexpr size_t HopperStageBytes(int rows, int groups, bool fine) {
+  const int scales = fine ? 4 : 2;
+  const int bytes = rows * 256 + 4 * groups * (1024 + scales * 48);
+  return static_cast<size_t>((bytes + 1023) / 1024 * 1024);
+}
+// Floats from one row of sums in shared memory to the next: so many that fragments have no bank
+// conflicts.
+constexpr int HopperSumPitch(int outputs) { return outputs + 4; }
+// Bytes of the sums that one of `parts` blocks finishes.
+constexpr size_t HopperPartBytes(int rows, int groups, int parts) {
+  return sizeof(float) * static_cast<size_t>(rows / parts * HopperSumPitch(64 * groups));
+}
+// Rows of a warpgroup's that are stored at a time, and bytes of all groups' for them.
+inline constexpr int kHopperStoredRows = 16;
+constexpr size_t HopperStoreBytes(int groups) {
+  return sizeof(float) * static_cast<size_t>(groups * kHopperStoredRows * HopperSumPitch(64));
+}
+
+// The form that should take least time for a weight of `tiles` · 16 outputs and `units` · 128
+// inputs. The same for the same device.
+HopperForm ChooseHopperForm(int tiles, int units, bool fine, int64_t rows, const ClusterRoom& room);
+
+}  // namespace nibble::cuda::q4
+
+#endif  // NIBBLE_OPS_CUDA_LINEAR_Q4_FORM_H_
