@@ -54,13 +54,7 @@ __device__ inline void WaitForPhase(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// Blocks of a cluster. A shared address of this block's is that of the same variable in another one
-// when it is mapped to that one's rank.
-__device__ inline uint32_t ClusterRank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
+// A shared address of this block's, as that of the same variable in the cluster's block of that rank.
 __device__ inline uint32_t MapToRank(uint32_t shared, uint32_t rank) {
   uint32_t mapped;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(shared), "r"(rank));
@@ -118,7 +112,7 @@ __device__ inline void CopyBulk(uint32_t shared, const void* global, int bytes, 
       : "memory");
 }
 
-// Registers of each thread of a warpgroup from now on, of the 65536 that its block's threads share.
+// Registers of each thread of a warpgroup from now on, of those that its block was launched with.
 template <int kRegisters>
 __device__ void GiveRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));

@@ -4,6 +4,8 @@
 #include <bit>
 #include <limits>
 
+#include "src/base/error.h"
+
 namespace nibble::cuda::q4 {
 namespace {
 
@@ -16,9 +18,6 @@ constexpr struct {
 constexpr double kStart = 3.5;     // of a kernel, with storing its last tiles
 constexpr double kNextTile = 1.5;  // of a block
 constexpr double kParts = 2.3;     // exchanging sums
-
-// With fewer, memory's latency shows.
-constexpr int kFewestStages = 4;
 
 int64_t Quotient(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -41,15 +40,16 @@ HopperForm ChooseHopperForm(int tiles, int units, bool fine, int64_t rows,
   for (const auto& [tile_rows, unit] : kRowTiles) {
     const int64_t row_tiles = Quotient(rows, tile_rows);
     for (const int groups : {2, 3}) {
-      for (const int pair : {1, 2}) {
+      for (const int pair : {1, 2}) {  // a pair, where it brings nothing, is not worth its waits
         for (int parts = 1; parts <= kHopperMostParts && (parts == 1 || units >= 2 * parts);
              parts *= 2) {
           const int64_t at_once = room[std::countr_zero(static_cast<unsigned>(pair * parts))];
           HopperForm form{.rows = tile_rows, .groups = groups, .pair = pair, .parts = parts};
           const auto stages = static_cast<int>((kHopperSharedBytes - BytesBeside(form)) /
                                                HopperStageBytes(tile_rows, groups, fine));
-          if (at_once == 0 || stages < kFewestStages) continue;
+          if (at_once == 0 || stages < kHopperFewestStages) continue;
           const int64_t count = Quotient(tiles, int64_t{4} * groups * pair) * row_tiles;
+          CHECK(count < int64_t{1} << 31, "{} rows of {} tiles", rows, tiles);
           const auto rounds = static_cast<double>(Quotient(count, at_once));
           const double work = static_cast<double>(Quotient(units, parts)) * groups * unit;
           form.microseconds = parts > 1 ? rounds * (work + kStart + kParts)
@@ -63,6 +63,8 @@ HopperForm ChooseHopperForm(int tiles, int units, bool fine, int64_t rows,
       }
     }
   }
+  CHECK(best.rows > 0 && best.tiles > 0, "no form for {} tiles, {} units, {} rows", tiles, units,
+        rows);
   return best;
 }
 

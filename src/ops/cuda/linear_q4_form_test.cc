@@ -12,7 +12,7 @@ void CheckForm(int tiles, int units, bool fine, int64_t rows, const ClusterRoom&
   SCOPED_TRACE(testing::Message() << tiles << " tiles, " << units << " units, fine " << fine << ", "
                                   << rows << " rows");
   const HopperForm form = ChooseHopperForm(tiles, units, fine, rows, room);
-  ASSERT_GE(form.stages, 2);
+  ASSERT_GE(form.stages, kHopperFewestStages);
   EXPECT_LE(form.stages, kHopperMostStages);
   EXPECT_LE(form.shared_bytes(fine), kHopperSharedBytes);
   const int64_t cluster_outputs = int64_t{4} * form.groups * form.pair;
@@ -20,6 +20,7 @@ void CheckForm(int tiles, int units, bool fine, int64_t rows, const ClusterRoom&
   EXPECT_EQ(form.tiles, (tiles + cluster_outputs - 1) / cluster_outputs * row_tiles);
   EXPECT_GE(form.clusters, 1);
   EXPECT_LE(form.clusters, form.tiles);
+  EXPECT_LE(form.clusters, 65535);  // of a grid's second dimension
   EXPECT_LE(form.pair * form.parts, 8);
   if (form.parts == 1) return;
   EXPECT_EQ(form.clusters, form.tiles);
@@ -48,7 +49,7 @@ TEST(HopperFormTest, Llama2Layers) {
   const auto form = [](int outputs, int inputs, int64_t rows) {
     return ChooseHopperForm(outputs / 16, inputs / 128, false, rows, kH200);
   };
-  // All blocks at once, and more than four fifths of the multiprocessors.
+  // All blocks at once, and most of the multiprocessors.
   for (const int64_t rows : {16, 64, 128}) {
     for (const int outputs : {12288, 22016}) {
       const HopperForm chosen = form(outputs, 4096, rows);

@@ -7,7 +7,6 @@
 // inputs for both. Where there are fewer tiles than multiprocessors, several blocks share a tile's
 // inputs (split-K); they are one cluster and send each other their sums, which are always added in
 // the same order. docs/kernels.md has a drawing.
-#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>

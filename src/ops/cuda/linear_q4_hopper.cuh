@@ -11,7 +11,6 @@
 
 namespace nibble::cuda::q4::hopper {
 
-inline constexpr int kSteps = kUnitInputs / 16;
 inline constexpr int kPanelInputs = 64;  // 128 bytes of a row, which swizzling is made for
 inline constexpr int kPanels = kUnitInputs / kPanelInputs;
 
@@ -27,6 +26,11 @@ template <int kGroups>
 inline constexpr int kConsumerRegisters = kGroups == 2 ? 232 : 152;
 template <int kGroups>
 inline constexpr int kCopyRegisters = kGroups == 2 ? 40 : 56;
+template <int kGroups>
+inline constexpr bool kRegistersSuffice =
+    kConsumers<kGroups> * kConsumerRegisters<kGroups> + 128 * kCopyRegisters<kGroups> <=
+    65536 / kThreads<kGroups> / 8 * 8 * kThreads<kGroups>;
+static_assert(kRegistersSuffice<2> && kRegistersSuffice<3>);
 
 // One unit of a block's tile. kFine: scales for every 32 inputs, else for every 64 or more.
 template <bool kFine, int kRows, int kGroups>

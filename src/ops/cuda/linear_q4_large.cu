@@ -3,8 +3,7 @@
 // Units of (outputs, rows, 128 inputs) are counted through and divided evenly over a fixed number
 // of blocks, two to a multiprocessor (stream-K, arXiv:2301.03598), so that all are busy to the end.
 // Codes and x come through a ring of stages in shared memory, across the borders of tiles. A tile
-// whose units lie with several blocks is added up by the one that finishes last, always in the same
-// order.
+// whose units lie with several blocks is added up by a second kernel, always in the same order.
 #include <algorithm>
 
 #include "src/ops/cuda/linear_q4_kernels.cuh"

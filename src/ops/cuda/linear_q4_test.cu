@@ -259,7 +259,8 @@ void LinearQ4Test::Check(const Problem& p, uint64_t seed) {
   // Half a step of the output's type.
   const double unit = p.dtype == DType::kF16 ? 0x1p-11 : 0x1p-8;
   // Kernels for more rows may round weights to the activations' type, bfloat16's scales before that.
-  const double weight_rounding = p.rows <= 8 ? 0 : p.dtype == DType::kF16 ? unit : 2.1 * unit;
+  const int64_t exact = p.kernels == CudaKernels::kAuto ? 8 : 16;
+  const double weight_rounding = p.rows <= exact ? 0 : p.dtype == DType::kF16 ? unit : 2.1 * unit;
   double error = 0, total = 1e-30;
   for (int64_t r = 0; r < p.rows; ++r) {
     for (int64_t n = 0; n < columns; ++n) {
@@ -289,9 +290,8 @@ void LinearQ4Test::Check(const Problem& p, uint64_t seed) {
       total += want * want;
     }
   }
-  // Rounding the output gives unit² / 3 at most. bfloat16's offset of 128 costs up to as much again
-  // where sums cancel. Rounded weights count twice where a gate meets an up. A few outputs may all be
-  // unlucky.
+  // Rounding the output gives unit² / 3 at most; bfloat16's offset of 128 up to as much again where
+  // sums cancel. Rounded weights count twice where a gate meets an up. A few may all be unlucky.
   if (p.rows * columns < 64) return;
   const double few = p.dtype == DType::kF16 ? 0.5 : 0.7, many = p.dtype == DType::kF16 ? 0.8 : 1.2;
   EXPECT_LT(error / total, unit * unit * (weight_rounding == 0 ? few : many));
