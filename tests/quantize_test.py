@@ -40,36 +40,35 @@ class QuantizeTest(unittest.TestCase):
         return ["quantize", STORIES, "--method", method, "--group-size", 32, "--calibration", TEXT,
                 "--samples", 24, "--sequence-length", 256, "--threads", 2, "--output", output, *more]
 
+    def kill_after(self, layer, method, output):
+        """Kills a run when it has finished this layer; another one where it was done by then."""
+        mark = pathlib.Path(f"{output}.quantizing") / f"layer-{layer:05}.safetensors"
+        for _ in range(20):
+            process = subprocess.Popen([NIBBLE, *map(str, self.command(method, output))],
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while process.poll() is None and not mark.exists():
+                time.sleep(0.0005)
+            process.kill()
+            process.wait()
+            if not output.exists():
+                self.assertTrue(mark.exists(), "the run ended before it was killed")
+                return
+            # A complete checkpoint, beside which such a kill may leave its working folder.
+            shutil.rmtree(output)
+            shutil.rmtree(mark.parent, ignore_errors=True)
+        self.fail("no run was killed before its end")
+
     def test_kills_leave_no_trace(self):
         for method in ("gptq", "awq", "awq+gptq"):
             with self.subTest(method=method):
-                whole = self.dir / f"{method}-whole"
-                start = time.monotonic()
+                whole, killed = (self.dir / f"{method}-{name}" for name in ("whole", "killed"))
                 run(*self.command(method, whole))
-                seconds = time.monotonic() - start
-                killed = self.dir / f"{method}-killed"
-                kills = 0
-                left = set()  # what a kill at the very end may leave beside the complete checkpoint
-                for share in (0.3, 0.5, 0.7):
-                    process = subprocess.Popen(
-                        [NIBBLE, *map(str, self.command(method, killed))],
-                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                    try:
-                        process.wait(timeout=share * seconds)
-                        break  # it was done before it could be killed
-                    except subprocess.TimeoutExpired:
-                        process.kill()
-                        process.wait()
-                        if killed.exists():  # so it is complete, as is seen below
-                            left.add(f"{method}-killed.quantizing")
-                            break
-                        kills += 1
-                if not killed.exists():
-                    run(*self.command(method, killed))
-                self.assertGreater(kills, 0, "no run was killed")
+                for layer in (0, 1, 3):
+                    self.kill_after(layer, method, killed)
+                run(*self.command(method, killed))
                 self.assertEqual(hashes(killed), hashes(whole))
-                self.assertEqual({p.name for p in self.dir.glob(f"{method}-*")} - left,
-                                 {f"{method}-killed", f"{method}-whole"})
+                self.assertEqual({p.name for p in self.dir.glob(f"{method}-*")},
+                                 {killed.name, whole.name})
 
     def test_record_and_reading_back(self):
         out = self.dir / "gptq"
