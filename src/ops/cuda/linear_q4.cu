@@ -45,16 +45,10 @@ size_t SpreadBytes(int64_t rows, int64_t in_features) {
 // Of Llama-2-7B's layers on an H200 (docs/results/kernels.md).
 constexpr int64_t kHopperFewestRows = 9, kHopperMostRows = 2048, kPortableMostRows = 128;
 
-// Whether many rows go through Hopper's kernel.
-static bool TakesHopper(const q4::Geometry& geometry, CudaKernels kernels) {
-  return kernels == CudaKernels::kAuto && !geometry.spreads && q4::HasHopperProduct();
-}
-
-int64_t LinearQ4MostRows(const Q4Layout& layout, CudaKernels kernels) {
+int64_t LinearQ4MostRows(CudaKernels kernels) {
   if (kernels == CudaKernels::kBatchInvariant) return std::numeric_limits<int64_t>::max();
-  const auto geometry =
-      q4::Geometry::Of(layout.out_features, layout.in_features, layout.group_length);
-  return TakesHopper(geometry, kernels) ? kHopperMostRows : kPortableMostRows;
+  return kernels == CudaKernels::kAuto && q4::HasHopperProduct() ? kHopperMostRows
+                                                                 : kPortableMostRows;
 }
 
 size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_features) {
@@ -91,7 +85,8 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
                             .outputs = static_cast<int>(outputs),
                             .epilogue = epilogue};
     };
-    if (x.rows >= kHopperFewestRows && TakesHopper(geometry, kernels)) {
+    if (kernels == CudaKernels::kAuto && x.rows >= kHopperFewestRows && !geometry.spreads &&
+        q4::HasHopperProduct()) {
       q4::HopperProduct(stream, geometry, weights, product_of(0, x.rows));
       stream.CheckLaunch("a 4-bit linear layer", x.rows, outputs);
       return;

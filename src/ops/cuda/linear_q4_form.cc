@@ -4,6 +4,7 @@
 #include <bit>
 #include <limits>
 
+#include "src/base/checked.h"
 #include "src/base/error.h"
 
 namespace nibble::cuda::q4 {
@@ -19,8 +20,6 @@ constexpr double kStart = 3.5;     // of a kernel, with storing its last tiles
 constexpr double kNextTile = 1.5;  // of a block
 constexpr double kParts = 2.3;     // exchanging sums
 
-int64_t Quotient(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // What lies beside the ring: what the other parts send, or what rows are stored through.
 size_t BytesBeside(const HopperForm& form) {
   return form.parts > 1 ? static_cast<size_t>(form.parts - 1) *
@@ -34,13 +33,15 @@ size_t HopperForm::shared_bytes(bool fine) const {
   return static_cast<size_t>(stages) * HopperStageBytes(rows, groups, fine) + BytesBeside(*this);
 }
 
+// Sharing rows of x has no gain in this estimate, so that of two equal forms the one without a pair,
+// which comes first, is taken: none has a pair today.
 HopperForm ChooseHopperForm(int tiles, int units, bool fine, int64_t rows,
                             const ClusterRoom& room) {
   HopperForm best{.microseconds = std::numeric_limits<double>::max()};
   for (const auto& [tile_rows, unit] : kRowTiles) {
-    const int64_t row_tiles = Quotient(rows, tile_rows);
+    const int64_t row_tiles = CeilDiv<int64_t>(rows, tile_rows);
     for (const int groups : {2, 3}) {
-      for (const int pair : {1, 2}) {  // a pair, where it brings nothing, is not worth its waits
+      for (const int pair : {1, 2}) {
         for (int parts = 1; parts <= kHopperMostParts && (parts == 1 || units >= 2 * parts);
              parts *= 2) {
           const int64_t at_once = room[std::countr_zero(static_cast<unsigned>(pair * parts))];
@@ -48,10 +49,10 @@ HopperForm ChooseHopperForm(int tiles, int units, bool fine, int64_t rows,
           const auto stages = static_cast<int>((kHopperSharedBytes - BytesBeside(form)) /
                                                HopperStageBytes(tile_rows, groups, fine));
           if (at_once == 0 || stages < kHopperFewestStages) continue;
-          const int64_t count = Quotient(tiles, int64_t{4} * groups * pair) * row_tiles;
+          const int64_t count = CeilDiv<int64_t>(tiles, 4 * groups * pair) * row_tiles;
           CHECK(count < int64_t{1} << 31, "{} rows of {} tiles", rows, tiles);
-          const auto rounds = static_cast<double>(Quotient(count, at_once));
-          const double work = static_cast<double>(Quotient(units, parts)) * groups * unit;
+          const auto rounds = static_cast<double>(CeilDiv(count, at_once));
+          const double work = CeilDiv(units, parts) * groups * unit;
           form.microseconds = parts > 1 ? rounds * (work + kStart + kParts)
                                         : rounds * work + kStart + (rounds - 1) * kNextTile;
           if (form.microseconds >= best.microseconds) continue;

@@ -29,11 +29,11 @@ struct HopperForm {
 // Of a block, beside some for barriers.
 inline constexpr size_t kHopperSharedBytes = 226 * 1024;
 inline constexpr int kHopperMostStages = 12;
-// At least three: a consumer waits for the next one while it has this one and the one before. With fewer
-// than four, memory's latency shows.
+// At least three: a consumer waits for the next one while it has this one and the one before. With
+// fewer than four, memory's latency shows.
 inline constexpr int kHopperFewestStages = 4;
-inline constexpr int kHopperMostParts =
-    4;  // times two are a cluster of eight, which all devices have
+// Times two they are a cluster of eight, which all devices have.
+inline constexpr int kHopperMostParts = 4;
 
 // Bytes of a stage: one unit of 128 inputs. fine: scales for every 32 inputs, else for 64 or more.
 constexpr size_t HopperStageBytes(int rows, int groups, bool fine) {
