@@ -87,7 +87,8 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
     };
     if (kernels == CudaKernels::kAuto && x.rows >= kHopperFewestRows && !geometry.spreads &&
         q4::HasHopperProduct()) {
-      q4::HopperProduct(stream, geometry, weights, product_of(0, x.rows));
+      q4::HopperProduct(stream, geometry, weights, product_of(0, x.rows),
+                        q4::ChooseHopperForm(geometry, x.rows));
       stream.CheckLaunch("a 4-bit linear layer", x.rows, outputs);
       return;
     }

@@ -12,13 +12,16 @@ namespace {
 
 // Microseconds on an H200 (docs/results/kernels.md). A block's time for a unit is that of its
 // warpgroups, which share the tensor cores and the issue of instructions.
-constexpr struct {
+struct RowTile {
   int rows;
   double unit;  // of a warpgroup
-} kRowTiles[] = {{16, 0.17}, {32, 0.195}, {64, 0.225}, {128, 0.33}};
+};
+constexpr RowTile kRowTiles[] = {{16, 0.17}, {32, 0.195}, {64, 0.225}, {128, 0.33}};
 constexpr double kStart = 3.5;     // of a kernel, with storing its last tiles
 constexpr double kNextTile = 1.5;  // of a block
 constexpr double kParts = 2.3;     // exchanging sums
+
+constexpr int64_t kMostClusters = 65535;  // of a grid's second dimension
 
 // What lies beside the ring: what the other parts send, or what rows are stored through.
 size_t BytesBeside(const HopperForm& form) {
@@ -33,33 +36,45 @@ size_t HopperForm::shared_bytes(bool fine) const {
   return static_cast<size_t>(stages) * HopperStageBytes(rows, groups, fine) + BytesBeside(*this);
 }
 
+std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int units, bool fine,
+                                             int64_t rows, const ClusterRoom& room) {
+  const auto* const tile = std::ranges::find(kRowTiles, form.rows, &RowTile::rows);
+  CHECK(tile != std::end(kRowTiles), "tiles of {} rows", form.rows);
+  const int64_t at_once = room[std::countr_zero(static_cast<unsigned>(form.pair * form.parts))];
+  const auto stages = static_cast<int>((kHopperSharedBytes - BytesBeside(form)) /
+                                       HopperStageBytes(form.rows, form.groups, fine));
+  const bool is_split = form.parts > 1;
+  if (at_once == 0 || stages < kHopperFewestStages || (is_split && units < 2 * form.parts)) {
+    return std::nullopt;
+  }
+  const int64_t count =
+      CeilDiv<int64_t>(tiles, 4 * form.groups * form.pair) * CeilDiv<int64_t>(rows, form.rows);
+  CHECK(count < int64_t{1} << 31, "{} rows of {} tiles", rows, tiles);
+  const int64_t clusters = is_split ? count : std::min(count, at_once);
+  if (clusters > kMostClusters) return std::nullopt;
+  form.stages = std::min(stages, kHopperMostStages);
+  form.tiles = static_cast<int>(count);
+  form.clusters = static_cast<int>(clusters);
+  const auto rounds = static_cast<double>(CeilDiv(count, at_once));
+  const double work = CeilDiv(units, form.parts) * form.groups * tile->unit;
+  form.microseconds = is_split ? rounds * (work + kStart + kParts)
+                               : rounds * work + kStart + (rounds - 1) * kNextTile;
+  return form;
+}
+
 // Sharing rows of x has no gain in this estimate, so that of two equal forms the one without a pair,
 // which comes first, is taken: none has a pair today.
 HopperForm ChooseHopperForm(int tiles, int units, bool fine, int64_t rows,
                             const ClusterRoom& room) {
   HopperForm best{.microseconds = std::numeric_limits<double>::max()};
-  for (const auto& [tile_rows, unit] : kRowTiles) {
-    const int64_t row_tiles = CeilDiv<int64_t>(rows, tile_rows);
+  for (const RowTile& tile : kRowTiles) {
     for (const int groups : {2, 3}) {
       for (const int pair : {1, 2}) {
-        for (int parts = 1; parts <= kHopperMostParts && (parts == 1 || units >= 2 * parts);
-             parts *= 2) {
-          const int64_t at_once = room[std::countr_zero(static_cast<unsigned>(pair * parts))];
-          HopperForm form{.rows = tile_rows, .groups = groups, .pair = pair, .parts = parts};
-          const auto stages = static_cast<int>((kHopperSharedBytes - BytesBeside(form)) /
-                                               HopperStageBytes(tile_rows, groups, fine));
-          if (at_once == 0 || stages < kHopperFewestStages) continue;
-          const int64_t count = CeilDiv<int64_t>(tiles, 4 * groups * pair) * row_tiles;
-          CHECK(count < int64_t{1} << 31, "{} rows of {} tiles", rows, tiles);
-          const auto rounds = static_cast<double>(CeilDiv(count, at_once));
-          const double work = CeilDiv(units, parts) * groups * unit;
-          form.microseconds = parts > 1 ? rounds * (work + kStart + kParts)
-                                        : rounds * work + kStart + (rounds - 1) * kNextTile;
-          if (form.microseconds >= best.microseconds) continue;
-          form.stages = std::min(stages, kHopperMostStages);
-          form.tiles = static_cast<int>(count);
-          form.clusters = static_cast<int>(parts > 1 ? count : std::min(count, at_once));
-          best = form;
+        for (int parts = 1; parts <= kHopperMostParts; parts *= 2) {
+          const std::optional<HopperForm> form = CompleteHopperForm(
+              {.rows = tile.rows, .groups = groups, .pair = pair, .parts = parts}, tiles, units,
+              fine, rows, room);
+          if (form && form->microseconds < best.microseconds) best = *form;
         }
       }
     }

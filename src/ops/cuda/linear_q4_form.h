@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 namespace nibble::cuda::q4 {
 
@@ -54,8 +55,14 @@ constexpr size_t HopperStoreBytes(int groups) {
   return sizeof(float) * static_cast<size_t>(groups * kHopperStoredRows * HopperSumPitch(64));
 }
 
-// The form that should take least time for a weight of `tiles` · 16 outputs and `units` · 128
-// inputs. The same for the same device.
+// A form of which rows, groups, pair and parts are given, with what follows from them for a weight
+// of `tiles` · 16 outputs and `units` · 128 inputs: as many stages as a block has memory for and,
+// without parts, no more clusters than there is room for at a time. None where a block has too
+// little memory, a part less than two units, the device no such clusters, or a grid not so many.
+std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int units, bool fine,
+                                             int64_t rows, const ClusterRoom& room);
+
+// The form that should take least time. The same for the same device.
 HopperForm ChooseHopperForm(int tiles, int units, bool fine, int64_t rows, const ClusterRoom& room);
 
 }  // namespace nibble::cuda::q4

@@ -410,8 +410,7 @@ void LaunchHopper(Stream& stream, const Weights& w, const Product<T>& p, const H
 }
 
 template <typename T, bool kFine>
-void LaunchHopper(Stream& stream, const Weights& w, const Product<T>& p) {
-  const HopperForm form = ChooseHopperForm(w.tiles, w.units, kFine, p.rows, RoomOfDevice());
+void LaunchHopper(Stream& stream, const Weights& w, const Product<T>& p, const HopperForm& form) {
   const auto launch = [&]<int kRows>() {
     if (form.groups == 2) {
       LaunchHopper<T, kFine, kRows, 2>(stream, w, p, form);
@@ -442,18 +441,24 @@ bool HasHopperProduct() {
          attributes.sharedSizeBytes > 0;
 }
 
+HopperForm ChooseHopperForm(const Geometry& geometry, int64_t rows) {
+  return ChooseHopperForm(geometry.tiles, geometry.units, geometry.granule == 32, rows,
+                          hopper::RoomOfDevice());
+}
+
 template <typename T>
 void HopperProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
-                   const Product<T>& product) {
+                   const Product<T>& product, const HopperForm& form) {
   if (geometry.granule == 32) {
-    hopper::LaunchHopper<T, true>(stream, weights, product);
+    hopper::LaunchHopper<T, true>(stream, weights, product, form);
   } else {
-    hopper::LaunchHopper<T, false>(stream, weights, product);
+    hopper::LaunchHopper<T, false>(stream, weights, product, form);
   }
 }
 
-template void HopperProduct(Stream&, const Geometry&, const Weights&, const Product<__half>&);
+template void HopperProduct(Stream&, const Geometry&, const Weights&, const Product<__half>&,
+                            const HopperForm&);
 template void HopperProduct(Stream&, const Geometry&, const Weights&,
-                            const Product<__nv_bfloat16>&);
+                            const Product<__nv_bfloat16>&, const HopperForm&);
 
 }  // namespace nibble::cuda::q4

@@ -25,6 +25,7 @@
 #include "src/ops/cuda/dependent_launch.cuh"
 #include "src/ops/cuda/half.cuh"
 #include "src/ops/cuda/linear_q4.h"
+#include "src/ops/cuda/linear_q4_form.h"
 
 namespace nibble::cuda::q4 {
 
@@ -118,11 +119,13 @@ template <typename T>
 void LargeProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
                   const Product<T>& product, float* partials);
 
-// For any number of rows on Hopper, of weights that do not spread; whether this device has it.
+// For any number of rows on Hopper, of weights that do not spread; whether this device has it, and
+// the form that it should take there.
 bool HasHopperProduct();
+HopperForm ChooseHopperForm(const Geometry& geometry, int64_t rows);
 template <typename T>
 void HopperProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
-                   const Product<T>& product);
+                   const Product<T>& product, const HopperForm& form);
 
 // On the device ---------------------------------------------------------------------------------
 
