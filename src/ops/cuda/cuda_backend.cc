@@ -364,7 +364,7 @@ class CudaBackend final : public Backend {
   void MultiplyQ4(const CudaPlan& plan, const CudaLinear& weight, MatrixView x, Epilogue epilogue,
                   MatrixView out) {
     const Q4Layout& q4 = *weight.layout().q4;
-    if (x.rows <= LinearQ4MostRows(kernels_) && out.dtype == activations_) {
+    if (x.rows <= LinearQ4MostRows(q4, kernels_) && out.dtype == activations_) {
       return LinearQ4(*stream_, q4, weight.weight(), weight.bias(), x, epilogue, out,
                       plan.at<void>(plan.layout().linear_q4), kernels_);
     }

@@ -1,5 +1,5 @@
-// Every operation of the backend but 4-bit products, which have tests of their own, against the
-// reference; of attention only a few steps.
+// Every operation of the backend against the reference; of attention only a few steps, of 4-bit
+// products those of so many rows that the weight is dequantized first.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
@@ -7,6 +7,9 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <span>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "src/base/must.h"
@@ -225,6 +228,50 @@ TEST_P(CudaBackendTest, GatesAndConcatenates) {
           // Wide products round the gate and up first: each moves the outcome by a few roundings.
           ExpectNear(got, want, 4, gate_up ? 6 : 2.1);
         }
+      }
+    }
+  }
+}
+
+// More than tens of rows of weights whose groups are no multiple of 32, on any device; gate and up
+// where there are two.
+TEST_P(CudaBackendTest, MultipliesDequantizedWeights) {
+  Random random(7);
+  const auto plan = Must(cuda_->CreatePlan(
+      {.rows = 300, .sequences = 1, .context = 300, .logit_rows = 1}, kExtents));
+  for (const auto& [out, in, group] :
+       {std::tuple<int64_t, int64_t, int64_t>{111, 960, 48}, {200, 2000, 16}, {64, 222, -1}}) {
+    for (const bool has_bias : {false, true}) {
+      Weight weights[2];
+      HostMatrix bias[2] = {HostMatrix::Normal(1, out, random), HostMatrix::Normal(1, out, random)};
+      for (Weight& weight : weights) {
+        QuantizedWeight w = QuantizedWeight::Empty({.group_size = group}, out, in);
+        const auto step = static_cast<float>(0.2 / std::sqrt(in));  // so that outputs are near 1
+        for (uint8_t& pair : w.codes) pair = static_cast<uint8_t>(random.Below(256));
+        for (uint16_t& scale : w.scales) {
+          scale = F16FromFloat(step * static_cast<float>(0.5 + random.Uniform()));
+        }
+        for (uint8_t& zero : w.zeros) zero = static_cast<uint8_t>(random.Below(16));
+        weight = std::move(w);
+      }
+      LinearSource sources[2] = {{&weights[0], {}}, {&weights[1], {}}};
+      for (int i = 0; has_bias && i < 2; ++i) sources[i].bias = bias[i].values;
+      HostMatrix x = HostMatrix::Normal(200, in, random);
+      Round(x);
+      const DeviceMatrix from = ToDevice(x);
+      for (const Epilogue epilogue : {Epilogue::kNone, Epilogue::kAdd, Epilogue::kSiluMul}) {
+        const bool gate_up = epilogue == Epilogue::kSiluMul;
+        const Interleave interleave = gate_up ? Interleave::kGateUp : Interleave::kNone;
+        const std::span<const LinearSource> used(sources, gate_up ? 2 : 1);
+        const auto on_cuda = Must(cuda_->Prepare(used, interleave));
+        const auto on_ref = Must(ref_->Prepare(used, interleave));
+        HostMatrix want = HostMatrix::Normal(200, out, random);
+        Round(want);
+        const DeviceMatrix to = ToDevice(want);
+        ref_->Linear(*plan, *on_ref, x.view(), epilogue, want.view());
+        cuda_->Linear(*plan, *on_cuda, from.view, epilogue, to.view);
+        HostMatrix got = ToHost(to);
+        ExpectNear(got, want, 4, gate_up ? 6 : 2.1);  // as of dense weights
       }
     }
   }

@@ -27,11 +27,14 @@ __global__ void SpreadRows(Geometry g, const uint16_t* x, int64_t stride, uint16
 }  // namespace
 
 SharedMemory SharedMemory::OfDevice() {
-  int device = 0, of_block = 0, of_multiprocessor = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  cudaDeviceGetAttribute(&of_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  return {static_cast<size_t>(of_block), static_cast<size_t>(of_multiprocessor)};
+  static const SharedMemory memory = [] {
+    int device = 0, of_block = 0, of_multiprocessor = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    cudaDeviceGetAttribute(&of_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+    return SharedMemory{static_cast<size_t>(of_block), static_cast<size_t>(of_multiprocessor)};
+  }();
+  return memory;
 }
 
 // Room for kSpreadRows rows of four times the inputs, or of a row of groups of 1 in 32.
@@ -42,13 +45,23 @@ size_t SpreadBytes(int64_t rows, int64_t in_features) {
 
 }  // namespace q4
 
+namespace {
+
 // Of Llama-2-7B's layers on an H200 (docs/results/kernels.md).
 constexpr int64_t kHopperFewestRows = 9, kHopperMostRows = 2048, kPortableMostRows = 128;
 
-int64_t LinearQ4MostRows(CudaKernels kernels) {
+// Whether tens of rows go through Hopper's kernel.
+bool TakesHopper(const q4::Geometry& geometry, CudaKernels kernels) {
+  return kernels == CudaKernels::kAuto && !geometry.spreads && q4::HasHopperProduct();
+}
+
+}  // namespace
+
+int64_t LinearQ4MostRows(const Q4Layout& layout, CudaKernels kernels) {
   if (kernels == CudaKernels::kBatchInvariant) return std::numeric_limits<int64_t>::max();
-  return kernels == CudaKernels::kAuto && q4::HasHopperProduct() ? kHopperMostRows
-                                                                 : kPortableMostRows;
+  const auto geometry =
+      q4::Geometry::Of(layout.out_features, layout.in_features, layout.group_length);
+  return TakesHopper(geometry, kernels) ? kHopperMostRows : kPortableMostRows;
 }
 
 size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_features) {
@@ -85,8 +98,7 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
                             .outputs = static_cast<int>(outputs),
                             .epilogue = epilogue};
     };
-    if (kernels == CudaKernels::kAuto && x.rows >= kHopperFewestRows && !geometry.spreads &&
-        q4::HasHopperProduct()) {
+    if (x.rows >= kHopperFewestRows && TakesHopper(geometry, kernels)) {
       q4::HopperProduct(stream, geometry, weights, product_of(0, x.rows),
                         q4::ChooseHopperForm(geometry, x.rows));
       stream.CheckLaunch("a 4-bit linear layer", x.rows, outputs);

@@ -35,9 +35,9 @@ void PackQ4(Stream& stream, const Q4Layout& layout, DType activations, const uin
             const uint16_t* scales, const uint8_t* zeros, int64_t rows, int64_t first_row,
             int64_t row_step, void* packed);
 
-// For more rows it is faster to expand a weight once (DequantizeQ4) and to multiply densely. No limit
-// under kBatchInvariant, where all rows go through LinearQ4.
-int64_t LinearQ4MostRows(CudaKernels kernels);
+// For more rows it is faster to expand such a weight once (DequantizeQ4) and to multiply densely.
+// No limit under kBatchInvariant, where all rows go through LinearQ4.
+int64_t LinearQ4MostRows(const Q4Layout& layout, CudaKernels kernels);
 
 // Scratch bytes that LinearQ4 wants for up to `rows` rows of any weight with at most these inputs.
 size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_features);

@@ -435,10 +435,13 @@ void LaunchHopper(Stream& stream, const Weights& w, const Product<T>& p, const H
 
 bool HasHopperProduct() {
   // Without Hopper's code the kernel is empty and has no barriers.
-  cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, hopper::HopperKernel<__half, false, 64, 2>) ==
-             cudaSuccess &&
-         attributes.sharedSizeBytes > 0;
+  static const bool has = [] {
+    cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, hopper::HopperKernel<__half, false, 64, 2>) ==
+               cudaSuccess &&
+           attributes.sharedSizeBytes > 0;
+  }();
+  return has;
 }
 
 HopperForm ChooseHopperForm(const Geometry& geometry, int64_t rows) {

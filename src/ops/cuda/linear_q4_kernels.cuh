@@ -274,6 +274,7 @@ __device__ void StoreFragment(const Product<T>& p, int first_output, int g, int 
 }
 
 // Shared memory that one block may have, and that all blocks of a multiprocessor have together.
+// Asked for once, as HasHopperProduct is: a process uses one device.
 struct SharedMemory {
   size_t of_block, of_multiprocessor;
   static SharedMemory OfDevice();
