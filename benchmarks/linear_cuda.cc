@@ -1,8 +1,13 @@
-// The 4-bit linear layers of the CUDA backend at the shapes of Llama-2-7B, against the device's
-// limits and cuBLASLt's fp16.
+// The 4-bit linear layers of the CUDA backend at the shapes of a model, against the device's limits
+// and cuBLASLt's fp16.
 //
-//   benchmark_linear_cuda [--rows=1,8,16] [--no-cublas] [--portable] [--bf16] [--group=128] [--asym]
-//                         [--read-tbps=4.5] [--tflops=770]
+//   benchmark_linear_cuda [--model=llama-2-7b] [--rows=1,8,16] [--no-cublas] [--dequantize]
+//                         [--portable] [--bf16] [--group=128] [--asym] [--read-tbps=4.5]
+//                         [--tflops=770]
+//
+// --model: any PRESET of random:PRESET. --dequantize adds a column: the time of the backend's other
+// way for many rows, a dequantized copy of the weight and cuBLASLt, without what finishes gate and
+// up after that. Neither way cuts rows as a step does (PlanLayout::wide_rows).
 //
 // Each figure is the median time of a product inside a CUDA graph of many, whose weights together
 // are several times the L2 cache. `layer` is the chain of a layer's four products. The limit is the
@@ -20,9 +25,14 @@
 #include <string>
 #include <vector>
 
+#include "src/base/must.h"
 #include "src/base/random.h"
+#include "src/checkpoint/random_checkpoint.h"
+#include "src/model/model_config.h"
+#include "src/ops/cuda/cuda_plan.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/cuda/linear_q4.h"
+#include "src/ops/cuda/matrix_product.h"
 #include "src/ops/cuda/stream.h"
 
 namespace nibble::cuda {
@@ -39,14 +49,17 @@ struct LinearShape {
   int64_t out, in;
   Epilogue epilogue;
 };
-constexpr LinearShape kShapes[] = {{"qkv", 12288, 4096, Epilogue::kNone},
-                                   {"o", 4096, 4096, Epilogue::kAdd},
-                                   {"gate_up", 22016, 4096, Epilogue::kSiluMul},
-                                   {"down", 4096, 11008, Epilogue::kAdd}};
+std::vector<LinearShape> ShapesOf(const ModelConfig& model) {
+  return {{"qkv", model.qkv_features(), model.hidden, Epilogue::kNone},
+          {"o", model.hidden, model.q_features(), Epilogue::kAdd},
+          {"gate_up", 2 * model.intermediate, model.hidden, Epilogue::kSiluMul},
+          {"down", model.hidden, model.intermediate, Epilogue::kAdd}};
+}
 
 struct Options {
   std::vector<int64_t> rows = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096};
-  bool cublas = true;
+  std::string model = "llama-2-7b";
+  bool cublas = true, dequantize = false;
   CudaKernels kernels = CudaKernels::kAuto;
   DType dtype = DType::kF16;
   QuantSpec spec{.group_size = 128, .grid = Grid::kSymmetric};
@@ -89,26 +102,38 @@ void FillHalves(void* to, size_t count, DType dtype, float magnitude) {
 
 class Bench {
  public:
-  explicit Bench(const Options& options)
+  Bench(const Options& options, const ModelConfig& model)
       : options_(options),
+        shapes_(ShapesOf(model)),
         stream_(std::move(*Stream::Create())),
-        pool_(Allocate(kPoolBytes)),
-        x_(Allocate(kMaxRows * 11008 * 2)),
-        out_(Allocate(kMaxRows * 22016 * 2)),
-        scratch_(Allocate(LinearQ4ScratchBytes(stream_->multiprocessors(), kMaxRows, 11008))) {
-    FillHalves(x_.get(), kMaxRows * 11008, options.dtype, 1);
+        product_(Must(MatrixProduct::Create(options.kernels))),
+        pool_(Allocate(kPoolBytes)) {
+    int64_t longest = 0, widest = 0;
+    for (const LinearShape& shape : shapes_) {
+      longest = std::max(longest, shape.in);
+      widest = std::max(widest, shape.out);
+    }
+    const auto x_count = static_cast<size_t>(kMaxRows * longest);
+    x_ = Allocate(x_count * 2);
+    out_ = Allocate(static_cast<size_t>(kMaxRows * widest) * 2);
+    FillHalves(x_.get(), x_count, options.dtype, 1);
+    // What a step has for its linears.
+    const int multiprocessors = stream_->multiprocessors();
+    const StepLimits limits{.rows = kMaxRows, .sequences = 1, .context = 1, .logit_rows = 1};
+    scratch_ = Allocate(LinearQ4ScratchBytes(multiprocessors, kMaxRows, longest));
+    dense_bytes_ = PlanLayout::Of(limits, model.extents(), multiprocessors).dequantized_bytes;
+    dense_ = Allocate(dense_bytes_);
+    workspace_ = Allocate(kWorkspaceBytes);
     // Any bits are codes; scales must be small numbers, so random bits of exponent 2^-9 … 2^-6
     // serve for both.
     FillHalves(pool_.get(), kPoolBytes / 2, DType::kF16, 0.01f);
-    if (options_.cublas) {
-      cublasLtCreate(&cublas_);
-      workspace_ = Allocate(kWorkspaceBytes);
-    }
+    if (options_.cublas) cublasLtCreate(&cublas_);
   }
 
   // The median time of one call of work(i), microseconds, `count` calls in a graph.
   template <typename Work>
   double Microseconds(int count, const Work& work) {
+    work(0);  // loads the kernels, which a capture must not
     cudaGraph_t graph;
     cudaGraphExec_t executable;
     Must(cudaStreamBeginCapture(stream_->get(), cudaStreamCaptureModeGlobal), "capture");
@@ -140,16 +165,27 @@ class Bench {
     return 1e3 * times[kRepetitions / 2] / count;
   }
 
+  MatrixView Matrix(const Memory& memory, int64_t rows, int64_t columns) const {
+    return {memory.get(), options_.dtype, rows, columns, columns};
+  }
   void Linear(const LinearShape& shape, int64_t rows, size_t offset) {
-    const Q4Layout layout = Q4Layout::Of(shape.out, shape.in, options_.spec);
     const int64_t columns = shape.epilogue == Epilogue::kSiluMul ? shape.out / 2 : shape.out;
-    LinearQ4(*stream_, layout, static_cast<std::byte*>(pool_.get()) + offset, nullptr,
-             {x_.get(), options_.dtype, rows, shape.in, shape.in}, shape.epilogue,
-             {out_.get(), options_.dtype, rows, columns, columns}, scratch_.get(), options_.kernels);
+    LinearQ4(*stream_, Layout(shape), static_cast<std::byte*>(pool_.get()) + offset, nullptr,
+             Matrix(x_, rows, shape.in), shape.epilogue, Matrix(out_, rows, columns),
+             scratch_.get(), options_.kernels);
   }
-  size_t Bytes(const LinearShape& shape) const {
-    return Q4Layout::Of(shape.out, shape.in, options_.spec).total_bytes;
+  void Dequantized(const LinearShape& shape, int64_t rows, size_t offset) {
+    product_->RunDequantized(*stream_, Matrix(x_, rows, shape.in), Layout(shape),
+                             static_cast<std::byte*>(pool_.get()) + offset,
+                             shape.epilogue == Epilogue::kAdd ? MatrixProduct::Output::kAdd
+                                                              : MatrixProduct::Output::kReplace,
+                             Matrix(out_, rows, shape.out), dense_.get(), dense_bytes_,
+                             workspace_.get(), kWorkspaceBytes);
   }
+  Q4Layout Layout(const LinearShape& shape) const {
+    return Q4Layout::Of(shape.out, shape.in, options_.spec);
+  }
+  size_t Bytes(const LinearShape& shape) const { return Layout(shape).total_bytes; }
   double LimitMicroseconds(const LinearShape& shape, int64_t rows) const {
     const double bytes = static_cast<double>(Bytes(shape)) +
                          2.0 * static_cast<double>(rows * (shape.in + shape.out));
@@ -158,18 +194,20 @@ class Bench {
     return 1e6 * std::max(bytes / options_.read_bytes_per_second,
                           operations / options_.operations_per_second);
   }
-  double Time(const LinearShape& shape, int64_t rows) {
+  // One product, and the chain of a layer's, in either way.
+  using Way = void (Bench::*)(const LinearShape& shape, int64_t rows, size_t offset);
+  double Time(Way way, const LinearShape& shape, int64_t rows) {
     const size_t bytes = Bytes(shape);
     const int copies = std::min<int>(kMaxCopies, static_cast<int>(kPoolBytes / bytes));
     return Microseconds(copies,
-                        [&](int i) { Linear(shape, rows, static_cast<size_t>(i) * bytes); });
+                        [&](int i) { (this->*way)(shape, rows, static_cast<size_t>(i) * bytes); });
   }
-  double LayerTime(int64_t rows) {
+  double LayerTime(Way way, int64_t rows) {
     size_t offset = 0;
     return Microseconds(kLayers, [&](int i) {
       if (i == 0) offset = 0;
-      for (const LinearShape& shape : kShapes) {
-        Linear(shape, rows, offset);
+      for (const LinearShape& shape : shapes_) {
+        (this->*way)(shape, rows, offset);
         offset += Bytes(shape);
       }
     });
@@ -217,34 +255,43 @@ class Bench {
   }
 
   void Run() {
-    std::printf("%5s %-8s %9s %9s %6s %9s %7s\n", "rows", "product", "us", "limit us", "share",
-                "fp16 us", "speedup");
+    std::printf("%5s %-8s %9s %9s %6s %9s %7s%s\n", "rows", "product", "us", "limit us", "share",
+                "fp16 us", "speedup", options_.dequantize ? "  dequantized us" : "");
     for (const int64_t rows : options_.rows) {
-      double total = 0, limit = 0, dense = 0;
-      const auto print = [&](const char* name, double time, double bound, double cublas) {
-        std::printf("%5lld %-8s %9.2f %9.2f %6.2f %9.2f %7.2f\n", static_cast<long long>(rows),
-                    name, time, bound, bound / time, cublas, cublas / time);
+      double total = 0, limit = 0, dense = 0, total_dequantized = 0;
+      const auto print = [&](const char* name, double time, double bound, double cublas,
+                             double dequantized) {
+        std::printf("%5lld %-8s %9.2f %9.2f %6.2f %9.2f %7.2f", static_cast<long long>(rows), name,
+                    time, bound, bound / time, cublas, cublas / time);
+        if (options_.dequantize) std::printf(" %15.2f", dequantized);
+        std::puts("");
       };
-      for (const LinearShape& shape : kShapes) {
-        const double time = Time(shape, rows);
+      for (const LinearShape& shape : shapes_) {
+        const double time = Time(&Bench::Linear, shape, rows);
         const double cublas = options_.cublas ? CublasTime(shape, rows) : 0;
-        print(shape.name, time, LimitMicroseconds(shape, rows), cublas);
+        const double dequantized = options_.dequantize ? Time(&Bench::Dequantized, shape, rows) : 0;
+        print(shape.name, time, LimitMicroseconds(shape, rows), cublas, dequantized);
         total += time;
         dense += cublas;
+        total_dequantized += dequantized;
         limit += LimitMicroseconds(shape, rows);
       }
-      print("sum", total, limit, dense);
-      print("layer", LayerTime(rows), limit, dense);
+      print("sum", total, limit, dense, total_dequantized);
+      print("layer", LayerTime(&Bench::Linear, rows), limit, dense,
+            options_.dequantize ? LayerTime(&Bench::Dequantized, rows) : 0);
       std::fflush(stdout);
     }
   }
 
  private:
-  static constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+  static constexpr size_t kWorkspaceBytes = PlanLayout::kMatrixProductBytes;
 
   Options options_;
+  std::vector<LinearShape> shapes_;
   std::unique_ptr<Stream> stream_;
-  Memory pool_, x_, out_, scratch_, workspace_;
+  std::unique_ptr<MatrixProduct> product_;
+  Memory pool_, x_, out_, scratch_, dense_, workspace_;
+  size_t dense_bytes_ = 0;
   cublasLtHandle_t cublas_ = nullptr;
 };
 
@@ -261,10 +308,14 @@ int Main(int argc, char** argv) {
       for (char* at = const_cast<char*>(list); *at != '\0'; at += *at == ',') {
         options.rows.push_back(std::clamp<int64_t>(std::strtoll(at, &at, 10), 1, kMaxRows));
       }
+    } else if (const char* model = value("--model=")) {
+      options.model = model;
     } else if (argument == "--portable") {
       options.kernels = CudaKernels::kPortable;
     } else if (argument == "--no-cublas") {
       options.cublas = false;
+    } else if (argument == "--dequantize") {
+      options.dequantize = true;
     } else if (argument == "--bf16") {
       options.dtype = DType::kBF16;
     } else if (argument == "--asym") {
@@ -280,12 +331,25 @@ int Main(int argc, char** argv) {
       return 2;
     }
   }
+  const Json config = RandomPresetConfig(options.model);
+  if (config.is_null()) {
+    std::fprintf(stderr, "no model %s\n", options.model.c_str());
+    return 2;
+  }
+  const ModelConfig model = Must(ParseModelConfig(config, Json::object(), options.model));
+  for (const LinearShape& shape : ShapesOf(model)) {
+    const int64_t group = options.spec.GroupLength(shape.in);
+    if (shape.in % group == 0) continue;
+    std::fprintf(stderr, "groups of %lld do not divide the %lld inputs of %s\n",
+                 static_cast<long long>(group), static_cast<long long>(shape.in), shape.name);
+    return 2;
+  }
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
     std::puts("no CUDA device");
     return 0;
   }
-  Bench(options).Run();
+  Bench(options, model).Run();
   return 0;
 }
 

@@ -22,8 +22,6 @@ namespace {
 constexpr int64_t kStepRows = 4096;
 // What the driver takes while nibble runs, and nibble does not count: kernels' code, graphs.
 constexpr size_t kUncountedBytes = size_t{256} << 20;
-// Rows of a dequantized piece begin at multiples of this (see DequantizeQ4).
-constexpr int64_t kDequantizeRowMultiple = 128;
 
 // The pool: [layers][keys, values][blocks, kv_heads, kBlockTokens, head_dim]. Of 8 bits the scales
 // follow, [layers][blocks, kv_heads, kBlockTokens], and room for one layer's keys and values in 16.
@@ -71,6 +69,10 @@ const CudaLinear& Cuda(const PreparedLinear& linear) {
   return static_cast<const CudaLinear&>(linear);
 }
 const CudaKvCache& Cuda(const KvCache& cache) { return static_cast<const CudaKvCache&>(cache); }
+
+MatrixProduct::Output OutputOf(Epilogue epilogue) {
+  return epilogue == Epilogue::kAdd ? MatrixProduct::Output::kAdd : MatrixProduct::Output::kReplace;
+}
 
 class CudaBackend final : public Backend {
  public:
@@ -368,28 +370,21 @@ class CudaBackend final : public Backend {
       return LinearQ4(*stream_, q4, weight.weight(), weight.bias(), x, epilogue, out,
                       plan.at<void>(plan.layout().linear_q4), kernels_);
     }
-    // A piece of the weight at a time, small enough to be read back from the cache.
     const bool direct = weight.bias() == nullptr && epilogue != Epilogue::kSiluMul;
     const MatrixView wide = direct ? out : Wide(plan, weight, x.rows);
-    const auto fit = static_cast<int64_t>(plan.layout().dequantized_bytes) / (2 * x.columns);
-    const int64_t step = std::max(kDequantizeRowMultiple,
-                                  fit / kDequantizeRowMultiple * kDequantizeRowMultiple);
-    for (int64_t first = 0; first < q4.out_features; first += step) {
-      const int64_t count = std::min(step, q4.out_features - first);
-      void* dense = plan.at<void>(plan.layout().dequantized);
-      DequantizeQ4(*stream_, q4, weight.weight(), activations_, first, count, dense);
-      Product(plan, x, dense, direct ? epilogue : Epilogue::kNone, wide.Columns(first, count));
-    }
+    const PlanLayout& layout = plan.layout();
+    product_->RunDequantized(*stream_, x, q4, weight.weight(),
+                             OutputOf(direct ? epilogue : Epilogue::kNone), wide,
+                             plan.at<void>(layout.dequantized), layout.dequantized_bytes,
+                             plan.at<void>(layout.matrix_product),
+                             PlanLayout::kMatrixProductBytes);
     if (!direct) FinishLinear(*stream_, wide, weight.bias(), epilogue, out);
   }
 
   void Product(const CudaPlan& plan, MatrixView x, const void* w, Epilogue epilogue,
                MatrixView out) {
-    product_->Run(*stream_, x, w,
-                  epilogue == Epilogue::kAdd ? MatrixProduct::Output::kAdd
-                                             : MatrixProduct::Output::kReplace,
-                  out, plan.at<void>(plan.layout().matrix_product),
-                  PlanLayout::kMatrixProductBytes);
+    product_->Run(*stream_, x, w, OutputOf(epilogue), out,
+                  plan.at<void>(plan.layout().matrix_product), PlanLayout::kMatrixProductBytes);
   }
 
   MatrixView Wide(const CudaPlan& plan, const CudaLinear& weight, int64_t rows) const {

@@ -2,9 +2,11 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "src/ops/cuda/linear_q4_test_util.cuh"
+#include "src/ops/cuda/matrix_product.h"
 
 namespace nibble::cuda {
 namespace {
@@ -135,6 +137,40 @@ TEST_F(LinearQ4Test, Epilogues) {
                  .out_gap = 3,
                  .split = std::min<int64_t>(out, 13)},
                 6);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+// The other way to multiply many rows, with room for a piece of the weight and for all of it.
+TEST_F(LinearQ4Test, Dequantized) {
+  constexpr size_t kWorkspaceBytes = size_t{4} << 20;
+  const auto product = MatrixProduct::Create(CudaKernels::kAuto);
+  ASSERT_TRUE(product.has_value()) << product.error().message();
+  const Buffer workspace = Allocate(kWorkspaceBytes);
+  for (const DType dtype : {DType::kF16, DType::kBF16}) {
+    for (const auto& [in, group] : {std::pair<int64_t, int64_t>{1024, 128}, {960, 48}, {222, -1}}) {
+      for (const Epilogue epilogue : {Epilogue::kNone, Epilogue::kAdd}) {
+        const Problem p{.rows = 130,
+                        .out = 600,
+                        .in = in,
+                        .group = group,
+                        .dtype = dtype,
+                        .epilogue = epilogue,
+                        .out_gap = 8};
+        SCOPED_TRACE(p.text());
+        const Case c = MakeCase(p, 10);
+        for (const int64_t rows : {128, 300, 600}) {
+          const Buffer dense = Allocate(static_cast<size_t>(rows * in) * 2);
+          CheckProduct(c, [&] {
+            (*product)->RunDequantized(*stream_, c.x_view, c.layout, c.packed.data(),
+                                       epilogue == Epilogue::kAdd ? MatrixProduct::Output::kAdd
+                                                                  : MatrixProduct::Output::kReplace,
+                                       c.out_view, dense.data(), dense.size(), workspace.data(),
+                                       kWorkspaceBytes);
+          });
           if (HasFatalFailure()) return;
         }
       }

@@ -13,6 +13,9 @@ cudaDataType_t CudaType(DType type) {
 // The rows for which the algorithm of all rows is chosen, where it must be the same.
 constexpr uint64_t kInvariantRows = 128;
 
+// Rows of a dequantized piece begin at multiples of this (see DequantizeQ4).
+constexpr int64_t kDequantizeRowMultiple = 128;
+
 // The largest power of two up to 256 that divides the address and, in bytes, the stride.
 int Alignment(const void* data, int64_t stride, DType type) {
   const uint64_t bits =
@@ -121,6 +124,19 @@ void MatrixProduct::Run(Stream& stream, MatrixView x, const void* w, Output outp
   }
   stream.Check(status == CUBLAS_STATUS_SUCCESS ? cudaGetLastError() : cudaErrorNotSupported,
                "a matrix product (cuBLASLt)", x.rows, out.columns);
+}
+
+void MatrixProduct::RunDequantized(Stream& stream, MatrixView x, const Q4Layout& layout,
+                                   const void* packed, Output output, MatrixView out, void* dense,
+                                   size_t dense_bytes, void* workspace, size_t workspace_bytes) {
+  const auto fit = static_cast<int64_t>(dense_bytes) / (2 * layout.in_features);
+  const int64_t step =
+      std::max(kDequantizeRowMultiple, fit / kDequantizeRowMultiple * kDequantizeRowMultiple);
+  for (int64_t first = 0; first < layout.out_features; first += step) {
+    const int64_t count = std::min(step, layout.out_features - first);
+    DequantizeQ4(stream, layout, packed, x.dtype, first, count, dense);
+    Run(stream, x, dense, output, out.Columns(first, count), workspace, workspace_bytes);
+  }
 }
 
 }  // namespace nibble::cuda

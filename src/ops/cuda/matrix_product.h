@@ -13,6 +13,7 @@
 #include "src/base/error.h"
 #include "src/ops/backend.h"
 #include "src/ops/cuda/cuda_backend.h"
+#include "src/ops/cuda/linear_q4.h"
 #include "src/ops/cuda/stream.h"
 
 namespace nibble::cuda {
@@ -31,6 +32,12 @@ class MatrixProduct {
   enum class Output { kReplace, kAdd };
   void Run(Stream& stream, MatrixView x, const void* w, Output output, MatrixView out,
            void* workspace, size_t workspace_bytes);
+
+  // The same of a 4-bit weight, which is dequantized piece by piece, as much of it at a time as
+  // fits into `dense`. 128 of its rows must fit, or all if it has fewer.
+  void RunDequantized(Stream& stream, MatrixView x, const Q4Layout& layout, const void* packed,
+                      Output output, MatrixView out, void* dense, size_t dense_bytes,
+                      void* workspace, size_t workspace_bytes);
 
  private:
   // Everything an algorithm's choice depends on: rows, columns, in, strides of x and out, types,
