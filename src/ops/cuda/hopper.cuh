@@ -54,7 +54,8 @@ __device__ inline void WaitForPhase(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// A shared address of this block's, as that of the same variable in the cluster's block of that rank.
+// A shared address of this block's, as that of the same variable in the cluster's block of that
+// rank.
 __device__ inline uint32_t MapToRank(uint32_t shared, uint32_t rank) {
   uint32_t mapped;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(shared), "r"(rank));
@@ -66,11 +67,6 @@ __device__ inline void ArriveAtCluster() {
 }
 __device__ inline void WaitForCluster() {
   asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-}
-// At a barrier that was mapped to a block of the cluster. Says that something was read; what was
-// written is not seen because of it.
-__device__ inline void ArriveMapped(uint32_t mapped_barrier) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(mapped_barrier) : "memory");
 }
 // Copies `bytes` of this block's shared memory to a mapped address, whose block's barrier counts
 // them.
@@ -93,13 +89,12 @@ __device__ inline void CopyBox(uint32_t shared, const CUtensorMap& map, int c0, 
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2)
       : "memory");
 }
-// To the same place of all blocks whose rank's bit is set, for the same barrier of each.
-__device__ inline void CopyBoxToBlocks(uint32_t shared, const CUtensorMap& map, int c0, int c1,
-                                       uint32_t barrier, uint16_t blocks) {
+__device__ inline void CopyBox(uint32_t shared, const CUtensorMap& map, int c0, int c1,
+                               uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared),
-      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "h"(blocks)
+      " [%0], [%1, {%3, %4}], [%2];" ::"r"(shared),
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
       : "memory");
 }
 

@@ -40,7 +40,7 @@ std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int uni
                                              int64_t rows, const ClusterRoom& room) {
   const auto* const tile = std::ranges::find(kRowTiles, form.rows, &RowTile::rows);
   CHECK(tile != std::end(kRowTiles), "tiles of {} rows", form.rows);
-  const int64_t at_once = room[std::countr_zero(static_cast<unsigned>(form.pair * form.parts))];
+  const int64_t at_once = room[std::countr_zero(static_cast<unsigned>(form.parts))];
   const auto stages = static_cast<int>((kHopperSharedBytes - BytesBeside(form)) /
                                        HopperStageBytes(form.rows, form.groups, fine));
   const bool is_split = form.parts > 1;
@@ -48,7 +48,7 @@ std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int uni
     return std::nullopt;
   }
   const int64_t count =
-      CeilDiv<int64_t>(tiles, 4 * form.groups * form.pair) * CeilDiv<int64_t>(rows, form.rows);
+      CeilDiv<int64_t>(tiles, 4 * form.groups) * CeilDiv<int64_t>(rows, form.rows);
   CHECK(count < int64_t{1} << 31, "{} rows of {} tiles", rows, tiles);
   const int64_t clusters = is_split ? count : std::min(count, at_once);
   if (clusters > kMostClusters) return std::nullopt;
@@ -62,20 +62,16 @@ std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int uni
   return form;
 }
 
-// Sharing rows of x has no gain in this estimate, so that of two equal forms the one without a pair,
-// which comes first, is taken: none has a pair today.
 HopperForm ChooseHopperForm(int tiles, int units, bool fine, int64_t rows,
                             const ClusterRoom& room) {
   HopperForm best{.microseconds = std::numeric_limits<double>::max()};
   for (const RowTile& tile : kRowTiles) {
     for (const int groups : {2, 3}) {
-      for (const int pair : {1, 2}) {
-        for (int parts = 1; parts <= kHopperMostParts; parts *= 2) {
-          const std::optional<HopperForm> form = CompleteHopperForm(
-              {.rows = tile.rows, .groups = groups, .pair = pair, .parts = parts}, tiles, units,
-              fine, rows, room);
-          if (form && form->microseconds < best.microseconds) best = *form;
-        }
+      for (int parts = 1; parts <= kHopperMostParts; parts *= 2) {
+        const std::optional<HopperForm> form =
+            CompleteHopperForm({.rows = tile.rows, .groups = groups, .parts = parts}, tiles, units,
+                               fine, rows, room);
+        if (form && form->microseconds < best.microseconds) best = *form;
       }
     }
   }

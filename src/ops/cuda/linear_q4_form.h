@@ -9,18 +9,17 @@
 
 namespace nibble::cuda::q4 {
 
-// Clusters of 1, 2, 4 and 8 blocks, one block to a multiprocessor, that a device runs at a time.
-using ClusterRoom = std::array<int, 4>;
+// Clusters of 1, 2 and 4 blocks, one block to a multiprocessor, that a device runs at a time.
+using ClusterRoom = std::array<int, 3>;
 
-// A cluster of pair · parts blocks makes `pair` neighbouring tiles of 64 · groups outputs by `rows`
-// rows at a time. `parts` blocks divide the inputs of a tile; the blocks of a pair share rows of x.
+// A cluster of `parts` blocks, which divide the inputs, makes one tile of 64 · groups outputs by
+// `rows` rows at a time.
 struct HopperForm {
   int rows = 0;    // 16, 32, 64 or 128
   int groups = 0;  // 2 or 3 warpgroups
-  int pair = 0;    // 1 or 2
   int parts = 0;   // 1, 2 or 4
   int stages = 0;  // of a block's ring
-  int tiles = 0;   // of outputs (pairs) by rows, one for each cluster where parts > 1
+  int tiles = 0;   // of outputs by rows, one for each cluster where parts > 1
   int clusters = 0;
   double microseconds = 0;  // estimated
 
@@ -33,7 +32,6 @@ inline constexpr int kHopperMostStages = 12;
 // At least three: a consumer waits for the next one while it has this one and the one before. With
 // fewer than four, memory's latency shows.
 inline constexpr int kHopperFewestStages = 4;
-// Times two they are a cluster of eight, which all devices have.
 inline constexpr int kHopperMostParts = 4;
 
 // Bytes of a stage: one unit of 128 inputs. fine: scales for every 32 inputs, else for 64 or more.
@@ -55,7 +53,7 @@ constexpr size_t HopperStoreBytes(int groups) {
   return sizeof(float) * static_cast<size_t>(groups * kHopperStoredRows * HopperSumPitch(64));
 }
 
-// A form of which rows, groups, pair and parts are given, with what follows from them for a weight
+// A form of which rows, groups and parts are given, with what follows from them for a weight
 // of `tiles` · 16 outputs and `units` · 128 inputs: as many stages as a block has memory for and,
 // without parts, no more clusters than there is room for at a time. None where a block has too
 // little memory, a part less than two units, the device no such clusters, or a grid not so many.

@@ -8,7 +8,7 @@
 namespace nibble::cuda::q4 {
 namespace {
 
-constexpr ClusterRoom kH200{132, 66, 30, 15};
+constexpr ClusterRoom kH200{132, 66, 30};
 
 // Everything that the kernel relies on.
 void CheckForm(const HopperForm& form, int tiles, int units, bool fine, int64_t rows) {
@@ -17,13 +17,12 @@ void CheckForm(const HopperForm& form, int tiles, int units, bool fine, int64_t 
   ASSERT_GE(form.stages, kHopperFewestStages);
   EXPECT_LE(form.stages, kHopperMostStages);
   EXPECT_LE(form.shared_bytes(fine), kHopperSharedBytes);
-  const int64_t cluster_outputs = int64_t{4} * form.groups * form.pair;
+  const int64_t cluster_outputs = int64_t{4} * form.groups;
   const int64_t row_tiles = (rows + form.rows - 1) / form.rows;
   EXPECT_EQ(form.tiles, (tiles + cluster_outputs - 1) / cluster_outputs * row_tiles);
   EXPECT_GE(form.clusters, 1);
   EXPECT_LE(form.clusters, form.tiles);
   EXPECT_LE(form.clusters, 65535);  // of a grid's second dimension
-  EXPECT_LE(form.pair * form.parts, 8);
   if (form.parts == 1) return;
   EXPECT_EQ(form.clusters, form.tiles);
   EXPECT_LE(2 * form.parts, units);
@@ -38,7 +37,7 @@ TEST(HopperFormTest, AnyShapeHasAForm) {
       for (const int64_t rows : {1, 9, 16, 17, 33, 64, 65, 128, 129, 200, 512, 2048, 100000}) {
         for (const bool fine : {false, true}) {
           // The whole of a GPU, and a part of one, without large clusters.
-          for (const ClusterRoom& room : {kH200, ClusterRoom{7, 3, 0, 0}}) {
+          for (const ClusterRoom& room : {kH200, ClusterRoom{7, 3, 0}}) {
             CheckForm(ChooseHopperForm(tiles, units, fine, rows, room), tiles, units, fine, rows);
           }
         }
@@ -47,36 +46,31 @@ TEST(HopperFormTest, AnyShapeHasAForm) {
   }
 }
 
-// Of all rows, groups, pairs and parts only the largest tiles do not fit into a block with what
+// Of all rows, groups and parts only the largest tiles do not fit into a block with what
 // other parts send.
 TEST(HopperFormTest, AllButTheLargestAreCompleted) {
   constexpr int kTiles = 37, kUnits = 9;
   for (const int tile_rows : {16, 32, 64, 128}) {
     for (const int groups : {2, 3}) {
-      for (const int pair : {1, 2}) {
-        for (const int parts : {1, 2, 4}) {
-          for (const bool fine : {false, true}) {
-            const auto complete = [&](int64_t rows, const ClusterRoom& room) {
-              return CompleteHopperForm(
-                  {.rows = tile_rows, .groups = groups, .pair = pair, .parts = parts}, kTiles,
-                  kUnits, fine, rows, room);
-            };
-            SCOPED_TRACE(testing::Message() << tile_rows << " rows, " << groups << " groups, pair "
-                                            << pair << ", " << parts << " parts, fine " << fine);
-            for (const int64_t rows : {tile_rows - 1, 5 * tile_rows + 1}) {
-              const std::optional<HopperForm> form = complete(rows, kH200);
-              ASSERT_EQ(form.has_value(), tile_rows < 128 || groups == 2 || parts == 1);
-              if (!form) continue;
-              EXPECT_EQ(form->rows, tile_rows);
-              EXPECT_EQ(form->groups, groups);
-              EXPECT_EQ(form->pair, pair);
-              EXPECT_EQ(form->parts, parts);
-              CheckForm(*form, kTiles, kUnits, fine, rows);
-              // Without parts no more clusters than there are at a time; with them as many as
-              // tiles.
-              EXPECT_EQ(complete(rows, {2, 2, 2, 2})->clusters,
-                        parts > 1 ? form->tiles : std::min(form->tiles, 2));
-            }
+      for (const int parts : {1, 2, 4}) {
+        for (const bool fine : {false, true}) {
+          const auto complete = [&](int64_t rows, const ClusterRoom& room) {
+            return CompleteHopperForm({.rows = tile_rows, .groups = groups, .parts = parts}, kTiles,
+                                      kUnits, fine, rows, room);
+          };
+          SCOPED_TRACE(testing::Message() << tile_rows << " rows, " << groups << " groups, "
+                                          << parts << " parts, fine " << fine);
+          for (const int64_t rows : {tile_rows - 1, 5 * tile_rows + 1}) {
+            const std::optional<HopperForm> form = complete(rows, kH200);
+            ASSERT_EQ(form.has_value(), tile_rows < 128 || groups == 2 || parts == 1);
+            if (!form) continue;
+            EXPECT_EQ(form->rows, tile_rows);
+            EXPECT_EQ(form->groups, groups);
+            EXPECT_EQ(form->parts, parts);
+            CheckForm(*form, kTiles, kUnits, fine, rows);
+            // Without parts no more clusters than there are at a time; with them as many as tiles.
+            EXPECT_EQ(complete(rows, {2, 2, 2})->clusters,
+                      parts > 1 ? form->tiles : std::min(form->tiles, 2));
           }
         }
       }
@@ -86,13 +80,13 @@ TEST(HopperFormTest, AllButTheLargestAreCompleted) {
 
 TEST(HopperFormTest, SomeAreNotCompleted) {
   const auto has_form = [](int parts, int units, int64_t rows, const ClusterRoom& room) {
-    return CompleteHopperForm({.rows = 16, .groups = 2, .pair = 2, .parts = parts}, 256, units,
+    return CompleteHopperForm({.rows = 16, .groups = 2, .parts = parts}, 256, units,
                               false, rows, room)
         .has_value();
   };
   EXPECT_TRUE(has_form(4, 8, 16, kH200));
   EXPECT_FALSE(has_form(4, 7, 16, kH200));             // less than two units a part
-  EXPECT_FALSE(has_form(4, 8, 16, {132, 66, 30, 0}));  // no clusters of eight
+  EXPECT_FALSE(has_form(4, 8, 16, {132, 66, 0}));      // no clusters of four
   EXPECT_FALSE(has_form(4, 8, 16 * 65536, kH200));     // as many clusters as tiles: too many
   EXPECT_TRUE(has_form(1, 8, 16 * 65536, kH200));
 }
@@ -106,7 +100,7 @@ TEST(HopperFormTest, Llama2Layers) {
   for (const int64_t rows : {16, 64, 128}) {
     for (const int outputs : {12288, 22016}) {
       const HopperForm chosen = form(outputs, 4096, rows);
-      const int blocks = chosen.clusters * chosen.pair * chosen.parts;
+      const int blocks = chosen.clusters * chosen.parts;
       EXPECT_EQ(chosen.clusters, chosen.tiles);
       EXPECT_GE(blocks, rows == 128 ? 96 : 106);
       EXPECT_LE(blocks, 132);

@@ -2,11 +2,10 @@
 // expanded in registers, and whose right one are rows of x in shared memory.
 //
 // A block makes 128 or 192 outputs of 16 to 128 rows, 64 outputs a warpgroup; two more warps bring
-// units of 128 inputs through a ring of stages by tensor maps (TMA), weights the one and rows of x the
-// other. Two blocks with neighbouring outputs may form a pair, each of which brings one half of x's
-// inputs for both. Where there are fewer tiles than multiprocessors, several blocks share a tile's
-// inputs (split-K); they are one cluster and send each other their sums, which are always added in
-// the same order. docs/kernels.md has a drawing.
+// units of 128 inputs through a ring of stages by tensor maps (TMA), weights the one and rows of x
+// the other. Where there are fewer tiles than multiprocessors, several blocks share a tile's inputs
+// (split-K); they are one cluster and send each other their sums, which are always added in the
+// same order. docs/kernels.md has a drawing.
 #include <array>
 #include <bit>
 #include <cstddef>
@@ -160,10 +159,9 @@ __device__ void StoreParts(const Product<T>& p, const HopperPlan& plan, const Ho
     const int bytes = rows * kPitch * int{sizeof(float)};
     for (int part = 0; part < plan.parts(); ++part) {
       if (part == block.part) continue;
-      const uint32_t rank = block.RankOfPart(plan, part);
       const int place = block.part - (block.part > part ? 1 : 0);
-      CopyToMapped(MapToRank(SharedAddress(received) + place * bytes, rank),
-                   SharedAddress(shared) + part * bytes, bytes, MapToRank(received_barrier, rank));
+      CopyToMapped(MapToRank(SharedAddress(received) + place * bytes, part),
+                   SharedAddress(shared) + part * bytes, bytes, MapToRank(received_barrier, part));
     }
   }
   WaitForPhase(received_barrier, 0);
@@ -210,9 +208,6 @@ __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan&
                       scales + stage + half * half_grids * 32,
                       zeros + stage + half * half_grids * 16, w.zeros != nullptr);
   };
-  // One lane tells each block of the pair that a stage is free.
-  const bool tells = lane < plan.pair();
-  const uint32_t told = MapToRank(empty, block.RankOfMember(plan, tells ? lane : 0));
   float sums[kRows / 2];
   uint32_t a[2][4][4];  // of a half, used in turns
   RingPlace place{0, 0};
@@ -247,16 +242,16 @@ __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan&
         if (half == 0) WaitForPhase(full + 8 * next.slot, next.parity);
         load(next.slot, half);
         WaitForProducts<1>();  // those of the half before: their operands' registers are free
-        if (half == 0 && unit > block.begin && tells) ArriveMapped(told + 8 * free_slot);
+        if (half == 0 && unit > block.begin && lane == 0) Arrive(empty + 8 * free_slot);
       }
       free_slot = now.slot;
     }
     WaitForProducts<0>();
 #pragma unroll
     for (int i = 0; i < kRows / 2; ++i) Pin(sums[i]);
-    if (tells) ArriveMapped(told + 8 * free_slot);
+    if (lane == 0) Arrive(empty + 8 * free_slot);
     const int first_row = plan.RowTile(tile) * kRows;
-    const int first_output = plan.OutputTile(tile, block.member) * 64 * kGroups;
+    const int first_output = plan.OutputTile(tile) * 64 * kGroups;
     if (plan.parts_log2 == 0) {
       StoreTile<T, kRows, kGroups>(p, plan, first_row, first_output, sums, beside);
     } else {
@@ -282,7 +277,7 @@ __global__ void __launch_bounds__(kThreads<kGroups>, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < plan.stages; ++i) {
       InitializeBarrier(full + 8 * i, 1);
-      InitializeBarrier(empty + 8 * i, plan.pair() * kConsumers<kGroups> / 32);
+      InitializeBarrier(empty + 8 * i, kConsumers<kGroups> / 32);
     }
     InitializeBarrier(SharedAddress(&received_barrier), 1);
     PublishBarriers();
@@ -397,13 +392,12 @@ void LaunchHopper(Stream& stream, const Weights& w, const Product<T>& p, const H
   static_assert(sizeof(HopperStage<kFine, kRows, kGroups>) ==
                 HopperStageBytes(kRows, kGroups, kFine));
   const HopperPlan plan{
-      .pair_log2 = std::countr_zero(static_cast<unsigned>(form.pair)),
       .parts_log2 = std::countr_zero(static_cast<unsigned>(form.parts)),
       .stages = form.stages,
       .row_tiles = (p.rows + kRows - 1) / kRows,
       .tiles = form.tiles,
       .wide_outputs = reinterpret_cast<uintptr_t>(p.out) % 16 == 0 && p.out_stride % 8 == 0};
-  const auto cluster = static_cast<unsigned>(form.pair * form.parts);
+  const auto cluster = static_cast<unsigned>(form.parts);
   LaunchDependentClusters(stream, HopperKernel<T, kFine, kRows, kGroups>, cluster,
                           dim3(cluster, static_cast<unsigned>(form.clusters)), kThreads<kGroups>,
                           form.shared_bytes(kFine), MapsOf(w, p, kRows, 4 * kGroups), w, p, plan);
@@ -461,7 +455,7 @@ void HopperProduct(Stream& stream, const Geometry& geometry, const Weights& weig
 
 template void HopperProduct(Stream&, const Geometry&, const Weights&, const Product<__half>&,
                             const HopperForm&);
-template void HopperProduct(Stream&, const Geometry&, const Weights&,
-                            const Product<__nv_bfloat16>&, const HopperForm&);
+template void HopperProduct(Stream&, const Geometry&, const Weights&, const Product<__nv_bfloat16>&,
+                            const HopperForm&);
 
 }  // namespace nibble::cuda::q4

@@ -48,40 +48,28 @@ struct HopperMaps {
   CUtensorMap x, codes, scales, zeros;
 };
 
-// A HopperForm for the device; numbers of blocks as powers of two, since a division would take the
-// compiler's knowledge that all threads have the same.
+// A HopperForm for the device; the number of parts as a power of two, since a division would take
+// the compiler's knowledge that all threads have the same.
 struct HopperPlan {
-  int pair_log2, parts_log2;
+  int parts_log2;
   int stages;
-  int row_tiles, tiles;  // of rows; of rows by (pairs of) outputs
+  int row_tiles, tiles;  // of rows; of rows by outputs
   bool wide_outputs;     // rows of outputs are aligned to 16 bytes
 
-  __device__ int pair() const { return 1 << pair_log2; }
   __device__ int parts() const { return 1 << parts_log2; }
-  __device__ int OutputTile(int tile, int member) const {
-    return (tile / row_tiles << pair_log2) + member;
-  }
+  __device__ int OutputTile(int tile) const { return tile / row_tiles; }
   __device__ int RowTile(int tile) const { return tile % row_tiles; }
 };
 
-// A block's place in its cluster, and its units of any tile. Block (rank, cluster) of the grid.
+// A block's units of any tile. Block (part, cluster) of the grid; the part is its rank.
 struct HopperBlock {
-  int member;  // of the pair
   int part;
   int begin, end;
 
   __device__ HopperBlock(const HopperPlan& plan, int units)
-      : member(static_cast<int>(blockIdx.x) & (plan.pair() - 1)),
-        part(static_cast<int>(blockIdx.x) >> plan.pair_log2),
+      : part(static_cast<int>(blockIdx.x)),
         begin(part * units >> plan.parts_log2),
         end((part + 1) * units >> plan.parts_log2) {}
-  // The rank of another block of this one's pair, or of its tile.
-  __device__ uint32_t RankOfMember(const HopperPlan& plan, int other) const {
-    return static_cast<uint32_t>((part << plan.pair_log2) + other);
-  }
-  __device__ uint32_t RankOfPart(const HopperPlan& plan, int other) const {
-    return static_cast<uint32_t>((other << plan.pair_log2) + member);
-  }
 };
 
 #if NIBBLE_HOPPER_CODE
@@ -125,7 +113,7 @@ __device__ void BringWeights(const HopperMaps& maps, const Weights& w, const Hop
       Stage::kTiles * w.scales_per_unit * 8 *
           static_cast<int>(sizeof(__half2) + (has_zeros ? sizeof(uchar2) : 0));
   ForUnits(plan, block, empty, [&](int tile) {
-    const int first_tile = plan.OutputTile(tile, block.member) * Stage::kTiles;
+    const int first_tile = plan.OutputTile(tile) * Stage::kTiles;
     return [=, &maps, &w](int unit, uint32_t slot) {
       const uint32_t barrier = full + 8 * slot;
       const int group = w.ScaleGroup(unit);
@@ -138,20 +126,18 @@ __device__ void BringWeights(const HopperMaps& maps, const Weights& w, const Hop
   });
 }
 
-// Brings rows of x: all panels of a unit, or the block's own one for both of a pair. One thread.
+// Brings rows of x. One thread.
 template <bool kFine, int kRows, int kGroups>
 __device__ void BringRows(const HopperMaps& maps, const HopperPlan& plan, const HopperBlock& block,
                           HopperStage<kFine, kRows, kGroups>* ring, uint32_t full, uint32_t empty) {
-  const auto blocks =
-      static_cast<uint16_t>((2 * plan.pair() - 1) << (block.part << plan.pair_log2));
   WaitForLastKernel();  // x is there now
   ForUnits(plan, block, empty, [&](int tile) {
     const int first_row = plan.RowTile(tile) * kRows;
-    return [=, &maps, &plan, &block](int unit, uint32_t slot) {
-      for (int panel = block.member; panel < kPanels; panel += plan.pair()) {
-        CopyBoxToBlocks(SharedAddress(ring[slot].x[panel]), maps.x,
-                        unit * kUnitInputs + panel * kPanelInputs, first_row, full + 8 * slot,
-                        blocks);
+    return [=, &maps](int unit, uint32_t slot) {
+#pragma unroll
+      for (int panel = 0; panel < kPanels; ++panel) {
+        CopyBox(SharedAddress(ring[slot].x[panel]), maps.x,
+                unit * kUnitInputs + panel * kPanelInputs, first_row, full + 8 * slot);
       }
     };
   });

@@ -15,9 +15,8 @@ namespace {
 constexpr int kRowTiles[] = {16, 32, 64, 128};
 
 std::string Text(const HopperForm& form) {
-  return fmt::format("{} rows, {} groups, pair {}, {} parts, {} stages, {} tiles, {} clusters",
-                     form.rows, form.groups, form.pair, form.parts, form.stages, form.tiles,
-                     form.clusters);
+  return fmt::format("{} rows, {} groups, {} parts, {} stages, {} tiles, {} clusters",
+                     form.rows, form.groups, form.parts, form.stages, form.tiles, form.clusters);
 }
 
 class LinearQ4HopperTest : public LinearQ4Test {
@@ -57,20 +56,18 @@ void LinearQ4HopperTest::CheckForms(int tile_rows, const Problem& p, uint64_t se
   // As many clusters as there are tiles, and so few that each makes several tiles.
   for (const int at_once : {1 << 16, 3}) {
     for (const int groups : {2, 3}) {
-      for (const int pair : {1, 2}) {
-        for (int parts = 1; parts <= kHopperMostParts; parts *= 2) {
-          if (parts > 1 && at_once == 3) continue;  // a cluster for each tile all the same
-          // HopperFormTest has those for which there is none.
-          const std::optional<HopperForm> form = CompleteHopperForm(
-              {.rows = tile_rows, .groups = groups, .pair = pair, .parts = parts}, geometry.tiles,
-              geometry.units, geometry.granule == 32, p.rows, {at_once, at_once, at_once, at_once});
-          if (!form) continue;
-          SCOPED_TRACE(Text(*form));
-          CheckProduct(c, [&] {
-            WithHalfType(p.dtype, [&]<typename T>() { Multiply<T>(c, geometry, *form); });
-          });
-          if (HasFatalFailure()) return;
-        }
+      for (int parts = 1; parts <= kHopperMostParts; parts *= 2) {
+        if (parts > 1 && at_once == 3) continue;  // a cluster for each tile all the same
+        // HopperFormTest has those for which there is none.
+        const std::optional<HopperForm> form = CompleteHopperForm(
+            {.rows = tile_rows, .groups = groups, .parts = parts}, geometry.tiles, geometry.units,
+            geometry.granule == 32, p.rows, {at_once, at_once, at_once});
+        if (!form) continue;
+        SCOPED_TRACE(Text(*form));
+        CheckProduct(c, [&] {
+          WithHalfType(p.dtype, [&]<typename T>() { Multiply<T>(c, geometry, *form); });
+        });
+        if (HasFatalFailure()) return;
       }
     }
   }
@@ -124,7 +121,7 @@ TEST_F(LinearQ4HopperTest, Epilogues) {
   }
 }
 
-// Of less than a tile to several tiles, of which a pair's second block may have none.
+// Of less than a tile to several tiles.
 TEST_F(LinearQ4HopperTest, OutputCounts) {
   for (const int64_t out : {1, 16, 130, 200, 264, 392, 1000}) {
     for (const int tile_rows : kRowTiles) {
