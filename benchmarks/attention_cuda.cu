@@ -19,6 +19,7 @@
 #include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/cuda/attention.h"
+#include "src/ops/cuda/decode_parts.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/cuda/half.cuh"
 
@@ -176,6 +177,9 @@ void Measure(Bench& bench, const Shape& shape, const std::string& name,
            positions[static_cast<size_t>(b.first_row)];
   });
 
+  std::vector<DecodePart> parts(
+      static_cast<size_t>(DecodeBlocks(bench.stream().multiprocessors())));
+  DivideDecode(spec, row_begin, contexts, parts);
   const int64_t part = blocks * spec.kv_heads * kBlockTokens * spec.head_dim;
   const double bytes = 4 * tokens * static_cast<double>(spec.kv_heads * spec.head_dim);
   const int64_t layers = std::clamp<int64_t>(static_cast<int64_t>(400e6 / bytes), 4, 64);
@@ -185,7 +189,7 @@ void Measure(Bench& bench, const Shape& shape, const std::string& name,
   const Buffer q = bench.Halves(step_rows * columns), out = bench.Halves(step_rows * columns);
   const Buffer d_tables = bench.Upload(tables), d_rows = bench.Upload(row_begin),
                d_positions = bench.Upload(positions), d_lengths = bench.Upload(contexts),
-               d_tiles = bench.Upload(tiles);
+               d_tiles = bench.Upload(tiles), d_parts = bench.Upload(parts);
   const Buffer scratch = bench.Upload(std::vector<uint8_t>(
       DecodeScratchBytes(bench.stream().multiprocessors(), sequences, spec), 0));
   const DeviceBatch batch{.positions = d_positions.as<int32_t>(),
@@ -193,6 +197,7 @@ void Measure(Bench& bench, const Shape& shape, const std::string& name,
                           .context_lengths = d_lengths.as<int32_t>(),
                           .block_tables = d_tables.as<int32_t>(),
                           .prefill_tiles = d_tiles.as<PrefillTile>(),
+                          .decode_parts = d_parts.as<DecodePart>(),
                           .rows = step_rows,
                           .sequences = sequences,
                           .table_stride = stride,

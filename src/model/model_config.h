@@ -55,7 +55,9 @@ struct ModelConfig {
   int64_t qkv_features() const { return q_features() + 2 * kv_features(); }
   int64_t ParameterCount() const;
   ModelExtents extents() const {
-    return {hidden, intermediate, heads, kv_heads, head_dim, vocabulary};
+    std::optional<int64_t> window;
+    for (const std::optional<int64_t>& of_layer : windows) window = of_layer ? of_layer : window;
+    return {hidden, intermediate, heads, kv_heads, head_dim, vocabulary, window};
   }
   AttentionSpec attention(int64_t layer) const;
 };

@@ -86,6 +86,7 @@ struct ModelExtents {
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
   int64_t vocabulary = 0;
+  std::optional<int64_t> window;  // of the layers that have one
 };
 
 // A step's description where the device reads it; refilled by SetBatch for every step.

@@ -2,8 +2,8 @@
 //
 // Decode is flash decoding (Dao et al., 2023): all contexts, laid end to end, are cut into as many
 // equal parts as there is room for blocks on the device, each with an online softmax
-// (arXiv:1805.02867); parts of one context are merged. Lengths and block tables are read on the
-// device. Prefill is FlashAttention-2 (arXiv:2307.08691) over tiles of query rows, on Hopper
+// (arXiv:1805.02867); parts of one context are merged. Parts, lengths and block tables are read on
+// the device. Prefill is FlashAttention-2 (arXiv:2307.08691) over tiles of query rows, on Hopper
 // FlashAttention-3 (arXiv:2407.08608) for heads of 64 and 128. Scores and sums are float32;
 // weights are rounded to the activations' type before they multiply the values.
 #ifndef NIBBLE_OPS_CUDA_ATTENTION_H_

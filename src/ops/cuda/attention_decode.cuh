@@ -12,8 +12,6 @@
 
 namespace nibble::cuda {
 
-inline constexpr int kResident = 2;  // blocks on a multiprocessor
-
 template <int kDim>
 struct WarpState {
   float highest[2] = {-INFINITY, -INFINITY};  // of rows lane / 4 and lane / 4 + 8
@@ -261,32 +259,29 @@ __device__ void CombineWarps(const BlockMemory<kDim>& memory, int heads, int hea
   }
 }
 
-// The parts that blocks first_block, first_block + 1, ... left of heads [first_head, first_head +
-// heads) of a pair, some for each warp. `first_slot`: which of the first block's two parts; of the
-// others it is their first.
-template <int kDim>
-__device__ void GatherParts(const DecodeArguments& a, int first_block, int first_slot, int parts,
-                            int first_head, int heads, const BlockMemory<kDim>& memory) {
-  constexpr int kWarps = kDecodeWarps<kDim>;
+// The output of a pair, of the parts that some blocks left of it. `first_slot`: the first part's;
+// of the other blocks, which follow, it is their first.
+template <typename T, int kDim>
+__device__ void MergeParts(const DecodeArguments& a, int first_slot, int parts, int heads,
+                           int head_dim, T* to) {
   constexpr int kAtOnce = 8;  // loads under way
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int quads = a.head_dim / 4;  // columns
-  for (int i = lane; i < heads * quads; i += 32) {
+  const int quads = head_dim / 4;  // columns
+  for (int i = static_cast<int>(threadIdx.x); i < heads * quads; i += 32 * kDecodeWarps<kDim>) {
     const int head = i / quads, column = i % quads * 4;
     float top = -INFINITY, sum = 0;
     float4 out = {};
-    for (int part = warp; part < parts; part += kAtOnce * kWarps) {
+    for (int first = 0; first < parts; first += kAtOnce) {
       float2 part_sums[kAtOnce];
       float4 part_out[kAtOnce];
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        const int p = part + j * kWarps;
-        const int64_t slot = 2 * (first_block + p) + (p == 0 ? first_slot : 0);
-        const int64_t at = slot * a.tile_heads + first_head + head;
-        part_sums[j] = p < parts ? __ldcg(a.partial_sums + at) : float2{-INFINITY, 0};
+        const int part = first + j;
+        const int64_t slot = part == 0 ? first_slot : (first_slot / 2 + part) * 2;
+        const int64_t at = slot * a.tile_heads + head;
+        part_sums[j] = part < parts ? __ldcg(a.partial_sums + at) : float2{-INFINITY, 0};
         part_out[j] =
-            p < parts
-                ? __ldcg(reinterpret_cast<const float4*>(a.partial_out + at * a.head_dim + column))
+            part < parts
+                ? __ldcg(reinterpret_cast<const float4*>(a.partial_out + at * head_dim + column))
                 : float4{};
       }
       float higher = top;
@@ -303,67 +298,60 @@ __device__ void GatherParts(const DecodeArguments& a, int first_block, int first
       }
       top = higher;
     }
-    *reinterpret_cast<float4*>(memory.At(warp, head) + column) = out;
-    if (column == 0) {
-      memory.highest[warp][head] = top;
-      memory.sums[warp][head] = sum;
-    }
+    Store4(to + head * head_dim + column, Scaled(1 / sum, out));
   }
+}
+
+// Whether a counter, zero before the first of so many, has been counted up that often; then it is
+// zero again. What any block wrote before a barrier before it counted, the last one sees.
+inline __device__ bool CountUp(unsigned* counter, int times) {
+  const auto last = static_cast<unsigned>(times - 1);
+  unsigned before;
+  // A release and an acquire cost less than two fences of __threadfence, which are sequentially
+  // consistent.
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(counter), "r"(last)
+               : "memory");
+  return before == last;
 }
 
 // Writes the output of a segment that is a whole pair, or its part; the block that writes a pair's
 // last part writes the output.
 template <typename T, int kDim>
-__device__ void Finish(const DecodeArguments& a, const Share& share, const Segment& segment,
-                       const WarpState<kDim>& state, int first_head, int heads,
+__device__ void Finish(const DecodeArguments& a, const Segment& segment,
+                       const WarpState<kDim>& state, int first_head, int heads, int head_dim,
                        const BlockMemory<kDim>& memory) {
   T* to = static_cast<T*>(a.out) + segment.span.row * a.out_stride +
-          static_cast<int64_t>(first_head) * a.head_dim;
-  const int block = static_cast<int>(blockIdx.x);
-  const int64_t slot = 2 * block + (segment.granule == share.Begin(block) ? 0 : 1);
+          static_cast<int64_t>(first_head) * head_dim;
+  const int block = static_cast<int>(blockIdx.x), end = segment.is_first ? 0 : 1;
+  const int64_t slot = 2 * block + end;
+  const int parts = a.line.parts[block].blocks[end];
+  const int first_slot = a.line.parts[block].first_slot[end];
   const bool is_whole = segment.count == segment.granules;
   for (int first = 0; first < heads; first += kRoundHeads) {
     const int count = min(kRoundHeads, heads - first);
     __syncthreads();  // the memory is free
     KeepState(state, first, heads, memory);
     __syncthreads();
-    CombineWarps(memory, count, a.head_dim,
+    CombineWarps(memory, count, head_dim,
                  [&](int head, int column, float top, float sum, float4 out) {
                    if (is_whole) {
-                     Store4(to + (first + head) * a.head_dim + column, Scaled(1 / sum, out));
+                     Store4(to + (first + head) * head_dim + column, Scaled(1 / sum, out));
                      return;
                    }
                    const int64_t at = slot * a.tile_heads + first + head;
-                   *reinterpret_cast<float4*>(a.partial_out + at * a.head_dim + column) = out;
+                   *reinterpret_cast<float4*>(a.partial_out + at * head_dim + column) = out;
                    if (column == 0) a.partial_sums[at] = {top, sum};
                  });
   }
   if (is_whole) return;
 
-  const int pair_begin = segment.granule - segment.first;
-  const int first_block = share.BlockOf(pair_begin);
-  const int parts = share.BlockOf(pair_begin + segment.granules - 1) - first_block + 1;
   __shared__ bool is_last;
-  __threadfence();  // the parts before the count
   __syncthreads();
-  if (threadIdx.x == 0) {
-    const auto last = static_cast<unsigned>(parts - 1);
-    is_last = atomicInc(a.counters + first_block, last) == last;  // which leaves zero
-    __threadfence();
-  }
+  if (threadIdx.x == 0) is_last = CountUp(a.counters + first_slot / 2, parts);
   __syncthreads();
-  if (!is_last) return;
-  const int first_slot = share.Begin(first_block) == pair_begin ? 0 : 1;
-  for (int first = 0; first < heads; first += kRoundHeads) {
-    const int count = min(kRoundHeads, heads - first);
-    __syncthreads();
-    GatherParts(a, first_block, first_slot, parts, first, count, memory);
-    __syncthreads();
-    CombineWarps(memory, count, a.head_dim,
-                 [&](int head, int column, float, float sum, float4 out) {
-                   Store4(to + (first + head) * a.head_dim + column, Scaled(1 / sum, out));
-                 });
-  }
+  if (is_last) MergeParts<T, kDim>(a, first_slot, parts, heads, head_dim, to);
 }
 
 template <typename T, typename Element, int kDim, DecodeInput kInput>
@@ -375,17 +363,22 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
   __shared__ float highest[kWarps][kRoundHeads], sums[kWarps][kRoundHeads];
   const BlockMemory<kDim> memory{reinterpret_cast<float*>(shared + Shape::kOutputs), highest, sums};
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int block = static_cast<int>(blockIdx.x);
 
-  // The batch was there before the kernels of its step.
-  const Share share(FindLine<kWarps>(a.line), static_cast<int>(gridDim.x));
-  const int begin = share.Begin(block), end = share.Begin(block + 1);
   StartNextKernel();
-  if (block >= share.blocks) {
+  // The batch was there before the kernels of its step. The tables come into the second-level cache
+  // beside the parts, which say where in the tables each block reads.
+  const DecodePart part = a.line.parts[blockIdx.x];
+  constexpr int kEntries = kSectorBytes / sizeof(int32_t);
+  const int64_t entry =
+      (static_cast<int64_t>(blockIdx.x) * (32 * kWarps) + threadIdx.x) * kEntries;
+  if (entry < a.line.sequences * a.line.table_stride) KeepSector(a.line.block_tables + entry);
+  if (threadIdx.x == 0) KeepSector(a.line.parts + blockIdx.x);
+  if (part.count == 0) {
     WaitForLastKernel();
     return;
   }
-  Walk<kWarps> walk(Find<kWarps>(a.line, begin), begin, end);
+  const int head_dim = HeadDim<kDim, kInput>(a);
+  Walk<kWarps> walk(part);
   const uint32_t warp_shared = SharedAddress(shared) + warp * Shape::kWarpBytes;
   TileStream<Element, kDim, kInput> stream(a, walk, warp_shared);
   bool more = stream.Next();
@@ -401,20 +394,26 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
     CommitCopies();
     if (more && stage + 1 < Shape::kStages) more = stream.Next();
   }
-  if constexpr (kInput == DecodeInput::kFresh) WaitForLastKernel();
+  if constexpr (kInput == DecodeInput::kFresh) {
+    // The angles may still be written, but the cache then has them.
+    const float2* angles = a.angles + static_cast<int64_t>(part.row) * (kDim / 2);
+    constexpr int kAngles = kSectorBytes / sizeof(float2);
+    if (threadIdx.x < kDim / 2 / kAngles) KeepSector(angles + threadIdx.x * kAngles);
+    WaitForLastKernel();
+  }
   int stage = 0;
   Segment segment;
   while (walk.Next(a.line, segment)) {
-    const int first_in_group = segment.pair % a.line.head_tiles * kTileHeads;
-    const int first_head = segment.pair / a.line.head_tiles * a.group + first_in_group;
+    const int first_in_group = segment.head_tile * kTileHeads;
+    const int first_head = segment.kv_head * a.group + first_in_group;
     const int heads = min(kTileHeads, a.group - first_in_group);
     WarpState<kDim> state;
     const T* query = static_cast<const T*>(a.q) + segment.span.row * a.q_stride +
-                     static_cast<int64_t>(first_head) * a.head_dim;
+                     static_cast<int64_t>(first_head) * head_dim;
     const int low = lane / 4, high = low + 8;
     uint32_t queries[kDim / 16][4];
-    LoadQueries(low < heads ? query + low * a.head_dim : nullptr,
-                high < heads ? query + high * a.head_dim : nullptr, a.head_dim, queries);
+    LoadQueries(low < heads ? query + low * head_dim : nullptr,
+                high < heads ? query + high * head_dim : nullptr, head_dim, queries);
     if constexpr (kInput == DecodeInput::kFresh) {
       float4 angles[kDim / 16];
       LoadAngles<kDim>(a.angles + static_cast<int64_t>(segment.span.row) * (kDim / 2), angles);
@@ -426,7 +425,7 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
       AttendTiles<T, Element, kDim>(a, segment, queries, nullptr, warp_shared, stage, stream,
                                     state);
     }
-    Finish<T, kDim>(a, share, segment, state, first_head, heads, memory);
+    Finish<T, kDim>(a, segment, state, first_head, heads, head_dim, memory);
   }
 }
 
@@ -436,12 +435,11 @@ void Launch(Stream& stream, const DecodeArguments& arguments, int64_t blocks) {
                   32 * kDecodeWarps<kDim>, DecodeShape<kDim, Element>::kSharedBytes, arguments);
 }
 
-inline int64_t Blocks(int multiprocessors) { return int64_t{kResident} * multiprocessors; }
-
 // Scratch memory: the counters, then partial outputs, then their sums. Where the counters are
 // depends on the device alone, since they must stay zero from one batch to the next.
 inline size_t CounterBytes(int multiprocessors) {
-  return RoundUp<size_t>(static_cast<size_t>(Blocks(multiprocessors)) * sizeof(unsigned), 256);
+  const auto blocks = static_cast<size_t>(DecodeBlocks(multiprocessors));
+  return RoundUp<size_t>(blocks * sizeof(unsigned), 256);
 }
 
 inline int64_t TileHeads(const AttentionSpec& attention) {
@@ -453,12 +451,13 @@ template <DecodeInput kInput, bool kFp8>
 void Decode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention, MatrixView q,
             const float2* angles, KvView kv, MatrixView out, void* scratch) {
   CheckAttention(attention, q.Columns(0, attention.heads * attention.head_dim), out);
-  const int64_t blocks = Blocks(stream.multiprocessors());
+  const int64_t blocks = DecodeBlocks(stream.multiprocessors());
   const int64_t group = attention.heads / attention.kv_heads;
   auto* memory = static_cast<std::byte*>(scratch);
   auto* parts = reinterpret_cast<float*>(memory + CounterBytes(stream.multiprocessors()));
   const DecodeArguments arguments{
-      .line = {.row_begin = batch.row_begin,
+      .line = {.parts = attention.window ? batch.window_decode_parts : batch.decode_parts,
+               .row_begin = batch.row_begin,
                .context_lengths = batch.context_lengths,
                .block_tables = batch.block_tables,
                .table_stride = batch.table_stride,

@@ -15,6 +15,7 @@
 #include "src/base/random.h"
 #include "src/base/thread_pool.h"
 #include "src/ops/cuda/attention.h"
+#include "src/ops/cuda/decode_parts.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/ref/ref_backend.h"
 
@@ -225,7 +226,7 @@ class CudaAttentionTest : public testing::Test {
 
   // A step on the device, and its output between guards.
   struct DeviceCase {
-    Buffer keys, values, q, out, positions, row_begin, lengths, tables, tiles;
+    Buffer keys, values, q, out, positions, row_begin, lengths, tables, tiles, parts;
     DeviceBatch batch;
     MatrixView q_view, out_view;
     KvView kv;
@@ -234,6 +235,8 @@ class CudaAttentionTest : public testing::Test {
 
   DeviceCase ToDevice(const HostCase& host) {
     const Setting& s = host.setting;
+    std::vector<DecodePart> parts(static_cast<size_t>(DecodeBlocks(stream_->multiprocessors())));
+    DivideDecode(s.spec, host.row_begin, host.lengths, parts);
     DeviceCase device{.keys = Upload(host.keys),
                       .values = Upload(host.values),
                       .q = Upload(host.q),
@@ -241,7 +244,8 @@ class CudaAttentionTest : public testing::Test {
                       .row_begin = Upload(host.row_begin),
                       .lengths = Upload(host.lengths),
                       .tables = Upload(host.tables),
-                      .tiles = Upload(host.tiles)};
+                      .tiles = Upload(host.tiles),
+                      .parts = Upload(parts)};
     device.out = Upload(std::vector<uint16_t>(2 * kGuard + host.q.size(), kPoison));
     device.batch = {.positions = device.positions.as<int32_t>(),
                     .row_begin = device.row_begin.as<int32_t>(),
@@ -252,6 +256,8 @@ class CudaAttentionTest : public testing::Test {
                     .sequences = static_cast<int64_t>(s.pieces.size()),
                     .table_stride = host.max_blocks,
                     .prefill_tile_count = static_cast<int64_t>(host.tiles.size())};
+    (s.spec.window ? device.batch.window_decode_parts : device.batch.decode_parts) =
+        device.parts.as<DecodePart>();
     for (const Piece& piece : s.pieces) {
       device.batch.has_decode |= piece.rows == 1;
       if (piece.rows > 1) {

@@ -331,7 +331,9 @@ class CudaBackend final : public Backend {
     CheckActivations(qkv);
     CHECK(attention.head_dim == 2 * plan.layout().half_dim &&
           attention.head_dim == cache.layout().head_dim &&
-          attention.kv_heads == cache.layout().kv_heads);
+          attention.kv_heads == cache.layout().kv_heads &&
+          attention.heads == plan.layout().attention.heads &&
+          (!attention.window || attention.window == plan.layout().attention.window));
     CHECK(qkv.rows == plan.batch().rows &&
           qkv.columns == (attention.heads + 2 * attention.kv_heads) * attention.head_dim);
   }

@@ -362,14 +362,16 @@ TEST_P(CudaBackendTest, EmbedsTurnsAndGathers) {
   ExpectNear(got, want, 1, 1.1);
 }
 
-// Whole prompts, then steps that only decode, then one that does both.
+// Whole prompts, then steps that only decode, then one that does both; in a layer without and in one
+// with a window.
 TEST_P(CudaBackendTest, TurnsAndAttendsStepAfterStep) {
   Random random(6);
   const std::vector<std::vector<int32_t>> steps = {{30, 1, 64, 200}, {1, 1, 1, 1}, {1, 1, 1, 1},
                                                    {1, 1, 1, 1},     {1, 5, 1, 3}, {1, 1, 1, 1}};
   constexpr int32_t kContext = 256;
+  constexpr int64_t kWindow = 50;
   for (const int64_t dim : {40, 64, 128, 256}) {
-    const AttentionSpec attention{.heads = 4,
+    AttentionSpec attention{.heads = 4,
                                   .kv_heads = 2,
                                   .head_dim = dim,
                                   .scale = 1 / std::sqrt(static_cast<float>(dim))};
@@ -390,7 +392,8 @@ TEST_P(CudaBackendTest, TurnsAndAttendsStepAfterStep) {
                                                                                 .heads = 4,
                                                                                 .kv_heads = 2,
                                                                                 .head_dim = dim,
-                                                                                .vocabulary = 64}));
+                                                                                .vocabulary = 64,
+                                                                                .window = kWindow}));
       caches[b] = Must(backends[b]->CreateKvCache({.layers = 2,
                                                    .kv_heads = 2,
                                                    .head_dim = dim,
@@ -406,11 +409,6 @@ TEST_P(CudaBackendTest, TurnsAndAttendsStepAfterStep) {
         row_begin.push_back(static_cast<int32_t>(positions.size()));
       }
       const auto rows = static_cast<int64_t>(positions.size());
-      HostMatrix qkv = HostMatrix::Normal(rows, columns, random);
-      Round(qkv);
-      const DeviceMatrix device_qkv = ToDevice(qkv);
-      HostMatrix want(rows, 4 * dim), got(rows, 4 * dim);
-      const DeviceMatrix device_out = ToDevice(got);
       for (int b = 0; b < 2; ++b) {
         const auto blocks = static_cast<int32_t>(kContext / backends[b]->kv_block_tokens());
         std::vector<int32_t> tables(static_cast<size_t>(4 * blocks));
@@ -423,13 +421,24 @@ TEST_P(CudaBackendTest, TurnsAndAttendsStepAfterStep) {
                                           .context_lengths = contexts,
                                           .block_tables = tables,
                                           .max_blocks = blocks});
-        backends[b]->RopeAndAttend(*plans[b], rope, attention, 1,
-                                   b == 0 ? qkv.view() : device_qkv.view, *caches[b],
-                                   b == 0 ? want.view() : device_out.view);
       }
-      got = ToHost(device_out);
-      ExpectNear(got, want, 1, 6);  // queries, keys, weights and outputs are rounded
-      if (HasFatalFailure()) return;
+      for (const int64_t layer : {0, 1}) {
+        attention.window.reset();
+        if (layer == 1) attention.window = kWindow;
+        HostMatrix qkv = HostMatrix::Normal(rows, columns, random);
+        Round(qkv);
+        const DeviceMatrix device_qkv = ToDevice(qkv);
+        HostMatrix want(rows, 4 * dim), got(rows, 4 * dim);
+        const DeviceMatrix device_out = ToDevice(got);
+        for (int b = 0; b < 2; ++b) {
+          backends[b]->RopeAndAttend(*plans[b], rope, attention, layer,
+                                     b == 0 ? qkv.view() : device_qkv.view, *caches[b],
+                                     b == 0 ? want.view() : device_out.view);
+        }
+        got = ToHost(device_out);
+        ExpectNear(got, want, 1, 6);  // queries, keys, weights and outputs are rounded
+        if (HasFatalFailure()) return;
+      }
     }
   }
 }

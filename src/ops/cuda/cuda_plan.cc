@@ -6,6 +6,7 @@
 #include "src/base/checked.h"
 #include "src/ops/check_batch.h"
 #include "src/ops/cuda/attention.h"
+#include "src/ops/cuda/decode_parts.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/cuda/linear_q4.h"
 #include "src/ops/cuda/sampling.h"
@@ -29,7 +30,12 @@ PlanLayout PlanLayout::Of(const StepLimits& limits, const ModelExtents& model,
                           int multiprocessors) {
   PlanLayout layout{.limits = limits,
                     .max_blocks = CeilDiv<int64_t>(limits.context, kBlockTokens),
-                    .half_dim = model.head_dim / 2};
+                    .half_dim = model.head_dim / 2,
+                    .attention = {.heads = model.heads,
+                                  .kv_heads = model.kv_heads,
+                                  .head_dim = model.head_dim,
+                                  .window = model.window},
+                    .decode_blocks = DecodeBlocks(multiprocessors)};
   size_t end = 0;
   const auto add = [&end](size_t bytes) {
     const size_t begin = end;
@@ -41,15 +47,14 @@ PlanLayout PlanLayout::Of(const StepLimits& limits, const ModelExtents& model,
                                             limits.logit_rows + 2 * MaxTiles(limits));
   layout.batch_bytes = integers * sizeof(int32_t) +
                        static_cast<size_t>(limits.logit_rows) * sizeof(TokenChoice) +
+                       2 * static_cast<size_t>(layout.decode_blocks) * sizeof(DecodePart) +
                        8 * kAlignment;
   layout.batch = add(layout.batch_bytes);
   layout.chosen = add(static_cast<size_t>(limits.logit_rows) * sizeof(int32_t));
   layout.rope_frequencies = add(static_cast<size_t>(layout.half_dim) * sizeof(float));
   layout.rope_table =
       add(static_cast<size_t>(limits.rows * 2 * layout.half_dim) * sizeof(float));
-  const AttentionSpec attention{
-      .heads = model.heads, .kv_heads = model.kv_heads, .head_dim = model.head_dim};
-  layout.decode = add(DecodeScratchBytes(multiprocessors, limits.sequences, attention));
+  layout.decode = add(DecodeScratchBytes(multiprocessors, limits.sequences, layout.attention));
 
   const int64_t qkv = (model.heads + 2 * model.kv_heads) * model.head_dim;
   const int64_t widest = std::max({2 * model.intermediate, qkv, model.hidden});
@@ -161,6 +166,21 @@ void CudaPlan::SetBatch(const Batch& batch) {
   for (int64_t s = 0; s < batch.sequences(); ++s) {
     const auto from = batch.block_tables.begin() + s * batch.max_blocks;
     std::copy(from, from + batch.max_blocks, tables + s * layout_.max_blocks);
+  }
+  const auto divide = [&](const AttentionSpec& attention) {
+    const auto blocks = static_cast<size_t>(layout_.decode_blocks);
+    end = RoundUp(end, alignof(DecodePart));
+    const auto [on_host, on_device] = place(blocks * sizeof(DecodePart) / sizeof(int32_t));
+    auto* const parts = reinterpret_cast<DecodePart*>(on_host);
+    DivideDecode(attention, batch.row_begin, batch.context_lengths, {parts, blocks});
+    return reinterpret_cast<const DecodePart*>(on_device);
+  };
+  batch_.decode_parts = batch_.window_decode_parts = nullptr;
+  if (batch_.has_decode) {
+    AttentionSpec attention = layout_.attention;
+    if (attention.window) batch_.window_decode_parts = divide(attention);
+    attention.window.reset();
+    batch_.decode_parts = divide(attention);
   }
   choices_ = nullptr;
   if (!batch.choices.empty()) {

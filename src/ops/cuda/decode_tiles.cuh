@@ -35,9 +35,13 @@ struct DecodeArguments {
   float2* partial_sums;  // [blocks, first or last, tile_heads] highest, Σ exp2(score - highest)
 };
 
-// Head dimensions up to kDim are padded to it with zeros.
+// Head dimensions up to kDim are padded to it with zeros; with fresh input there is nothing to pad.
+template <int kDim, DecodeInput kInput>
+__device__ int HeadDim(const DecodeArguments& a) {
+  return kInput == DecodeInput::kFresh ? kDim : a.head_dim;
+}
 template <int kDim>
-inline constexpr int kDecodeWarps = kDim == 256 ? 2 : 4;
+inline constexpr int kDecodeWarps = DecodeWarps(kDim);
 template <int kDim>
 inline constexpr int kOutStride = kDim + 8;  // of a warp's outputs for a head
 
@@ -57,6 +61,13 @@ struct DecodeShape {
   static constexpr int kSharedBytes = kOutputs + kWarps * kRoundHeads * kOutStride<kDim> * 4;
 };
 
+inline constexpr int kSectorBytes = 32;  // that a cache reads at a time
+static_assert(sizeof(DecodePart) == kSectorBytes);
+// Into the second-level cache, to stay there until the next layer while all weights pass.
+inline __device__ void KeepSector(const void* global) {
+  asm volatile("prefetch.global.L2::evict_last [%0];" ::"l"(global));
+}
+
 // One warp's tiles of all its block's segments, of which each warp has every kWarps-th.
 template <typename Element, int kDim, DecodeInput kInput>
 class TileStream {
@@ -72,8 +83,8 @@ class TileStream {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     row_ = lane / kChunks;
     const int chunk = lane % kChunks, column = chunk * kElements;
-    has_column_ = column < a.head_dim;
-    lane_offset_ = has_column_ ? row_ * a.head_dim + column : 0;
+    has_column_ = column < HeadDim<kDim, kInput>(a);
+    lane_offset_ = has_column_ ? row_ * HeadDim<kDim, kInput>(a) + column : 0;
     shared_ = shared + row_ * Shape::kRowBytes + chunk * 16;
     shared_scales_ = shared + Shape::kScales + lane * 16;
   }
@@ -96,7 +107,7 @@ class TileStream {
       count_ = (end - first_ + kWarps - 1) / kWarps;
       index_ = 0;
       table_ = a_.line.block_tables + segment.sequence * a_.line.table_stride;
-      head_offset_ = segment.pair / a_.line.head_tiles * kBlockTokens;
+      head_offset_ = segment.kv_head * kBlockTokens;
     }
     const int lane = static_cast<int>(threadIdx.x) % 32;
     if (index_ % 32 == 0) {  // a lane reads the table for one tile: the warp waits for it once
@@ -112,14 +123,15 @@ class TileStream {
   // Copies that tile of keys or values, to a place for it in the warp's memory. Slots that hold no
   // token of the context, or a fresh one, are not read: they may hold anything, even NaN.
   __device__ void Load(const void* cache, int place) const {
-    const Element* from = static_cast<const Element*>(cache) + at_ * a_.head_dim + lane_offset_;
+    const int head_dim = HeadDim<kDim, kInput>(a_);
+    const Element* from = static_cast<const Element*>(cache) + at_ * head_dim + lane_offset_;
     const int token = (first_ + index_ * kWarps) * kTileTokens + row_ - first_token_;
     const auto count = static_cast<unsigned>(end_token_ - first_token_);
 #pragma unroll
     for (int row = 0; row < kTileTokens; row += kRowsAtOnce) {
       const bool wanted = has_column_ && static_cast<unsigned>(token + row) < count;
       CopyAsync16(shared_ + place * Shape::kTileBytes + row * Shape::kRowBytes,
-                  from + (wanted ? row * a_.head_dim : 0), wanted);
+                  from + row * head_dim, wanted);
     }
   }
   // Copies the tile's keys, and the scales of both.
@@ -168,7 +180,7 @@ class FreshToken {
     is_here_ = lane / kChunks == slot % kRowsAtOnce;
     if (!is_here_) return;
     offset_ = slot * Shape::kRowBytes + chunk * 16;
-    const int kv_head = segment.pair / a.line.head_tiles;
+    const int kv_head = segment.kv_head;
     const T* key = static_cast<const T*>(a.q) + segment.span.row * a.q_stride +
                    static_cast<int64_t>(a.line.kv_heads * a.group + kv_head) * kDim;
     const T* value = key + static_cast<int64_t>(a.line.kv_heads) * kDim;

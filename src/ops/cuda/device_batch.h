@@ -15,6 +15,8 @@ struct PrefillTile {
   int32_t first_row;  // of the batch
 };
 
+struct DecodePart;  // decode_parts.h
+
 // See Batch (src/ops/kv.h) for what the arrays hold. All pointers are to device memory.
 struct DeviceBatch {
   const int32_t* tokens = nullptr;           // [rows]
@@ -28,6 +30,9 @@ struct DeviceBatch {
   const int32_t* logit_rows = nullptr;       // [logit rows]
   // The rows of each sequence that has more than one, in tiles of at most kPrefillRows.
   const PrefillTile* prefill_tiles = nullptr;  // [prefill_tile_count]
+  // [decode blocks] how decode attention is divided in layers without and with a window.
+  const DecodePart* decode_parts = nullptr;
+  const DecodePart* window_decode_parts = nullptr;
   int64_t rows = 0;
   int64_t sequences = 0;
   int64_t table_stride = 0;
