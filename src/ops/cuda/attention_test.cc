@@ -233,6 +233,9 @@ TEST_F(CudaAttentionTest, AGraphServesEveryStep) {
     overwrite(device.values, host->values);
     overwrite(device.q, host->q);
     overwrite(device.lengths, host->lengths);
+    std::vector<DecodePart> parts(static_cast<size_t>(DecodeBlocks(stream_->multiprocessors())));
+    DivideDecode(spec, host->row_begin, host->lengths, parts);
+    overwrite(device.parts, parts);
     // The graph's tables have the width of the first batch.
     std::vector<int32_t> tables(3 * static_cast<size_t>(before.max_blocks), kNoBlock);
     for (size_t s = 0; s < 3; ++s) {
