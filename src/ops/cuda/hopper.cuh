@@ -160,22 +160,25 @@ __device__ void MultiplyShared(float (&s)[kColumns / 2], uint64_t a, uint64_t b,
 
 #define NIBBLE_REGISTERS_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define NIBBLE_REGISTERS_16 NIBBLE_REGISTERS_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define NIBBLE_REGISTERS_24 NIBBLE_REGISTERS_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
 #define NIBBLE_REGISTERS_32 \
   NIBBLE_REGISTERS_16       \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define NIBBLE_REGISTERS_64                                                          \
-  NIBBLE_REGISTERS_32                                                                \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
+#define NIBBLE_REGISTERS_48 \
+  NIBBLE_REGISTERS_32       \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define NIBBLE_REGISTERS_64 \
+  NIBBLE_REGISTERS_48       \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define NIBBLE_EIGHT_SUMS(s, i)                                                       \
   "+f"(s[i]), "+f"(s[(i) + 1]), "+f"(s[(i) + 2]), "+f"(s[(i) + 3]), "+f"(s[(i) + 4]), \
       "+f"(s[(i) + 5]), "+f"(s[(i) + 6]), "+f"(s[(i) + 7])
 #define NIBBLE_SUMS_8(s) NIBBLE_EIGHT_SUMS(s, 0)
-#define NIBBLE_SUMS_16(s) NIBBLE_EIGHT_SUMS(s, 0), NIBBLE_EIGHT_SUMS(s, 8)
-#define NIBBLE_SUMS_32(s) NIBBLE_SUMS_16(s), NIBBLE_EIGHT_SUMS(s, 16), NIBBLE_EIGHT_SUMS(s, 24)
-#define NIBBLE_SUMS_64(s)                                                                          \
-  NIBBLE_SUMS_32(s), NIBBLE_EIGHT_SUMS(s, 32), NIBBLE_EIGHT_SUMS(s, 40), NIBBLE_EIGHT_SUMS(s, 48), \
-      NIBBLE_EIGHT_SUMS(s, 56)
+#define NIBBLE_SUMS_16(s) NIBBLE_SUMS_8(s), NIBBLE_EIGHT_SUMS(s, 8)
+#define NIBBLE_SUMS_24(s) NIBBLE_SUMS_16(s), NIBBLE_EIGHT_SUMS(s, 16)
+#define NIBBLE_SUMS_32(s) NIBBLE_SUMS_24(s), NIBBLE_EIGHT_SUMS(s, 24)
+#define NIBBLE_SUMS_48(s) NIBBLE_SUMS_32(s), NIBBLE_EIGHT_SUMS(s, 32), NIBBLE_EIGHT_SUMS(s, 40)
+#define NIBBLE_SUMS_64(s) NIBBLE_SUMS_48(s), NIBBLE_EIGHT_SUMS(s, 48), NIBBLE_EIGHT_SUMS(s, 56)
 // A, B, P: the numbers of the operands after the sums.
 #define NIBBLE_PRODUCT(NAME, T, TYPE, COLUMNS, SUMS, A, B, P, TRANSPOSED)                       \
   template <>                                                                                   \
@@ -202,7 +205,9 @@ __device__ void MultiplyShared(float (&s)[kColumns / 2], uint64_t a, uint64_t b,
 #define NIBBLE_PRODUCTS(T, TYPE)                                                              \
   NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 16, 8, "%8, %9, %10, %11", "%12", "%13", 0)      \
   NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 32, 16, "%16, %17, %18, %19", "%20", "%21", 0)   \
+  NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 48, 24, "%24, %25, %26, %27", "%28", "%29", 0)   \
   NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 64, 32, "%32, %33, %34, %35", "%36", "%37", 0)   \
+  NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 96, 48, "%48, %49, %50, %51", "%52", "%53", 0)   \
   NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 128, 64, "%64, %65, %66, %67", "%68", "%69", 0)  \
   NIBBLE_PRODUCT(MultiplyTransposed, T, TYPE, 64, 32, "%32, %33, %34, %35", "%36", "%37", 1)  \
   NIBBLE_PRODUCT(MultiplyTransposed, T, TYPE, 128, 64, "%64, %65, %66, %67", "%68", "%69", 1) \
@@ -213,12 +218,16 @@ NIBBLE_PRODUCTS(__nv_bfloat16, "bf16")
 #undef NIBBLE_PRODUCT
 #undef NIBBLE_SHARED_PRODUCT
 #undef NIBBLE_SUMS_64
+#undef NIBBLE_SUMS_48
 #undef NIBBLE_SUMS_32
+#undef NIBBLE_SUMS_24
 #undef NIBBLE_SUMS_16
 #undef NIBBLE_SUMS_8
 #undef NIBBLE_EIGHT_SUMS
 #undef NIBBLE_REGISTERS_64
+#undef NIBBLE_REGISTERS_48
 #undef NIBBLE_REGISTERS_32
+#undef NIBBLE_REGISTERS_24
 #undef NIBBLE_REGISTERS_16
 #undef NIBBLE_REGISTERS_8
 

@@ -16,7 +16,8 @@ struct RowTile {
   int rows;
   double unit;  // of a warpgroup
 };
-constexpr RowTile kRowTiles[] = {{16, 0.17}, {32, 0.195}, {64, 0.225}, {128, 0.33}};
+constexpr RowTile kRowTiles[] = {{16, 0.17},  {32, 0.195}, {48, 0.21},
+                                 {64, 0.225}, {96, 0.27},  {128, 0.33}};
 constexpr double kStart = 3.5;     // of a kernel, with storing its last tiles
 constexpr double kNextTile = 1.5;  // of a block
 constexpr double kParts = 2.3;     // exchanging sums
@@ -68,9 +69,8 @@ HopperForm ChooseHopperForm(int tiles, int units, bool fine, int64_t rows,
   for (const RowTile& tile : kRowTiles) {
     for (const int groups : {2, 3}) {
       for (int parts = 1; parts <= kHopperMostParts; parts *= 2) {
-        const std::optional<HopperForm> form =
-            CompleteHopperForm({.rows = tile.rows, .groups = groups, .parts = parts}, tiles, units,
-                               fine, rows, room);
+        const std::optional<HopperForm> form = CompleteHopperForm(
+            {.rows = tile.rows, .groups = groups, .parts = parts}, tiles, units, fine, rows, room);
         if (form && form->microseconds < best.microseconds) best = *form;
       }
     }

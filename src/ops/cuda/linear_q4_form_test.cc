@@ -50,7 +50,7 @@ TEST(HopperFormTest, AnyShapeHasAForm) {
 // other parts send.
 TEST(HopperFormTest, AllButTheLargestAreCompleted) {
   constexpr int kTiles = 37, kUnits = 9;
-  for (const int tile_rows : {16, 32, 64, 128}) {
+  for (const int tile_rows : {16, 32, 48, 64, 96, 128}) {
     for (const int groups : {2, 3}) {
       for (const int parts : {1, 2, 4}) {
         for (const bool fine : {false, true}) {

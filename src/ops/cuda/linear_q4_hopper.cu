@@ -417,8 +417,12 @@ void LaunchHopper(Stream& stream, const Weights& w, const Product<T>& p, const H
       return launch.template operator()<16>();
     case 32:
       return launch.template operator()<32>();
+    case 48:
+      return launch.template operator()<48>();
     case 64:
       return launch.template operator()<64>();
+    case 96:
+      return launch.template operator()<96>();
     default:
       return launch.template operator()<128>();
   }
