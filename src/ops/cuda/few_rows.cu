@@ -102,11 +102,14 @@ __global__ void __launch_bounds__(32 * kWarps)
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     Out* to = out + r * shape.out_stride;
+    const auto store = [](float sum, float up, Out& at) {
+      StoreSum<Out, kEpilogue>(sum, up, Addend<Out, kEpilogue>(at), at);
+    };
     if constexpr (kEpilogue == Epilogue::kSiluMul) {
-      StoreSum<Out, kEpilogue>(sums[r][0], sums[r][1], to[first / 2]);
+      store(sums[r][0], sums[r][1], to[first / 2]);
     } else {
-      StoreSum<Out, kEpilogue>(sums[r][0], 0, to[first]);
-      if (second != first) StoreSum<Out, kEpilogue>(sums[r][1], 0, to[second]);
+      store(sums[r][0], 0, to[first]);
+      if (second != first) store(sums[r][1], 0, to[second]);
     }
   }
 }

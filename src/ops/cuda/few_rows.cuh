@@ -39,12 +39,17 @@ __device__ Out Rounded(float value) {
   }
 }
 
+// What is added to an output.
+template <typename Out, Epilogue kEpilogue>
+__device__ float Addend(const Out& to) {
+  if constexpr (kEpilogue == Epilogue::kAdd) return HalfTraits<Out>::ToFloat(to);
+  return 0;
+}
 // An output of the sums of its weight row, or of a gate's and its up's.
 template <typename Out, Epilogue kEpilogue>
-__device__ void StoreSum(float sum, float up, Out& to) {
+__device__ void StoreSum(float sum, float up, float addend, Out& to) {
   if constexpr (kEpilogue == Epilogue::kSiluMul) sum = SiluMul(sum, up);
-  if constexpr (kEpilogue == Epilogue::kAdd) sum += HalfTraits<Out>::ToFloat(to);
-  to = Rounded<Out>(sum);
+  to = Rounded<Out>(sum + addend);
 }
 
 __device__ inline float SumOverWarp(float sum) {

@@ -100,9 +100,14 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
       if (lane == 0) sums[item * kRows + r] = sum[r];
     }
   }
+  // An output's address; the addend of a thread's first is on its way while other warps multiply.
+  const auto at = [&](int i) { return i / count * shape.out_stride + first + i % count; };
+  const int begin = static_cast<int>(threadIdx.x);
+  float addend = begin < count * kRows ? Addend<Out, kEpilogue>(out[at(begin)]) : 0;
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < count * kRows; i += 32 * kWarps) {
+  for (int i = begin; i < count * kRows; i += 32 * kWarps) {
     const int output = i % count, r = i / count;
+    if (i != begin) addend = Addend<Out, kEpilogue>(out[at(i)]);
     float total[2] = {};
 #pragma unroll
     for (int n = 0; n < kUnit; ++n) {
@@ -112,7 +117,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
       }
       if (bias != nullptr) total[n] += bias[first * kUnit + row];
     }
-    StoreSum<Out, kEpilogue>(total[0], total[1], out[r * shape.out_stride + first + output]);
+    StoreSum<Out, kEpilogue>(total[0], total[1], addend, out[at(i)]);
   }
 #endif
 }

@@ -48,7 +48,7 @@ size_t SpreadBytes(int64_t rows, int64_t in_features) {
 namespace {
 
 // Of Llama-2-7B's layers on an H200 (docs/results/kernels.md).
-constexpr int64_t kHopperFewestRows = 9, kHopperMostRows = 2048, kPortableMostRows = 128;
+constexpr int64_t kHopperFewestRows = 9, kHopperMostRows = 3072, kPortableMostRows = 128;
 
 // Whether tens of rows go through Hopper's kernel.
 bool TakesHopper(const q4::Geometry& geometry, CudaKernels kernels) {

@@ -235,21 +235,31 @@ __device__ inline uchar2 LoadSharedZeros(uint32_t address) {
   return uchar2{static_cast<unsigned char>(bits & 0xff), static_cast<unsigned char>(bits >> 8)};
 }
 
-// Adds the bias and writes a fragment d of a tile: outputs first_output + {g, g + 8} of rows row
-// and row + 1. Lanes of outputs g and g ^ 1 differ by kPartner and must call this together.
+// What Epilogue::kAdd adds to a fragment of a tile: outputs first_output + {g, g + 8} of rows row
+// and row + 1, as MultiplyAdd has them. All loads at once, and apart from StoreFragment, so that
+// they can be under way early.
+template <typename T>
+__device__ void LoadAddends(const Product<T>& p, int first_output, int g, int row,
+                            float (&addends)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int output = first_output + g + i / 2 * 8, r = row + i % 2;
+    const bool wanted = p.epilogue == Epilogue::kAdd && output < p.outputs && r < p.rows;
+    addends[i] = wanted ? HalfTraits<T>::ToFloat(p.out[r * p.out_stride + output]) : 0;
+  }
+}
+
+// Adds the bias and writes that fragment, d, to which addends are added already. Lanes of outputs g
+// and g ^ 1 differ by kPartner and must call this together.
 template <int kPartner, typename T>
 __device__ void StoreFragment(const Product<T>& p, int first_output, int g, int row,
-                              float (&d)[4]) {
+                              const float (&d)[4]) {
 #pragma unroll
   for (int high = 0; high < 2; ++high) {
     const int output = first_output + g + 8 * high;
     const bool inside = output < p.outputs;
-    float d0 = d[2 * high], d1 = d[2 * high + 1];
-    if (p.bias != nullptr && inside) {
-      const float bias = p.bias[output];
-      d0 += bias;
-      d1 += bias;
-    }
+    const float bias = p.bias != nullptr && inside ? p.bias[output] : 0;
+    const float d0 = d[2 * high] + bias, d1 = d[2 * high + 1] + bias;
     if (p.epilogue == Epilogue::kSiluMul) {
       // The gate's lane finishes the first row, the up's lane the second.
       const bool is_up = (g & 1) != 0;
@@ -261,14 +271,9 @@ __device__ void StoreFragment(const Product<T>& p, int first_output, int g, int 
         p.out[r * p.out_stride + output / 2] = HalfTraits<T>::FromFloat(SiluMul(gate, up));
       }
     } else if (inside) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (row + i >= p.rows) break;
-        T* to = p.out + (row + i) * p.out_stride + output;
-        float value = i == 0 ? d0 : d1;
-        if (p.epilogue == Epilogue::kAdd) value += HalfTraits<T>::ToFloat(*to);
-        *to = HalfTraits<T>::FromFloat(value);
-      }
+      T* to = p.out + row * p.out_stride + output;
+      if (row < p.rows) to[0] = HalfTraits<T>::FromFloat(d0);
+      if (row + 1 < p.rows) to[p.out_stride] = HalfTraits<T>::FromFloat(d1);
     }
   }
 }

@@ -57,7 +57,7 @@ __device__ void CopyWeights(LargeStage<kFine, kRows>& stage, const Weights& w, c
     // A block may reach beyond the last tile; it reads that again.
     const int64_t tile = min(first_tile + at / 64, w.tiles - 1);
     CopyAsync16(SharedAddress(&stage.codes[0][0][0] + at),
-              w.codes + (tile * w.units + place.unit) * 64 + at % 64);
+                w.codes + (tile * w.units + place.unit) * 64 + at % 64);
   }
   // Two 16-byte chunks of scales, one of zeros, for each tile and scale group.
   const int group = w.ScaleGroup(place.unit);
@@ -66,13 +66,13 @@ __device__ void CopyWeights(LargeStage<kFine, kRows>& stage, const Weights& w, c
     const int at = thread % scale_chunks * 4, block_tile = thread / scale_chunks;
     const int64_t tile = min(first_tile + block_tile, w.tiles - 1);
     CopyAsync16(SharedAddress(&stage.scales[block_tile][0][0] + at),
-              w.scales + (tile * w.scale_groups + group) * 8 + at);
+                w.scales + (tile * w.scale_groups + group) * 8 + at);
   }
   if (w.zeros != nullptr && thread < kBlockTiles * w.scales_per_unit) {
     const int at = thread % w.scales_per_unit * 8, block_tile = thread / w.scales_per_unit;
     const int64_t tile = min(first_tile + block_tile, w.tiles - 1);
     CopyAsync16(SharedAddress(&stage.zeros[block_tile][0][0] + at),
-              w.zeros + (tile * w.scale_groups + group) * 8 + at);
+                w.zeros + (tile * w.scale_groups + group) * 8 + at);
   }
 }
 
@@ -174,8 +174,12 @@ template <typename T, int kRows>
 __device__ void StoreTileFragment(const Product<T>& p, int output_tile, int row_tile, int m, int n,
                                   int thread, float (&d)[4]) {
   const int tile = output_tile * kBlockTiles + thread / 32 * kWarpTiles + m;
-  const int lane = thread % 32;
-  StoreFragment<4>(p, tile * kTileOutputs, lane / 4, row_tile * kRows + 8 * n + lane % 4 * 2, d);
+  const int lane = thread % 32, row = row_tile * kRows + 8 * n + lane % 4 * 2;
+  float addends[4];
+  LoadAddends(p, tile * kTileOutputs, lane / 4, row, addends);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) d[i] += addends[i];
+  StoreFragment<4>(p, tile * kTileOutputs, lane / 4, row, d);
 }
 
 template <typename T, bool kFine, int kRows>
@@ -299,12 +303,12 @@ void LaunchLarge(Stream& stream, const Weights& w, const Product<T>& p, float* p
                        .units = w.units,
                        .partials = reinterpret_cast<float4*>(partials),
                        .shares = EvenShares::Of(total, blocks)};
-  LaunchDependent(stream, LargeKernel<T, kFine, kRows>, static_cast<int>(blocks), kThreads, shared, w, p,
-         plan);
+  LaunchDependent(stream, LargeKernel<T, kFine, kRows>, static_cast<int>(blocks), kThreads, shared,
+                  w, p, plan);
   if (total / w.units == blocks && total % blocks == 0) return;  // a tile each
   LaunchDependent(stream, AddPartials<T, kRows>,
-         static_cast<int>(output_tiles * row_tiles * (kWarpTiles * kRows / 8)), kThreads, 0, p,
-         plan);
+                  static_cast<int>(output_tiles * row_tiles * (kWarpTiles * kRows / 8)), kThreads,
+                  0, p, plan);
 }
 
 template <typename T, bool kFine>

@@ -111,7 +111,9 @@ struct Staging {
   }
   template <typename T>
   __device__ void Fill(const Product<T>& p, int first_unit, int lane) const {
+#pragma unroll 1
     for (int row = 0; row < rows; ++row) {
+#pragma unroll 1
       for (int chunk = lane; chunk < units * (kUnitInputs / 8); chunk += 32) {
         const int k = first_unit * kUnitInputs + 8 * chunk;
         const bool inside = k < p.in;
@@ -265,17 +267,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     own[n] = sums + warp * fragments + pair * 8 + lane / 4;
     is_kept[n] = pair < fragment_pairs;
   }
-  if (units_begin == units_end) {
-    for (int i = 0; i < tiles_end - tiles_begin; ++i) {
-#pragma unroll
-      for (int n = 0; n < kRowTiles; ++n) {
-        if (is_kept[n]) own[n][i * kWarps * fragments] = float4{0, 0, 0, 0};
-      }
-    }
-  }
   if (staging.units > 0) staging.Fill(p, units_begin, lane);
-  int slot = 0;
-  for (int first = units_begin; first < units_end; first += kHeld) {
+  int slot = 0, first = units_begin;
+  do {  // once where a warp has no units: its sums are zero
     HeldUnit<kGranule> held[kHeld][kRowTiles];
     if (kRowTiles == 1 && staging.units > 0) {
 #pragma unroll
@@ -286,7 +280,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int n = 0; n < kRowTiles; ++n) {
           // A unit of no use is loaded from within x, too.
-          LoadHeld(held[u][n], p, 8 * n, min(first + u, units_end - 1), lane);
+          LoadHeld(held[u][n], p, 8 * n, min(first + u, w.units - 1), lane);
         }
       }
 #pragma unroll
@@ -325,13 +319,20 @@ __global__ void __launch_bounds__(kThreads, 1)
         to = value;
       }
     }
-  }
+    first += kHeld;
+  } while (first < units_end);
+
   __syncthreads();
 
   const int count = (tiles_end - tiles_begin) * fragments;
   for (int i = static_cast<int>(threadIdx.x); (i & ~31) < count; i += kThreads) {
     const int task = min(i, count - 1);
     const int tile = task / fragments, at = task % fragments;
+    const int output = (tiles_begin + tile) * kTileOutputs;
+    // A lane past the last task repeats it; it must take part but not store.
+    const int row = i < count ? at / 8 * 2 : p.rows;
+    float addends[4];
+    LoadAddends(p, output, at % 8, row, addends);
     const float4* from = sums + tile * kWarps * fragments + at;
     float total[4] = {};
 #pragma unroll
@@ -342,13 +343,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       total[2] += part.z;
       total[3] += part.w;
     }
-    total[0] *= Codes<T>::kLowUnit;
-    total[1] *= Codes<T>::kLowUnit;
-    total[2] *= Codes<T>::kHighUnit;
-    total[3] *= Codes<T>::kHighUnit;
-    // A lane past the last task repeats it; it must take part but not store.
-    const int row = i < count ? at / 8 * 2 : p.rows;
-    StoreFragment<1>(p, (tiles_begin + tile) * kTileOutputs, at % 8, row, total);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      total[j] = total[j] * (j < 2 ? Codes<T>::kLowUnit : Codes<T>::kHighUnit) + addends[j];
+    }
+    StoreFragment<1>(p, output, at % 8, row, total);
   }
 }
 
