@@ -25,6 +25,7 @@
 #include <string>
 #include <vector>
 
+#include "src/base/checked.h"
 #include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/checkpoint/random_checkpoint.h"
@@ -38,9 +39,10 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr size_t kPoolBytes = size_t{1} << 30;  // of weights, several times any L2 cache
-constexpr int kMaxCopies = 32;
-constexpr int kLayers = 6;
+constexpr size_t kPoolBytes = size_t{1} << 30;      // of weights
+constexpr size_t kCachedBytes = size_t{256} << 20;  // several times any L2 cache
+// In a graph at least, where the pool has them.
+constexpr int kCopies = 32, kLayers = 6;
 constexpr int kRepetitions = 15;
 constexpr int64_t kMaxRows = 4096;
 
@@ -177,10 +179,8 @@ class Bench {
   void Dequantized(const LinearShape& shape, int64_t rows, size_t offset) {
     product_->RunDequantized(*stream_, Matrix(x_, rows, shape.in), Layout(shape),
                              static_cast<std::byte*>(pool_.get()) + offset,
-                             shape.epilogue == Epilogue::kAdd ? MatrixProduct::Output::kAdd
-                                                              : MatrixProduct::Output::kReplace,
-                             Matrix(out_, rows, shape.out), dense_.get(), dense_bytes_,
-                             workspace_.get(), kWorkspaceBytes);
+                             MatrixProduct::OutputOf(shape.epilogue), Matrix(out_, rows, shape.out),
+                             dense_.get(), dense_bytes_, workspace_.get(), kWorkspaceBytes);
   }
   Q4Layout Layout(const LinearShape& shape) const {
     return Q4Layout::Of(shape.out, shape.in, options_.spec);
@@ -194,17 +194,23 @@ class Bench {
     return 1e6 * std::max(bytes / options_.read_bytes_per_second,
                           operations / options_.operations_per_second);
   }
+  // How many times such weights are multiplied in a graph.
+  static int Copies(size_t bytes, int wanted) {
+    const size_t cold = CeilDiv(kCachedBytes, bytes);
+    return static_cast<int>(
+        std::min(std::max(cold, static_cast<size_t>(wanted)), kPoolBytes / bytes));
+  }
   // One product, and the chain of a layer's, in either way.
   using Way = void (Bench::*)(const LinearShape& shape, int64_t rows, size_t offset);
   double Time(Way way, const LinearShape& shape, int64_t rows) {
     const size_t bytes = Bytes(shape);
-    const int copies = std::min<int>(kMaxCopies, static_cast<int>(kPoolBytes / bytes));
-    return Microseconds(copies,
+    return Microseconds(Copies(bytes, kCopies),
                         [&](int i) { (this->*way)(shape, rows, static_cast<size_t>(i) * bytes); });
   }
   double LayerTime(Way way, int64_t rows) {
-    size_t offset = 0;
-    return Microseconds(kLayers, [&](int i) {
+    size_t offset = 0, bytes = 0;
+    for (const LinearShape& shape : shapes_) bytes += Bytes(shape);
+    return Microseconds(Copies(bytes, kLayers), [&](int i) {
       if (i == 0) offset = 0;
       for (const LinearShape& shape : shapes_) {
         (this->*way)(shape, rows, offset);
@@ -238,8 +244,7 @@ class Bench {
     if (found > 0) {
       const float one = 1, zero = 0;
       const size_t bytes = static_cast<size_t>(shape.in * shape.out) * 2;
-      const int copies = std::min<int>(kMaxCopies, static_cast<int>(kPoolBytes / bytes));
-      time = Microseconds(copies, [&](int i) {
+      time = Microseconds(Copies(bytes, kCopies), [&](int i) {
         cublasLtMatmul(cublas_, product, &one,
                        static_cast<std::byte*>(pool_.get()) + static_cast<size_t>(i) * bytes, w,
                        x_.get(), x, &zero, out_.get(), y, out_.get(), y, &choice.algo,
@@ -337,11 +342,23 @@ int Main(int argc, char** argv) {
     return 2;
   }
   const ModelConfig model = Must(ParseModelConfig(config, Json::object(), options.model));
+  if (options.spec.group_size < 1 && options.spec.group_size != kPerChannel) {
+    std::fprintf(stderr, "groups of %lld: want a number, or -1 for a whole row\n",
+                 static_cast<long long>(options.spec.group_size));
+    return 2;
+  }
+  size_t layer_bytes = 0;
   for (const LinearShape& shape : ShapesOf(model)) {
+    layer_bytes += Q4Layout::Of(shape.out, shape.in, options.spec).total_bytes;
     const int64_t group = options.spec.GroupLength(shape.in);
     if (shape.in % group == 0) continue;
     std::fprintf(stderr, "groups of %lld do not divide the %lld inputs of %s\n",
                  static_cast<long long>(group), static_cast<long long>(shape.in), shape.name);
+    return 2;
+  }
+  if (layer_bytes > kPoolBytes) {
+    std::fprintf(stderr, "a layer of %s has %zu bytes: want %zu at most\n", options.model.c_str(),
+                 layer_bytes, kPoolBytes);
     return 2;
   }
   int devices = 0;

@@ -56,7 +56,9 @@ struct ModelConfig {
   int64_t ParameterCount() const;
   ModelExtents extents() const {
     std::optional<int64_t> window;
-    for (const std::optional<int64_t>& of_layer : windows) window = of_layer ? of_layer : window;
+    for (const std::optional<int64_t>& of_layer : windows) {
+      if (of_layer) window = of_layer;  // all that have one have the same
+    }
     return {hidden, intermediate, heads, kv_heads, head_dim, vocabulary, window};
   }
   AttentionSpec attention(int64_t layer) const;

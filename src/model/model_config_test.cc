@@ -92,8 +92,10 @@ TEST(ModelConfigTest, SlidingWindows) {
   Json config = Llama();
   config["sliding_window"] = 16;
   EXPECT_THAT(Parse(config)->windows, ElementsAre(std::nullopt, std::nullopt, std::nullopt));
+  EXPECT_EQ(Parse(config)->extents().window, std::nullopt);
   config["architectures"] = {"MistralForCausalLM"};
   EXPECT_THAT(Parse(config)->windows, ElementsAre(16, 16, 16));
+  EXPECT_EQ(Parse(config)->extents().window, 16);
   config["architectures"] = {"Qwen2ForCausalLM"};
   config["max_window_layers"] = 1;
   EXPECT_THAT(Parse(config)->windows, ElementsAre(std::nullopt, std::nullopt, std::nullopt));
@@ -101,6 +103,7 @@ TEST(ModelConfigTest, SlidingWindows) {
   EXPECT_THAT(Parse(config)->windows, ElementsAre(std::nullopt, 16, 16));
   config["layer_types"] = {"sliding_attention", "full_attention", "full_attention"};
   EXPECT_THAT(Parse(config)->windows, ElementsAre(16, std::nullopt, std::nullopt));
+  EXPECT_EQ(Parse(config)->extents().window, 16);
 }
 
 TEST(ModelConfigTest, RefusesWhatWouldChangeTheResult) {

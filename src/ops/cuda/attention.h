@@ -24,8 +24,9 @@ size_t DecodeScratchBytes(int multiprocessors, int64_t sequences, const Attentio
 
 // q, out: [rows, heads · head_dim], 16-bit, rows aligned to 16 bytes; head_dim a multiple of 8, at
 // most 256. Each handles the rows of its own kind (of sequences with one row, with more than one)
-// and leaves the others alone. AttendDecode reads the batch before the kernels that were issued just
-// before it are done; none of them may write it. `kernels`: which prefill may use.
+// and leaves the others alone. The batch's decode parts must be DivideDecode's for these heads, KV
+// heads, head dimension and window. AttendDecode reads the batch before the kernels that were
+// issued just before it are done; none of them may write it. `kernels`: which prefill may use.
 void AttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
                   MatrixView q, KvView kv, MatrixView out, void* scratch);
 void AttendPrefill(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,

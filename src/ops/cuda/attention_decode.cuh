@@ -259,8 +259,8 @@ __device__ void CombineWarps(const BlockMemory<kDim>& memory, int heads, int hea
   }
 }
 
-// The output of a pair, of the parts that some blocks left of it. `first_slot`: the first part's;
-// of the other blocks, which follow, it is their first.
+// The output of a pair from what its `parts` blocks left of it: the first one at first_slot, each of
+// the following in its own first slot.
 template <typename T, int kDim>
 __device__ void MergeParts(const DecodeArguments& a, int first_slot, int parts, int heads,
                            int head_dim, T* to) {
@@ -303,7 +303,7 @@ __device__ void MergeParts(const DecodeArguments& a, int first_slot, int parts, 
 }
 
 // Whether a counter, zero before the first of so many, has been counted up that often; then it is
-// zero again. What any block wrote before a barrier before it counted, the last one sees.
+// zero again. The last one sees what the others wrote before the barriers that preceded their counts.
 inline __device__ bool CountUp(unsigned* counter, int times) {
   const auto last = static_cast<unsigned>(times - 1);
   unsigned before;
@@ -395,7 +395,7 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
     if (more && stage + 1 < Shape::kStages) more = stream.Next();
   }
   if constexpr (kInput == DecodeInput::kFresh) {
-    // The angles may still be written, but the cache then has them.
+    // The kernel before may still be writing the angles; it writes to the same cache.
     const float2* angles = a.angles + static_cast<int64_t>(part.row) * (kDim / 2);
     constexpr int kAngles = kSectorBytes / sizeof(float2);
     if (threadIdx.x < kDim / 2 / kAngles) KeepSector(angles + threadIdx.x * kAngles);

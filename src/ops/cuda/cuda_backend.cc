@@ -70,10 +70,6 @@ const CudaLinear& Cuda(const PreparedLinear& linear) {
 }
 const CudaKvCache& Cuda(const KvCache& cache) { return static_cast<const CudaKvCache&>(cache); }
 
-MatrixProduct::Output OutputOf(Epilogue epilogue) {
-  return epilogue == Epilogue::kAdd ? MatrixProduct::Output::kAdd : MatrixProduct::Output::kReplace;
-}
-
 class CudaBackend final : public Backend {
  public:
   static Result<std::unique_ptr<Backend>> Create(const CudaDevice& device,
@@ -367,25 +363,24 @@ class CudaBackend final : public Backend {
 
   void MultiplyQ4(const CudaPlan& plan, const CudaLinear& weight, MatrixView x, Epilogue epilogue,
                   MatrixView out) {
+    const PlanLayout& layout = plan.layout();
     const Q4Layout& q4 = *weight.layout().q4;
     if (x.rows <= LinearQ4MostRows(q4, kernels_) && out.dtype == activations_) {
       return LinearQ4(*stream_, q4, weight.weight(), weight.bias(), x, epilogue, out,
-                      plan.at<void>(plan.layout().linear_q4), kernels_);
+                      plan.at<void>(layout.linear_q4), kernels_);
     }
     const bool direct = weight.bias() == nullptr && epilogue != Epilogue::kSiluMul;
     const MatrixView wide = direct ? out : Wide(plan, weight, x.rows);
-    const PlanLayout& layout = plan.layout();
     product_->RunDequantized(*stream_, x, q4, weight.weight(),
-                             OutputOf(direct ? epilogue : Epilogue::kNone), wide,
+                             MatrixProduct::OutputOf(direct ? epilogue : Epilogue::kNone), wide,
                              plan.at<void>(layout.dequantized), layout.dequantized_bytes,
-                             plan.at<void>(layout.matrix_product),
-                             PlanLayout::kMatrixProductBytes);
+                             plan.at<void>(layout.matrix_product), PlanLayout::kMatrixProductBytes);
     if (!direct) FinishLinear(*stream_, wide, weight.bias(), epilogue, out);
   }
 
   void Product(const CudaPlan& plan, MatrixView x, const void* w, Epilogue epilogue,
                MatrixView out) {
-    product_->Run(*stream_, x, w, OutputOf(epilogue), out,
+    product_->Run(*stream_, x, w, MatrixProduct::OutputOf(epilogue), out,
                   plan.at<void>(plan.layout().matrix_product), PlanLayout::kMatrixProductBytes);
   }
 

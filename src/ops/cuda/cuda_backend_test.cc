@@ -239,8 +239,9 @@ TEST_P(CudaBackendTest, MultipliesDequantizedWeights) {
   Random random(7);
   const auto plan = Must(cuda_->CreatePlan(
       {.rows = 300, .sequences = 1, .context = 300, .logit_rows = 1}, kExtents));
-  for (const auto& [out, in, group] :
-       {std::tuple<int64_t, int64_t, int64_t>{111, 960, 48}, {200, 2000, 16}, {64, 222, -1}}) {
+  for (const auto& [out, in, group] : {std::tuple<int64_t, int64_t, int64_t>{111, 960, 48},
+                                       {200, 2000, 16},
+                                       {64, 222, kPerChannel}}) {
     for (const bool has_bias : {false, true}) {
       Weight weights[2];
       HostMatrix bias[2] = {HostMatrix::Normal(1, out, random), HostMatrix::Normal(1, out, random)};
@@ -372,9 +373,9 @@ TEST_P(CudaBackendTest, TurnsAndAttendsStepAfterStep) {
   constexpr int64_t kWindow = 50;
   for (const int64_t dim : {40, 64, 128, 256}) {
     AttentionSpec attention{.heads = 4,
-                                  .kv_heads = 2,
-                                  .head_dim = dim,
-                                  .scale = 1 / std::sqrt(static_cast<float>(dim))};
+                            .kv_heads = 2,
+                            .head_dim = dim,
+                            .scale = 1 / std::sqrt(static_cast<float>(dim))};
     const int64_t columns = 8 * dim;
     std::vector<float> frequencies;
     for (int64_t i = 0; i < dim / 2; ++i) {

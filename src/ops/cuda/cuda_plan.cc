@@ -17,7 +17,7 @@ namespace {
 constexpr size_t kAlignment = 256;
 // Enough rows that a product over them keeps the device busy, few enough to stay out of the way.
 constexpr size_t kMaxWideBytes = size_t{96} << 20;
-constexpr size_t kMaxDequantizedBytes = size_t{64} << 20;
+constexpr size_t kMaxDequantizedBytes = size_t{64} << 20;  // at least 128 rows of any weight
 constexpr size_t kMaxGatheredBytes = size_t{32} << 20;
 
 int64_t MaxTiles(const StepLimits& limits) {

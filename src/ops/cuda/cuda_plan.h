@@ -26,7 +26,7 @@ struct PlanLayout {
   StepLimits limits;
   int64_t max_blocks = 0;  // of a sequence
   int64_t half_dim = 0;
-  AttentionSpec attention;  // with the window of the layers that have one
+  AttentionSpec attention;  // but for its scale; with the window of the layers that have one
   int64_t decode_blocks = 0;
   int64_t wide_rows = 0;  // of `wide`
   size_t batch, batch_bytes;    // the batch's integers, packed anew for each step

@@ -44,6 +44,7 @@ struct Segment {
   bool is_first;  // of the block's
 };
 
+// A block's segments in their order.
 template <int kWarps>
 class Walk {
  public:
@@ -73,7 +74,7 @@ class Walk {
     segment.granules = (segment.span.tiles + kWarps - 1) / kWarps;
     segment.count = min(segment.granules - first_, left_);
     segment.is_first = is_first_;
-    // Unless it is the last, it goes on to the end of its pair.
+    // A segment that is not the part's last reaches the end of its pair.
     if (++head_tile_ == a.head_tiles) {
       head_tile_ = 0;
       ++kv_head_;

@@ -63,6 +63,7 @@ void DivideDecode(const AttentionSpec& attention, std::span<const int32_t> row_b
   const auto granules_of = [&](size_t s) -> int64_t {
     if (row_begin[s + 1] - row_begin[s] != 1) return 0;
     const int64_t context = context_lengths[s];
+    CHECK(context > 0, "sequence {} has no context", s);
     const int64_t first_tile = std::max<int64_t>(0, context - window) / kTileTokens;
     const int64_t tiles = CeilDiv<int64_t>(context, kTileTokens) - first_tile;
     return CeilDiv<int64_t>(tiles, DecodeWarps(attention.head_dim));
@@ -77,8 +78,9 @@ void DivideDecode(const AttentionSpec& attention, std::span<const int32_t> row_b
   }
   if (line.length == line.pairs * most) line.of_pair = most;
   const Share share(line, static_cast<int64_t>(parts.size()));
-  CHECK(line.length <= std::numeric_limits<int32_t>::max() && pairs <= UINT16_MAX &&
-        2 * parts.size() <= UINT16_MAX);
+  CHECK(line.length <= std::numeric_limits<int32_t>::max(), "{} granules", line.length);
+  CHECK(pairs <= UINT16_MAX && 2 * parts.size() <= UINT16_MAX, "{} pairs, {} blocks", pairs,
+        parts.size());
 
   // The sequence that a granule belongs to, and where it begins; granules come in ascending order.
   size_t sequence = 0;
@@ -95,6 +97,7 @@ void DivideDecode(const AttentionSpec& attention, std::span<const int32_t> row_b
   for (size_t b = 0; b < static_cast<size_t>(share.blocks); ++b) {
     DecodePart& part = parts[b];
     const int64_t next = share.Begin(static_cast<int64_t>(b) + 1);
+    // The part's first pair and its last one, which may be the same; those between are whole.
     for (const size_t end : {size_t{0}, size_t{1}}) {
       const int64_t granule = end == 0 ? begin : next - 1;
       go_to(granule);
@@ -112,7 +115,8 @@ void DivideDecode(const AttentionSpec& attention, std::span<const int32_t> row_b
       if (pair_begin != last_pair) first_slot = 2 * b + end;
       last_pair = pair_begin;
       part.first_slot[end] = static_cast<uint16_t>(first_slot);
-      if (pair_begin + granules > next) continue;
+      if (pair_begin + granules > next) continue;  // the next block goes on with it
+      // It ends here, so that its blocks are known.
       const size_t first = first_slot / 2;
       const auto blocks = static_cast<uint16_t>(b - first + 1);
       parts[first].blocks[first_slot % 2] = blocks;

@@ -32,7 +32,7 @@ inline constexpr int kTileHeads = 16;
 inline constexpr int kResident = 2;  // blocks on a multiprocessor
 
 constexpr int DecodeWarps(int64_t head_dim) { return head_dim > 128 ? 2 : 4; }
-inline int64_t DecodeBlocks(int multiprocessors) { return int64_t{kResident} * multiprocessors; }
+constexpr int64_t DecodeBlocks(int multiprocessors) { return int64_t{kResident} * multiprocessors; }
 
 // A block's part of the line, read at once.
 struct alignas(32) DecodePart {
@@ -40,12 +40,14 @@ struct alignas(32) DecodePart {
   // Where it begins, of a sequence of one row: `first` granules of the pair are before it.
   int32_t sequence = 0, row = 0, context = 0, first = 0;
   uint16_t kv_head = 0, head_tile = 0;  // of the pair
-  // Of the part's first and of its last pair: how many blocks have some of it, and where what the
-  // first of them leaves to be merged is (see DecodeArguments). Of the others it is their first.
+  // Of the part's first and of its last pair: how many blocks share it, and the slot of the first
+  // of those blocks: 2 · block, + 1 where the pair is that block's last. The other blocks leave
+  // what they have of it in their first slot. Not used of a pair that one block has whole.
   uint16_t blocks[2] = {}, first_slot[2] = {};
 };
 
-// Fills the parts of DecodeBlocks blocks. row_begin, context_lengths: as Batch's.
+// Fills the parts of DecodeBlocks blocks. row_begin, context_lengths: as Batch's, contexts of at
+// least one token.
 void DivideDecode(const AttentionSpec& attention, std::span<const int32_t> row_begin,
                   std::span<const int32_t> context_lengths, std::span<DecodePart> parts);
 

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "src/base/checked.h"
@@ -115,6 +115,27 @@ TEST(DivideDecodeTest, CutsPairsOfOneLengthAlike) {
   for (size_t b = 0; b < parts.size(); ++b) {
     EXPECT_EQ(parts[b].count, b < 160 ? 2 : 0);
     EXPECT_EQ(parts[b].kv_head, b < 160 ? b / 5 : 0);
+  }
+}
+
+TEST(DivideDecodeTest, GivesBlocksSeveralWholePairs) {
+  Case c{.spec = Spec(32, 32)};
+  for (int32_t s = 0; s < 16; ++s) c.Add(612);
+  const std::vector<DecodePart> parts = c.Divide(264);
+  for (size_t b = 0; b < parts.size(); ++b) {
+    EXPECT_EQ(parts[b].count, b < 256 ? 20 : 0);
+    EXPECT_EQ(parts[b].first, 0);
+    EXPECT_EQ(parts[b].kv_head, b < 256 ? 2 * b % 32 : 0);
+  }
+}
+
+// Where blocks would have many whole pairs, even shares end together.
+TEST(DivideDecodeTest, SharesManyPairsEvenly) {
+  Case c{.spec = Spec(32, 32)};
+  for (int32_t s = 0; s < 128; ++s) c.Add(612);
+  for (const DecodePart& part : c.Divide(264)) {
+    EXPECT_GE(part.count, 155);
+    EXPECT_LE(part.count, 156);
   }
 }
 

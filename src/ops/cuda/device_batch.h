@@ -30,7 +30,8 @@ struct DeviceBatch {
   const int32_t* logit_rows = nullptr;       // [logit rows]
   // The rows of each sequence that has more than one, in tiles of at most kPrefillRows.
   const PrefillTile* prefill_tiles = nullptr;  // [prefill_tile_count]
-  // [decode blocks] how decode attention is divided in layers without and with a window.
+  // [decode blocks] how decode attention is divided in layers without and with a window. Null where
+  // no sequence has one row; the second also where no layer has a window.
   const DecodePart* decode_parts = nullptr;
   const DecodePart* window_decode_parts = nullptr;
   int64_t rows = 0;

@@ -50,7 +50,7 @@ namespace {
 // Of Llama-2-7B's layers on an H200 (docs/results/kernels.md).
 constexpr int64_t kHopperFewestRows = 9, kHopperMostRows = 3072, kPortableMostRows = 128;
 
-// Whether tens of rows go through Hopper's kernel.
+// Whether tens to thousands of rows go through Hopper's kernel.
 bool TakesHopper(const q4::Geometry& geometry, CudaKernels kernels) {
   return kernels == CudaKernels::kAuto && !geometry.spreads && q4::HasHopperProduct();
 }

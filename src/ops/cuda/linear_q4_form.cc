@@ -41,6 +41,9 @@ std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int uni
                                              int64_t rows, const ClusterRoom& room) {
   const auto* const tile = std::ranges::find(kRowTiles, form.rows, &RowTile::rows);
   CHECK(tile != std::end(kRowTiles), "tiles of {} rows", form.rows);
+  CHECK((form.groups == 2 || form.groups == 3) && form.parts <= kHopperMostParts &&
+            std::has_single_bit(static_cast<unsigned>(form.parts)),
+        "{} groups, {} parts", form.groups, form.parts);
   const int64_t at_once = room[std::countr_zero(static_cast<unsigned>(form.parts))];
   const auto stages = static_cast<int>((kHopperSharedBytes - BytesBeside(form)) /
                                        HopperStageBytes(form.rows, form.groups, fine));

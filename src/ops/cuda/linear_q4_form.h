@@ -55,8 +55,9 @@ constexpr size_t HopperStoreBytes(int groups) {
 
 // A form of which rows, groups and parts are given, with what follows from them for a weight
 // of `tiles` · 16 outputs and `units` · 128 inputs: as many stages as a block has memory for and,
-// without parts, no more clusters than there is room for at a time. None where a block has too
-// little memory, a part less than two units, the device no such clusters, or a grid not so many.
+// without parts, no more clusters than there is room for at a time. None where a block's memory
+// holds fewer than kHopperFewestStages, a part would have fewer than two units, the device runs no
+// such clusters, or a grid cannot have so many.
 std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int units, bool fine,
                                              int64_t rows, const ClusterRoom& room);
 

@@ -111,6 +111,8 @@ TEST(HopperFormTest, Llama2Layers) {
   EXPECT_EQ(form(4096, 11008, 2048).parts, 1);
   EXPECT_EQ(form(4096, 4096, 16).rows, 16);
   EXPECT_EQ(form(4096, 4096, 17).rows, 32);
+  EXPECT_EQ(form(12288, 4096, 40).rows, 48);
+  EXPECT_EQ(form(22016, 4096, 192).rows, 96);
 }
 
 }  // namespace

@@ -1,5 +1,4 @@
-// Hopper's 4-bit product in every form that it may be given, also those that no shape of the other
-// tests, or none at all today, has chosen.
+// Hopper's 4-bit product in every form that it may be given, whether or not a shape chooses it.
 #include <gtest/gtest.h>
 
 #include <optional>
@@ -131,20 +130,6 @@ TEST_F(LinearQ4HopperTest, OutputCounts) {
   }
 }
 
-TEST_F(LinearQ4HopperTest, TakesMoreRowsThanOtherKernels) {
-  const Q4Layout layout = Q4Layout::Of(64, 256, {.group_size = 32});
-  EXPECT_GT(LinearQ4MostRows(layout, CudaKernels::kAuto),
-            LinearQ4MostRows(layout, CudaKernels::kPortable));
-}
-// Not those of weights whose rows of x must be spread out, on any device.
-TEST(LinearQ4MostRowsTest, OfWeightsThatSpread) {
-  for (const auto& [in, group] : {std::pair<int64_t, int64_t>{960, 48}, {222, kPerChannel}}) {
-    const Q4Layout layout = Q4Layout::Of(64, in, {.group_size = group});
-    EXPECT_EQ(LinearQ4MostRows(layout, CudaKernels::kAuto),
-              LinearQ4MostRows(layout, CudaKernels::kPortable));
-  }
-}
-
 // From half a unit to more than all stages of a ring have in a part.
 TEST_F(LinearQ4HopperTest, InputCounts) {
   for (const int64_t in : {64, 128, 256, 512, 640, 54 * 128}) {
@@ -154,6 +139,21 @@ TEST_F(LinearQ4HopperTest, InputCounts) {
         if (HasFatalFailure()) return;
       }
     }
+  }
+}
+
+TEST_F(LinearQ4HopperTest, TakesMoreRowsThanOtherKernels) {
+  const Q4Layout layout = Q4Layout::Of(64, 256, {.group_size = 32});
+  EXPECT_GT(LinearQ4MostRows(layout, CudaKernels::kAuto),
+            LinearQ4MostRows(layout, CudaKernels::kPortable));
+}
+
+// Not those of weights whose rows of x must be spread out.
+TEST_F(LinearQ4HopperTest, TakesNoRowsOfWeightsThatSpread) {
+  for (const auto& [in, group] : {std::pair<int64_t, int64_t>{960, 48}, {222, kPerChannel}}) {
+    const Q4Layout layout = Q4Layout::Of(64, in, {.group_size = group});
+    EXPECT_EQ(LinearQ4MostRows(layout, CudaKernels::kAuto),
+              LinearQ4MostRows(layout, CudaKernels::kPortable));
   }
 }
 

@@ -111,6 +111,7 @@ struct Staging {
   }
   template <typename T>
   __device__ void Fill(const Product<T>& p, int first_unit, int lane) const {
+    // Not unrolled: it runs once, with a chunk or two for a lane.
 #pragma unroll 1
     for (int row = 0; row < rows; ++row) {
 #pragma unroll 1

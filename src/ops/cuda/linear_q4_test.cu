@@ -151,7 +151,8 @@ TEST_F(LinearQ4Test, Dequantized) {
   ASSERT_TRUE(product.has_value()) << product.error().message();
   const Buffer workspace = Allocate(kWorkspaceBytes);
   for (const DType dtype : {DType::kF16, DType::kBF16}) {
-    for (const auto& [in, group] : {std::pair<int64_t, int64_t>{1024, 128}, {960, 48}, {222, -1}}) {
+    for (const auto& [in, group] :
+         {std::pair<int64_t, int64_t>{1024, 128}, {960, 48}, {222, kPerChannel}}) {
       for (const Epilogue epilogue : {Epilogue::kNone, Epilogue::kAdd}) {
         const Problem p{.rows = 130,
                         .out = 600,

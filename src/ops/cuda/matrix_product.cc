@@ -134,6 +134,8 @@ void MatrixProduct::RunDequantized(Stream& stream, MatrixView x, const Q4Layout&
       std::max(kDequantizeRowMultiple, fit / kDequantizeRowMultiple * kDequantizeRowMultiple);
   for (int64_t first = 0; first < layout.out_features; first += step) {
     const int64_t count = std::min(step, layout.out_features - first);
+    CHECK(static_cast<size_t>(count * layout.in_features) * 2 <= dense_bytes,
+          "{} bytes for {} rows of {}", dense_bytes, count, layout.in_features);
     DequantizeQ4(stream, layout, packed, x.dtype, first, count, dense);
     Run(stream, x, dense, output, out.Columns(first, count), workspace, workspace_bytes);
   }

@@ -30,6 +30,9 @@ class MatrixProduct {
   MatrixProduct& operator=(const MatrixProduct&) = delete;
 
   enum class Output { kReplace, kAdd };
+  static Output OutputOf(Epilogue epilogue) {
+    return epilogue == Epilogue::kAdd ? Output::kAdd : Output::kReplace;
+  }
   void Run(Stream& stream, MatrixView x, const void* w, Output output, MatrixView out,
            void* workspace, size_t workspace_bytes);
 
