@@ -212,10 +212,10 @@ def quantized_codes(directory, layer):
     return codes
 
 
-def equal_codes(one, other):
-    """The share of the first layer's codes that are the same in both, of each linear and of all."""
-    want, got = quantized_codes(one, 0), quantized_codes(other, 0)
-    assert want.keys() == got.keys(), f"{want.keys()} and {got.keys()}"
+def equal_codes(one, other, layer):
+    """The share of a layer's codes that are the same in both, of each linear and of all."""
+    want, got = quantized_codes(one, layer), quantized_codes(other, layer)
+    assert want and want.keys() == got.keys(), f"{want.keys()} and {got.keys()}"
     shares, all_same, all_codes = {}, 0, 0
     for name, codes in want.items():
         same = sum((a & 15 == b & 15) + (a >> 4 == b >> 4)
@@ -261,11 +261,17 @@ class Quantizing(unittest.TestCase):
                        "--output", output)
                 with open(os.path.join(output, "quantize.json")) as file:
                     records[device] = json.load(file)
-            shares = {device: equal_codes(outputs[device], outputs["cuda"])
+            shares = {device: equal_codes(outputs[device], outputs["cuda"], 0)
                       for device in ("cpu", "ref")}
             for device, by_linear in shares.items():
                 print(f"{run}: of the first layer's codes as with --device {device}",
                       ", ".join(f"{name} {share:.3%}" for name, share in by_linear.items()))
+                later = [equal_codes(outputs[device], outputs["cuda"], layer)["all"]
+                         for layer in range(1, 5)]
+                print("  of the layers after it:", ", ".join(f"{share:.3%}" for share in later))
+                errors = [got["error"] / want["error"] - 1 for want, got in
+                          zip(records[device]["modules"], records["cuda"]["modules"], strict=True)]
+                print(f"  errors of all linears: {min(errors):+.2%} to {max(errors):+.2%}")
             cpu, cuda = records["cpu"], records["cuda"]
             # Codes that rounding moves change what comes behind them, so one by one only what comes first.
             for want, got in list(zip(cpu["modules"], cuda["modules"]))[:3]:
