@@ -394,6 +394,17 @@ class ServeTest(StoriesTest):
         self.assertEqual(server.process.wait(timeout=60), 0)
         server.stop()
 
+    def test_term_cuts_what_takes_too_long(self):
+        server = Server(self.model, "--max-sequences", 64, "--drain-timeout", 0)
+        clients = [server.open_stream(max_tokens=500, n=32, logit_bias={"2": -100})
+                   for _ in range(2)]
+        server.terminate()
+        for client in clients:
+            self.assertNotIn(b"[DONE]", received_before_the_cut(client))
+            client.close()
+        self.assertEqual(server.process.wait(timeout=60), 0)
+        server.stop()
+
     def test_refuses_to_be_open(self):
         for host in ("0.0.0.0", "::"):
             done = subprocess.run([NIBBLE, "serve", str(self.model), "--host", host],

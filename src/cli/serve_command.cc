@@ -192,6 +192,9 @@ Status StartService(ServedModel& model, const ServeOptions& options, uint64_t av
 Status RunServer(ServeOptions options, const CommandContext& context) {
   NIBBLE_RETURN_IF_ERROR(CheckOptions(options));
   NIBBLE_ASSIGN_OR_RETURN(options.server.api_key, ReadApiKey(options.api_key_file));
+  // Outlives the models: until their loops end, these post to connections, also where the time to
+  // drain was too short for the answers.
+  std::unique_ptr<Server> server;
   NIBBLE_ASSIGN_OR_RETURN(std::vector<ServedModel> models, NamedModels(options));
   const auto of = [&](const ServedModel& model, const Status& status) -> Status {
     if (status || models.size() == 1) return status;
@@ -200,9 +203,8 @@ Status RunServer(ServeOptions options, const CommandContext& context) {
   for (ServedModel& model : models) {
     NIBBLE_RETURN_IF_ERROR(of(model, CheckModel(model, options)));
   }
-  // It listens before the models are loaded, so that a probe sees that they load; what it serves is
-  // gone before it is.
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server, Server::Start(options.server));
+  // It listens before the models are loaded, so that a probe sees that they load.
+  NIBBLE_ASSIGN_OR_RETURN(server, Server::Start(options.server));
   DeviceOptions device = context.common.device;
   for (ServedModel& model : models) {
     NIBBLE_RETURN_IF_ERROR(of(model, Load(model, device, context)));
@@ -220,7 +222,7 @@ Status RunServer(ServeOptions options, const CommandContext& context) {
   for (const ServedModel& model : models) {
     fmt::print("serving {} at http://{}:{} ({} sequences at a time, a KV cache of {} tokens)\n",
                model.name, options.server.host, server->port(), options.sequences,
-               model.engine->free_kv_tokens());
+               model.loop->metrics().kv_tokens);
   }
   std::fflush(stdout);
 
