@@ -396,8 +396,8 @@ class ServeTest(StoriesTest):
 
     def test_term_cuts_what_takes_too_long(self):
         server = Server(self.model, "--max-sequences", 64, "--drain-timeout", 0)
-        clients = [server.open_stream(max_tokens=500, n=32, logit_bias={"2": -100})
-                   for _ in range(2)]
+        clients = [server.open_stream(max_tokens=500, n=4, logit_bias={"2": -100})
+                   for _ in range(16)]
         server.terminate()
         for client in clients:
             self.assertNotIn(b"[DONE]", received_before_the_cut(client))
