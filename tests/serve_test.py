@@ -377,7 +377,9 @@ class ServeTest(StoriesTest):
         server = Server(self.model)
         client = server.open_stream(max_tokens=500, n=32, logit_bias={"2": -100})
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
+        deadline = time.monotonic() + 30
+        while server.request("GET", "/health", None)[0] == 200 and time.monotonic() < deadline:
+            time.sleep(0.01)
         for method, path, body in (("GET", "/health", None),
                                    ("POST", "/v1/completions", {"prompt": PROMPT})):
             status, headers, text = server.request(method, path, body)
