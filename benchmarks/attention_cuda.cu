@@ -191,7 +191,7 @@ void Measure(Bench& bench, const Shape& shape, const std::string& name,
                d_positions = bench.Upload(positions), d_lengths = bench.Upload(contexts),
                d_tiles = bench.Upload(tiles), d_parts = bench.Upload(parts);
   const Buffer scratch = bench.Upload(std::vector<uint8_t>(
-      DecodeScratchBytes(bench.stream().multiprocessors(), sequences, spec), 0));
+      DecodeScratchBytes(bench.stream().multiprocessors(), spec), 0));
   const DeviceBatch batch{.positions = d_positions.as<int32_t>(),
                           .row_begin = d_rows.as<int32_t>(),
                           .context_lengths = d_lengths.as<int32_t>(),

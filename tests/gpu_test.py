@@ -243,6 +243,8 @@ class Quantizing(unittest.TestCase):
         model = os.path.join(SHARED, "models", "stories260K")
         if not os.path.isdir(model):
             self.skipTest(f"{model} is absent")
+        with open(os.path.join(model, "config.json")) as file:
+            layers = json.load(file)["num_hidden_layers"]
         with open(self.path("text"), "w") as file:
             for seed in range(24):
                 file.write(nibble("generate", model, "--max-tokens", 200, "--temperature", 1,
@@ -267,7 +269,7 @@ class Quantizing(unittest.TestCase):
                 print(f"{run}: of the first layer's codes as with --device {device}",
                       ", ".join(f"{name} {share:.3%}" for name, share in by_linear.items()))
                 later = [equal_codes(outputs[device], outputs["cuda"], layer)["all"]
-                         for layer in range(1, 5)]
+                         for layer in range(1, layers)]
                 print("  of the layers after it:", ", ".join(f"{share:.3%}" for share in later))
                 errors = [got["error"] / want["error"] - 1 for want, got in
                           zip(records[device]["modules"], records["cuda"]["modules"], strict=True)]

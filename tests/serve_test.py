@@ -7,7 +7,6 @@ import http.client
 import json
 import pathlib
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -376,7 +375,7 @@ class ServeTest(StoriesTest):
     def test_term_finishes_what_runs(self):
         server = Server(self.model)
         client = server.open_stream(max_tokens=500, n=32, logit_bias={"2": -100})
-        server.process.send_signal(signal.SIGTERM)
+        server.terminate()
         deadline = time.monotonic() + 30
         while server.request("GET", "/health", None)[0] == 200 and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -20,7 +20,7 @@ namespace nibble::cuda {
 
 // Bytes of scratch that AttendDecode needs; they do not grow with the sequences. It must be zeroed
 // once; its counters are left at zero, so that the next call, of any batch, finds them so.
-size_t DecodeScratchBytes(int multiprocessors, int64_t sequences, const AttentionSpec& attention);
+size_t DecodeScratchBytes(int multiprocessors, const AttentionSpec& attention);
 
 // q, out: [rows, heads · head_dim], 16-bit, rows aligned to 16 bytes; head_dim a multiple of 8, at
 // most 256. Each handles the rows of its own kind (of sequences with one row, with more than one)

@@ -3,7 +3,7 @@
 
 namespace nibble::cuda {
 
-size_t DecodeScratchBytes(int multiprocessors, int64_t, const AttentionSpec& attention) {
+size_t DecodeScratchBytes(int multiprocessors, const AttentionSpec& attention) {
   const auto part_bytes = static_cast<size_t>(attention.head_dim) * sizeof(float) + sizeof(float2);
   return CounterBytes(multiprocessors) +
          static_cast<size_t>(2 * DecodeBlocks(multiprocessors) * TileHeads(attention)) * part_bytes;

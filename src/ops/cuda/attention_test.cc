@@ -190,7 +190,7 @@ TEST_F(CudaAttentionTest, ScratchServesAllBatches) {
     }
     hosts.emplace_back(setting, normals);
   }
-  const Buffer scratch = Scratch(spec, 40);
+  const Buffer scratch = Scratch(spec);
   std::vector<std::vector<uint16_t>> first;
   for (int round = 0; round < 4; ++round) {
     for (size_t i = 0; i < hosts.size(); ++i) {
@@ -214,7 +214,7 @@ TEST_F(CudaAttentionTest, AGraphServesEveryStep) {
   const HostCase before({spec, DType::kF16, {{640}, {612}, {5}}}, normals);
   const HostCase after({spec, DType::kF16, {{600}, {3}, {333}}}, normals);
   DeviceCase device = ToDevice(before);
-  const Buffer scratch = Scratch(spec, 3);
+  const Buffer scratch = Scratch(spec);
   Decode(before, device, scratch);  // loads the kernel
   Must(stream_->Synchronize());
   cudaGraph_t graph = nullptr;
@@ -233,9 +233,7 @@ TEST_F(CudaAttentionTest, AGraphServesEveryStep) {
     overwrite(device.values, host->values);
     overwrite(device.q, host->q);
     overwrite(device.lengths, host->lengths);
-    std::vector<DecodePart> parts(static_cast<size_t>(DecodeBlocks(stream_->multiprocessors())));
-    DivideDecode(spec, host->row_begin, host->lengths, parts);
-    overwrite(device.parts, parts);
+    overwrite(device.parts, Parts(*host));
     // The graph's tables have the width of the first batch.
     std::vector<int32_t> tables(3 * static_cast<size_t>(before.max_blocks), kNoBlock);
     for (size_t s = 0; s < 3; ++s) {

@@ -15,6 +15,7 @@
 #include "src/base/random.h"
 #include "src/base/thread_pool.h"
 #include "src/ops/cuda/attention.h"
+#include "src/ops/cuda/cuda_test.h"
 #include "src/ops/cuda/decode_parts.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/ref/ref_backend.h"
@@ -205,16 +206,8 @@ struct HostCase {
   std::vector<PrefillTile> tiles;
 };
 
-class CudaAttentionTest : public testing::Test {
+class CudaAttentionTest : public CudaTest {
  protected:
-  void SetUp() override {
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-      GTEST_SKIP() << "no CUDA device";
-    }
-    stream_ = Must(Stream::Create());
-  }
-
   template <typename T>
   Buffer Upload(const std::vector<T>& from) {
     Buffer buffer = Must(AllocateDevice(tracker_, MemoryClass::kWorkspace,
@@ -233,10 +226,13 @@ class CudaAttentionTest : public testing::Test {
   };
   static constexpr size_t kGuard = 4096;  // elements
 
+  std::vector<DecodePart> Parts(const HostCase& host) const {
+    std::vector<DecodePart> parts(static_cast<size_t>(DecodeBlocks(stream_->multiprocessors())));
+    DivideDecode(host.setting.spec, host.row_begin, host.lengths, parts);
+    return parts;
+  }
   DeviceCase ToDevice(const HostCase& host) {
     const Setting& s = host.setting;
-    std::vector<DecodePart> parts(static_cast<size_t>(DecodeBlocks(stream_->multiprocessors())));
-    DivideDecode(s.spec, host.row_begin, host.lengths, parts);
     DeviceCase device{.keys = Upload(host.keys),
                       .values = Upload(host.values),
                       .q = Upload(host.q),
@@ -245,7 +241,7 @@ class CudaAttentionTest : public testing::Test {
                       .lengths = Upload(host.lengths),
                       .tables = Upload(host.tables),
                       .tiles = Upload(host.tiles),
-                      .parts = Upload(parts)};
+                      .parts = Upload(Parts(host))};
     device.out = Upload(std::vector<uint16_t>(2 * kGuard + host.q.size(), kPoison));
     device.batch = {.positions = device.positions.as<int32_t>(),
                     .row_begin = device.row_begin.as<int32_t>(),
@@ -271,9 +267,9 @@ class CudaAttentionTest : public testing::Test {
     return device;
   }
 
-  Buffer Scratch(const AttentionSpec& spec, int64_t sequences) {
-    return Upload(std::vector<std::byte>(
-        DecodeScratchBytes(stream_->multiprocessors(), sequences, spec), std::byte{0}));
+  Buffer Scratch(const AttentionSpec& spec) {
+    return Upload(
+        std::vector<std::byte>(DecodeScratchBytes(stream_->multiprocessors(), spec), std::byte{0}));
   }
   void Decode(const HostCase& host, const DeviceCase& device, const Buffer& scratch) {
     AttendDecode(*stream_, device.batch, host.setting.spec, device.q_view, device.kv,
@@ -305,7 +301,7 @@ class CudaAttentionTest : public testing::Test {
 
   std::vector<uint16_t> Run(const HostCase& host) {
     const DeviceCase device = ToDevice(host);
-    const Buffer scratch = Scratch(host.setting.spec, device.batch.sequences);
+    const Buffer scratch = Scratch(host.setting.spec);
     Decode(host, device, scratch);
     const std::vector<uint16_t> decoded = Download(host, device);
     const auto columns = static_cast<size_t>(host.setting.columns());
@@ -383,9 +379,6 @@ class CudaAttentionTest : public testing::Test {
     SCOPED_TRACE("portable kernels");
     ExpectNear(host, Run(host), want);
   }
-
-  MemoryTracker tracker_;
-  std::unique_ptr<Stream> stream_;
 };
 
 inline constexpr DType kTypes[] = {DType::kF16, DType::kBF16};

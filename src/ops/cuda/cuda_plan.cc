@@ -54,7 +54,7 @@ PlanLayout PlanLayout::Of(const StepLimits& limits, const ModelExtents& model,
   layout.rope_frequencies = add(static_cast<size_t>(layout.half_dim) * sizeof(float));
   layout.rope_table =
       add(static_cast<size_t>(limits.rows * 2 * layout.half_dim) * sizeof(float));
-  layout.decode = add(DecodeScratchBytes(multiprocessors, limits.sequences, layout.attention));
+  layout.decode = add(DecodeScratchBytes(multiprocessors, layout.attention));
 
   const int64_t qkv = (model.heads + 2 * model.kv_heads) * model.head_dim;
   const int64_t widest = std::max({2 * model.intermediate, qkv, model.hidden});

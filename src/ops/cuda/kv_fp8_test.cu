@@ -83,7 +83,7 @@ class KvFp8Test : public CudaAttentionTest {
     DeviceCase device = ToDevice(host);
     const Buffer keys = Upload(codes.keys), values = Upload(codes.values);
     const Buffer scales = Upload(codes.scales),
-                 scratch = Scratch(setting.spec, device.batch.sequences);
+                 scratch = Scratch(setting.spec);
     const std::vector<uint16_t> poison(host.keys.size(), kPoison);
     const Buffer wide_keys = Upload(poison), wide_values = Upload(poison);
     device.kv = {keys.data(), values.data(), scales.as<uint32_t>()};

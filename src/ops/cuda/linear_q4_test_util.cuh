@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "src/base/random.h"
+#include "src/ops/cuda/cuda_test.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/cuda/half.cuh"
 #include "src/ops/cuda/linear_q4.h"
@@ -125,18 +126,8 @@ struct Case {
   }
 };
 
-class LinearQ4Test : public testing::Test {
+class LinearQ4Test : public CudaTest {
  protected:
-  void SetUp() override {
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-      GTEST_SKIP() << "no CUDA device";
-    }
-    auto stream = Stream::Create();
-    ASSERT_TRUE(stream.has_value()) << stream.error().message();
-    stream_ = std::move(*stream);
-  }
-
   Buffer Allocate(size_t bytes) {
     auto buffer = AllocateDevice(tracker_, MemoryClass::kWorkspace, std::max<size_t>(bytes, 256));
     CHECK(buffer.has_value());
@@ -181,8 +172,6 @@ class LinearQ4Test : public testing::Test {
   static constexpr uint16_t kCanary = 0x7bcd;
   static constexpr int64_t kMargin = 64;  // elements before x and out, and after
 
-  MemoryTracker tracker_;
-  std::unique_ptr<Stream> stream_;
   Buffer scratch_;  // kept between problems, as in a step
   size_t scratch_bytes_ = 0;
 };

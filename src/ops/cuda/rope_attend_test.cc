@@ -89,7 +89,7 @@ class RopeAndAttendTest : public CudaAttentionTest {
     device.values = Upload(fresh.values);
     device.kv = {device.keys.data(), device.values.data()};
     const Buffer qkv = Upload(fresh.qkv), angles = Upload(fresh.angles);
-    const Buffer scratch = Scratch(setting.spec, device.batch.sequences);
+    const Buffer scratch = Scratch(setting.spec);
     RopeAndAttendDecode(*stream_, device.batch, setting.spec,
                         reinterpret_cast<const float2*>(angles.data()),
                         {qkv.data(), setting.type, setting.rows(), fresh.columns, fresh.stride},
