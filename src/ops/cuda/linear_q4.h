@@ -22,6 +22,7 @@ struct Q4Layout {
   int64_t group_length = 0;
   bool symmetric = false;  // no zeros are kept: all are 8
   size_t codes_offset = 0, scales_offset = 0, zeros_offset = 0;  // in bytes, multiples of 256
+  size_t largest_offset = 0;  // of the largest scale's float16 bits, without the sign, as a uint32
   size_t total_bytes = 0;
 
   static Q4Layout Of(int64_t out_features, int64_t in_features, const QuantSpec& spec);
@@ -30,7 +31,8 @@ struct Q4Layout {
 // Packs rows [first_row, first_row + rows) from the form of QuantizedWeight, already on the device:
 // codes [rows, in / 2], scales [rows, groups] float16 bits, zeros [rows, groups]. Row r goes to
 // output first_row + r · row_step (row_step 2 interleaves gate and up). `activations` is the type
-// that LinearQ4 will be given: scales are kept as float16 or converted as its kernels want.
+// that LinearQ4 will be given: scales are kept as float16 or converted as its kernels want. The largest
+// scale of `packed` starts at zero and is right when all rows are packed.
 void PackQ4(Stream& stream, const Q4Layout& layout, DType activations, const uint8_t* codes,
             const uint16_t* scales, const uint8_t* zeros, int64_t rows, int64_t first_row,
             int64_t row_step, void* packed);

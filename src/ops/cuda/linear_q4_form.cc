@@ -33,11 +33,11 @@ size_t BytesBeside(const HopperForm& form) {
 
 }  // namespace
 
-size_t HopperForm::shared_bytes(bool fine) const {
-  return static_cast<size_t>(stages) * HopperStageBytes(rows, groups, fine) + BytesBeside(*this);
+size_t HopperForm::shared_bytes(int grids) const {
+  return static_cast<size_t>(stages) * HopperStageBytes(rows, groups, grids) + BytesBeside(*this);
 }
 
-std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int units, bool fine,
+std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int units, int grids,
                                              int64_t rows, const ClusterRoom& room) {
   const auto* const tile = std::ranges::find(kRowTiles, form.rows, &RowTile::rows);
   CHECK(tile != std::end(kRowTiles), "tiles of {} rows", form.rows);
@@ -46,7 +46,7 @@ std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int uni
         "{} groups, {} parts", form.groups, form.parts);
   const int64_t at_once = room[std::countr_zero(static_cast<unsigned>(form.parts))];
   const auto stages = static_cast<int>((kHopperSharedBytes - BytesBeside(form)) /
-                                       HopperStageBytes(form.rows, form.groups, fine));
+                                       HopperStageBytes(form.rows, form.groups, grids));
   const bool is_split = form.parts > 1;
   if (at_once == 0 || stages < kHopperFewestStages || (is_split && units < 2 * form.parts)) {
     return std::nullopt;
@@ -66,14 +66,14 @@ std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int uni
   return form;
 }
 
-HopperForm ChooseHopperForm(int tiles, int units, bool fine, int64_t rows,
+HopperForm ChooseHopperForm(int tiles, int units, int grids, int64_t rows,
                             const ClusterRoom& room) {
   HopperForm best{.microseconds = std::numeric_limits<double>::max()};
   for (const RowTile& tile : kRowTiles) {
     for (const int groups : {2, 3}) {
       for (int parts = 1; parts <= kHopperMostParts; parts *= 2) {
         const std::optional<HopperForm> form = CompleteHopperForm(
-            {.rows = tile.rows, .groups = groups, .parts = parts}, tiles, units, fine, rows, room);
+            {.rows = tile.rows, .groups = groups, .parts = parts}, tiles, units, grids, rows, room);
         if (form && form->microseconds < best.microseconds) best = *form;
       }
     }

@@ -23,7 +23,7 @@ struct HopperForm {
   int clusters = 0;
   double microseconds = 0;  // estimated
 
-  size_t shared_bytes(bool fine) const;
+  size_t shared_bytes(int grids) const;
 };
 
 // Of a block, beside some for barriers.
@@ -34,10 +34,9 @@ inline constexpr int kHopperMostStages = 12;
 inline constexpr int kHopperFewestStages = 4;
 inline constexpr int kHopperMostParts = 4;
 
-// Bytes of a stage: one unit of 128 inputs. fine: scales for every 32 inputs, else for 64 or more.
-constexpr size_t HopperStageBytes(int rows, int groups, bool fine) {
-  const int scales = fine ? 4 : 2;
-  const int bytes = rows * 256 + 4 * groups * (1024 + scales * 48);
+// Bytes of a stage: one unit of 128 inputs, with `grids` scales of an output: 1, 2 or 4.
+constexpr size_t HopperStageBytes(int rows, int groups, int grids) {
+  const int bytes = rows * 256 + 4 * groups * (1024 + grids * 48);
   return static_cast<size_t>((bytes + 1023) / 1024 * 1024);
 }
 // Floats from one row of sums in shared memory to the next: so many that fragments have no bank
@@ -58,11 +57,11 @@ constexpr size_t HopperStoreBytes(int groups) {
 // without parts, no more clusters than there is room for at a time. None where a block's memory
 // holds fewer than kHopperFewestStages, a part would have fewer than two units, the device runs no
 // such clusters, or a grid cannot have so many.
-std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int units, bool fine,
+std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int units, int grids,
                                              int64_t rows, const ClusterRoom& room);
 
 // The form that should take least time. The same for the same device.
-HopperForm ChooseHopperForm(int tiles, int units, bool fine, int64_t rows, const ClusterRoom& room);
+HopperForm ChooseHopperForm(int tiles, int units, int grids, int64_t rows, const ClusterRoom& room);
 
 }  // namespace nibble::cuda::q4
 

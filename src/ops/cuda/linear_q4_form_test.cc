@@ -11,12 +11,12 @@ namespace {
 constexpr ClusterRoom kH200{132, 66, 30};
 
 // Everything that the kernel relies on.
-void CheckForm(const HopperForm& form, int tiles, int units, bool fine, int64_t rows) {
-  SCOPED_TRACE(testing::Message() << tiles << " tiles, " << units << " units, fine " << fine << ", "
+void CheckForm(const HopperForm& form, int tiles, int units, int grids, int64_t rows) {
+  SCOPED_TRACE(testing::Message() << tiles << " tiles, " << units << " units, " << grids
                                   << rows << " rows");
   ASSERT_GE(form.stages, kHopperFewestStages);
   EXPECT_LE(form.stages, kHopperMostStages);
-  EXPECT_LE(form.shared_bytes(fine), kHopperSharedBytes);
+  EXPECT_LE(form.shared_bytes(grids), kHopperSharedBytes);
   const int64_t cluster_outputs = int64_t{4} * form.groups;
   const int64_t row_tiles = (rows + form.rows - 1) / form.rows;
   EXPECT_EQ(form.tiles, (tiles + cluster_outputs - 1) / cluster_outputs * row_tiles);
@@ -28,17 +28,17 @@ void CheckForm(const HopperForm& form, int tiles, int units, bool fine, int64_t 
   EXPECT_LE(2 * form.parts, units);
   // Sums go over the ring.
   EXPECT_LE(static_cast<size_t>(form.parts) * HopperPartBytes(form.rows, form.groups, form.parts),
-            static_cast<size_t>(form.stages) * HopperStageBytes(form.rows, form.groups, fine));
+            static_cast<size_t>(form.stages) * HopperStageBytes(form.rows, form.groups, grids));
 }
 
 TEST(HopperFormTest, AnyShapeHasAForm) {
   for (const int tiles : {1, 2, 11, 12, 36, 256, 768, 1376, 8016}) {
     for (const int units : {1, 2, 3, 5, 8, 32, 86, 1024}) {
       for (const int64_t rows : {1, 9, 16, 17, 33, 64, 65, 128, 129, 200, 512, 2048, 100000}) {
-        for (const bool fine : {false, true}) {
+        for (const int grids : {1, 2, 4}) {
           // The whole of a GPU, and a part of one, without large clusters.
           for (const ClusterRoom& room : {kH200, ClusterRoom{7, 3, 0}}) {
-            CheckForm(ChooseHopperForm(tiles, units, fine, rows, room), tiles, units, fine, rows);
+            CheckForm(ChooseHopperForm(tiles, units, grids, rows, room), tiles, units, grids, rows);
           }
         }
       }
@@ -53,13 +53,13 @@ TEST(HopperFormTest, AllButTheLargestAreCompleted) {
   for (const int tile_rows : {16, 32, 48, 64, 96, 128}) {
     for (const int groups : {2, 3}) {
       for (const int parts : {1, 2, 4}) {
-        for (const bool fine : {false, true}) {
+        for (const int grids : {1, 2, 4}) {
           const auto complete = [&](int64_t rows, const ClusterRoom& room) {
             return CompleteHopperForm({.rows = tile_rows, .groups = groups, .parts = parts}, kTiles,
-                                      kUnits, fine, rows, room);
+                                      kUnits, grids, rows, room);
           };
           SCOPED_TRACE(testing::Message() << tile_rows << " rows, " << groups << " groups, "
-                                          << parts << " parts, fine " << fine);
+                                          << parts << " parts, " << grids << " grids");
           for (const int64_t rows : {tile_rows - 1, 5 * tile_rows + 1}) {
             const std::optional<HopperForm> form = complete(rows, kH200);
             ASSERT_EQ(form.has_value(), tile_rows < 128 || groups == 2 || parts == 1);
@@ -67,7 +67,7 @@ TEST(HopperFormTest, AllButTheLargestAreCompleted) {
             EXPECT_EQ(form->rows, tile_rows);
             EXPECT_EQ(form->groups, groups);
             EXPECT_EQ(form->parts, parts);
-            CheckForm(*form, kTiles, kUnits, fine, rows);
+            CheckForm(*form, kTiles, kUnits, grids, rows);
             // Without parts no more clusters than there are at a time; with them as many as tiles.
             EXPECT_EQ(complete(rows, {2, 2, 2})->clusters,
                       parts > 1 ? form->tiles : std::min(form->tiles, 2));
@@ -81,7 +81,7 @@ TEST(HopperFormTest, AllButTheLargestAreCompleted) {
 TEST(HopperFormTest, SomeAreNotCompleted) {
   const auto has_form = [](int parts, int units, int64_t rows, const ClusterRoom& room) {
     return CompleteHopperForm({.rows = 16, .groups = 2, .parts = parts}, 256, units,
-                              false, rows, room)
+                              1, rows, room)
         .has_value();
   };
   EXPECT_TRUE(has_form(4, 8, 16, kH200));
@@ -94,7 +94,7 @@ TEST(HopperFormTest, SomeAreNotCompleted) {
 // As measured (docs/results/kernels.md): a round less counts for more than a busy multiprocessor.
 TEST(HopperFormTest, Llama2Layers) {
   const auto form = [](int outputs, int inputs, int64_t rows) {
-    return ChooseHopperForm(outputs / 16, inputs / 128, false, rows, kH200);
+    return ChooseHopperForm(outputs / 16, inputs / 128, 1, rows, kH200);
   };
   // All blocks at once, and most of the multiprocessors.
   for (const int64_t rows : {16, 64, 128}) {

@@ -18,13 +18,14 @@ namespace {
 
 #if NIBBLE_HOPPER_CODE
 
-// What a warp's lane has of one half of a unit: codes of four steps, and their grids.
-template <typename T, bool kFine>
+// What a warp's lane has of one half of a unit: codes of four steps, and the kGrids grids that begin
+// there. A half without one has that of the half before.
+template <typename T, int kGrids>
 struct LoadedHalf {
-  static constexpr int kGrids = kFine ? 2 : 1;
+  static constexpr int kKept = kGrids == 0 ? 1 : kGrids;
   uint4 codes;
-  __half2 scales[kGrids];
-  uchar2 zeros[kGrids];
+  __half2 scales[kKept];
+  uchar2 zeros[kKept];
 
   __device__ void Load(uint32_t codes_at, uint32_t scales_at, uint32_t zeros_at, bool has_zeros) {
     codes = LoadShared16(codes_at);
@@ -34,12 +35,13 @@ struct LoadedHalf {
       zeros[i] = has_zeros ? LoadSharedZeros(zeros_at + 16 * i) : uchar2{8, 8};
     }
   }
-  __device__ void Expand(uint32_t (&a)[4][4]) const {
+  __device__ void Expand(Expander<T>& expander, uint32_t (&a)[4][4]) const {
     const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
-    Expander<T> expander;
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
-      if (s * kGrids % 4 == 0) expander.SetGrid(scales[s * kGrids / 4], zeros[s * kGrids / 4]);
+      if (s * kGrids % 4 == 0 && s * kGrids / 4 < kGrids) {
+        expander.SetGrid(scales[s * kGrids / 4], zeros[s * kGrids / 4]);
+      }
       expander.Expand(words[s], a[s]);
     }
   }
@@ -71,10 +73,16 @@ __device__ void StoreOneByOne(const Product<T>& p, int row, int output, float4 l
     }
   }
 }
-// With the bias; `wide` where eight may be written at once.
+// What there is of eight outputs before that, where they are added to and may be read at once.
+template <typename T>
+__device__ uint4 LoadAddends(const Product<T>& p, int row, int output, bool wide) {
+  const bool wanted = p.epilogue == Epilogue::kAdd && wide && row < p.rows && output + 8 <= p.outputs;
+  return wanted ? *reinterpret_cast<const uint4*>(p.out + row * p.out_stride + output) : uint4{};
+}
+// With the bias; `wide` where eight may be written at once, to which `addends` are added then.
 template <typename T>
 __device__ void StoreOutputs(const Product<T>& p, int row, int output, bool wide, float4 low,
-                             float4 high) {
+                             float4 high, uint4 addends) {
   using H = HalfTraits<T>;
   if (row >= p.rows || output >= p.outputs) return;
   if (p.bias != nullptr) {
@@ -91,14 +99,13 @@ __device__ void StoreOutputs(const Product<T>& p, int row, int output, bool wide
     *reinterpret_cast<uint2*>(to + output / 2) = *reinterpret_cast<const uint2*>(values);
     return;
   }
-  alignas(16) T values[8] = {};
+  alignas(16) T values[8];
   auto& all = *reinterpret_cast<uint4*>(values);
-  auto& outputs = *reinterpret_cast<uint4*>(to + output);
-  if (p.epilogue == Epilogue::kAdd) all = outputs;
+  all = addends;
   const float sums[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
   for (int i = 0; i < 8; ++i) values[i] = H::FromFloat(sums[i] + H::ToFloat(values[i]));
-  outputs = all;
+  *reinterpret_cast<uint4*>(to + output) = all;
 }
 
 // A warpgroup's fragments n to n + kCount of eight rows each, to shared memory: [rows][kPitch]. A
@@ -131,11 +138,13 @@ __device__ void StoreTile(const Product<T>& p, const HopperPlan& plan, int first
   const auto* from = reinterpret_cast<const float4*>(rows + row * kPitch + output);
 #pragma unroll
   for (int first = 0; first < kRows; first += kAtOnce) {
+    const uint4 addends = LoadAddends(p, first_row + first + row,
+                                      first_output + 64 * group + output, plan.wide_outputs);
     SynchronizeGroup();  // the rows before are read
     KeepFragments<kPitch, kAtOnce / 8>(own, sums, first / 8);
     SynchronizeGroup();
     StoreOutputs(p, first_row + first + row, first_output + 64 * group + output, plan.wide_outputs,
-                 from[0], from[1]);
+                 from[0], from[1], addends);
   }
 }
 
@@ -150,6 +159,14 @@ __device__ void StoreParts(const Product<T>& p, const HopperPlan& plan, const Ho
   const auto thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int rows = kRows >> plan.parts_log2;
+  const int own_row = block.part * rows;
+  // A thread's next addends are on their way while sums are.
+  const auto addends_of = [&](int i) {
+    if (i >= rows * kChunks) return uint4{};
+    return LoadAddends(p, first_row + own_row + i / kChunks, first_output + i % kChunks * 8,
+                       plan.wide_outputs);
+  };
+  uint4 next_addends = addends_of(thread);
   SynchronizeConsumers<kGroups>();  // nobody reads the ring any more
   KeepFragments<kPitch, kRows / 8>(
       shared + lane % 4 * 2 * kPitch + thread / 32 * kTileOutputs + lane / 4, sums, 0);
@@ -165,10 +182,11 @@ __device__ void StoreParts(const Product<T>& p, const HopperPlan& plan, const Ho
     }
   }
   WaitForPhase(received_barrier, 0);
-  const int own_row = block.part * rows;
-#pragma unroll 2
+#pragma unroll 1
   for (int i = thread; i < rows * kChunks; i += kConsumers<kGroups>) {
     const int row = i / kChunks, output = i % kChunks * 8;
+    const uint4 addends = next_addends;
+    next_addends = addends_of(i + kConsumers<kGroups>);
     float4 low{}, high{};
 #pragma unroll
     for (int part = 0; part < kHopperMostParts; ++part) {  // always in this order
@@ -182,74 +200,84 @@ __device__ void StoreParts(const Product<T>& p, const HopperPlan& plan, const Ho
       low = {low.x + a, low.y + b, low.z + c, low.w + d};
       high = {high.x + e, high.y + f, high.z + g, high.w + h};
     }
-    StoreOutputs(p, first_row + own_row + row, first_output + output, plan.wide_outputs, low, high);
+    StoreOutputs(p, first_row + own_row + row, first_output + output, plan.wide_outputs, low, high,
+                 addends);
   }
 }
 
 // A warpgroup's part in all tiles of the block.
-template <typename T, bool kFine, int kRows, int kGroups>
+template <typename T, int kGrids, int kRows, int kGroups>
 __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan& plan,
                         const HopperBlock& block, unsigned char* shared, uint32_t full,
                         uint32_t empty, uint32_t received_barrier) {
-  using Stage = HopperStage<kFine, kRows, kGroups>;
+  using Stage = HopperStage<kGrids, kRows, kGroups>;
   const auto warp = static_cast<int>(Uniform(threadIdx.x / 32));
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const uint32_t ring = Uniform(SharedAddress(shared));
   auto* const beside = reinterpret_cast<float*>(shared + plan.stages * sizeof(Stage));
   const uint32_t codes = ring + offsetof(Stage, codes) + warp * kUnitBytes + 16 * lane;
-  const uint32_t grids = warp * w.scales_per_unit;  // the first one of the warp's
-  const uint32_t scales = ring + offsetof(Stage, scales) + 32 * grids + lane / 4 * 4;
-  const uint32_t zeros = ring + offsetof(Stage, zeros) + 16 * grids + lane / 4 * 2;
-  const uint32_t half_grids = w.scales_per_unit / 2;  // from one half of a unit to the other
-  LoadedHalf<T, kFine> loaded[2];
+  const uint32_t scales = ring + offsetof(Stage, scales) + 32 * kGrids * warp + lane / 4 * 4;
+  const uint32_t zeros = ring + offsetof(Stage, zeros) + 16 * kGrids * warp + lane / 4 * 2;
+  constexpr int kFirstGrids = (kGrids + 1) / 2;
+  LoadedHalf<T, kFirstGrids> first;
+  LoadedHalf<T, kGrids / 2> second;
   const auto load = [&](uint32_t slot, int half) {
     const uint32_t stage = slot * uint32_t{sizeof(Stage)};
-    loaded[half].Load(codes + stage + half * kUnitBytes / 2,
-                      scales + stage + half * half_grids * 32,
-                      zeros + stage + half * half_grids * 16, w.zeros != nullptr);
+    if (half == 0) {
+      first.Load(codes + stage, scales + stage, zeros + stage, w.zeros != nullptr);
+    } else {
+      second.Load(codes + stage + kUnitBytes / 2, scales + stage + 32 * kFirstGrids,
+                  zeros + stage + 16 * kFirstGrids, w.zeros != nullptr);
+    }
   };
+  Expander<T> expander(*w.largest);
   float sums[kRows / 2];
   uint32_t a[2][4][4];  // of a half, used in turns
   RingPlace place{0, 0};
-  uint32_t free_slot = 0;
+  // Of the stage that the unit before was in; before a tile's first unit one that nobody waits for.
+  uint32_t free_barrier = empty + 8 * kHopperMostStages;
   const auto tile_step = static_cast<int>(gridDim.y);
   WaitForPhase(full, 0);
   load(0, 0);
   load(0, 1);
 #pragma unroll 1
   for (auto tile = static_cast<int>(blockIdx.y); tile < plan.tiles; tile += tile_step) {
+#pragma unroll
+    for (float& sum : sums) sum = 0;
 #pragma unroll 1
     for (int unit = block.begin; unit < block.end; ++unit) {
-      const RingPlace now = place;
-      const uint32_t x = ring + now.slot * uint32_t{sizeof(Stage)};
+      const uint32_t slot = place.slot, x = ring + slot * uint32_t{sizeof(Stage)};
       place.Advance(plan);
-      // The very last unit waits for itself again, and loads what nobody uses: a branch would take
-      // the compiler's knowledge that all threads are in the same place.
-      const bool is_last = unit + 1 >= block.end && tile + tile_step >= plan.tiles;
-      const RingPlace next{is_last ? now.slot : place.slot, is_last ? now.parity : place.parity};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        loaded[half].Expand(a[half]);
+        if (half == 0) {
+          first.Expand(expander, a[0]);
+        } else {
+          second.Expand(expander, a[1]);
+        }
         BeginProducts();
         const uint64_t rows = SwizzledDescriptor(x + half * kRows * 128, 0);
 #pragma unroll
         for (int s = 0; s < 4; ++s) {
-          MultiplyWarpgroup<T, kRows>(sums, a[half][s], rows + 2 * s,
-                                      unit > block.begin || half + s > 0);
+          MultiplyWarpgroup<T, kRows>(sums, a[half][s], rows + 2 * s, true);
         }
         CommitProducts();
         // The next unit's codes come while the products run.
-        if (half == 0) WaitForPhase(full + 8 * next.slot, next.parity);
-        load(next.slot, half);
+        if (half == 0) WaitForPhase(full + 8 * place.slot, place.parity);
+        load(place.slot, half);
         WaitForProducts<1>();  // those of the half before: their operands' registers are free
-        if (half == 0 && unit > block.begin && lane == 0) Arrive(empty + 8 * free_slot);
+        if (half == 0 && lane == 0) Arrive(free_barrier);
       }
-      free_slot = now.slot;
+      free_barrier = empty + 8 * slot;
     }
     WaitForProducts<0>();
 #pragma unroll
-    for (int i = 0; i < kRows / 2; ++i) Pin(sums[i]);
-    if (lane == 0) Arrive(empty + 8 * free_slot);
+    for (int i = 0; i < kRows / 2; ++i) {
+      Pin(sums[i]);
+      sums[i] *= expander.factor;
+    }
+    if (lane == 0) Arrive(free_barrier);
+    free_barrier = empty + 8 * kHopperMostStages;
     const int first_row = plan.RowTile(tile) * kRows;
     const int first_output = plan.OutputTile(tile) * 64 * kGroups;
     if (plan.parts_log2 == 0) {
@@ -263,13 +291,13 @@ __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan&
 
 #endif  // NIBBLE_HOPPER_CODE
 
-template <typename T, bool kFine, int kRows, int kGroups>
+template <typename T, int kGrids, int kRows, int kGroups>
 __global__ void __launch_bounds__(kThreads<kGroups>, 1)
     HopperKernel(const __grid_constant__ HopperMaps maps, Weights w, Product<T> p,
                  HopperPlan plan) {
 #if NIBBLE_HOPPER_CODE
   extern __shared__ __align__(1024) unsigned char shared[];
-  __shared__ uint64_t full_barriers[kHopperMostStages], empty_barriers[kHopperMostStages];
+  __shared__ uint64_t full_barriers[kHopperMostStages], empty_barriers[kHopperMostStages + 1];
   __shared__ uint64_t received_barrier;
   const uint32_t full = Uniform(SharedAddress(full_barriers));
   const uint32_t empty = Uniform(SharedAddress(empty_barriers));
@@ -279,6 +307,7 @@ __global__ void __launch_bounds__(kThreads<kGroups>, 1)
       InitializeBarrier(full + 8 * i, 1);
       InitializeBarrier(empty + 8 * i, kConsumers<kGroups> / 32);
     }
+    InitializeBarrier(empty + 8 * kHopperMostStages, kConsumers<kGroups> / 32);
     InitializeBarrier(SharedAddress(&received_barrier), 1);
     PublishBarriers();
     ArriveExpecting(
@@ -291,7 +320,7 @@ __global__ void __launch_bounds__(kThreads<kGroups>, 1)
   // Uniform, so that the compiler has uniform registers for what warps have in common.
   if (Uniform(threadIdx.x / 128) == kGroups) {
     GiveRegisters<kCopyRegisters<kGroups>>();
-    auto* ring = reinterpret_cast<HopperStage<kFine, kRows, kGroups>*>(shared);
+    auto* ring = reinterpret_cast<HopperStage<kGrids, kRows, kGroups>*>(shared);
     if (threadIdx.x == kConsumers<kGroups>) {
       BringWeights(maps, w, plan, block, ring, full, empty);
     } else if (threadIdx.x == kConsumers<kGroups> + 32) {
@@ -301,7 +330,7 @@ __global__ void __launch_bounds__(kThreads<kGroups>, 1)
   } else {
     TakeRegisters<kConsumerRegisters<kGroups>>();
     WaitForLastKernel();  // it may read or write what this one writes
-    Consume<T, kFine, kRows, kGroups>(w, p, plan, block, shared, full, empty,
+    Consume<T, kGrids, kRows, kGroups>(w, p, plan, block, shared, full, empty,
                                       SharedAddress(&received_barrier));
     __syncwarp();
   }
@@ -363,7 +392,7 @@ HopperMaps MapsOf(const Weights& w, const Product<T>& p, int rows, int tiles) {
 // Asked for once, of any of the kernels: each fills a multiprocessor.
 const ClusterRoom& RoomOfDevice() {
   static const ClusterRoom room = [] {
-    const auto kernel = HopperKernel<__half, false, 64, 2>;
+    const auto kernel = HopperKernel<__half, 1, 64, 2>;
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(kHopperSharedBytes));
     ClusterRoom found{};
@@ -387,10 +416,10 @@ const ClusterRoom& RoomOfDevice() {
   return room;
 }
 
-template <typename T, bool kFine, int kRows, int kGroups>
+template <typename T, int kGrids, int kRows, int kGroups>
 void LaunchHopper(Stream& stream, const Weights& w, const Product<T>& p, const HopperForm& form) {
-  static_assert(sizeof(HopperStage<kFine, kRows, kGroups>) ==
-                HopperStageBytes(kRows, kGroups, kFine));
+  static_assert(sizeof(HopperStage<kGrids, kRows, kGroups>) ==
+                HopperStageBytes(kRows, kGroups, kGrids));
   const HopperPlan plan{
       .parts_log2 = std::countr_zero(static_cast<unsigned>(form.parts)),
       .stages = form.stages,
@@ -398,18 +427,18 @@ void LaunchHopper(Stream& stream, const Weights& w, const Product<T>& p, const H
       .tiles = form.tiles,
       .wide_outputs = reinterpret_cast<uintptr_t>(p.out) % 16 == 0 && p.out_stride % 8 == 0};
   const auto cluster = static_cast<unsigned>(form.parts);
-  LaunchDependentClusters(stream, HopperKernel<T, kFine, kRows, kGroups>, cluster,
+  LaunchDependentClusters(stream, HopperKernel<T, kGrids, kRows, kGroups>, cluster,
                           dim3(cluster, static_cast<unsigned>(form.clusters)), kThreads<kGroups>,
-                          form.shared_bytes(kFine), MapsOf(w, p, kRows, 4 * kGroups), w, p, plan);
+                          form.shared_bytes(kGrids), MapsOf(w, p, kRows, 4 * kGroups), w, p, plan);
 }
 
-template <typename T, bool kFine>
+template <typename T, int kGrids>
 void LaunchHopper(Stream& stream, const Weights& w, const Product<T>& p, const HopperForm& form) {
   const auto launch = [&]<int kRows>() {
     if (form.groups == 2) {
-      LaunchHopper<T, kFine, kRows, 2>(stream, w, p, form);
+      LaunchHopper<T, kGrids, kRows, 2>(stream, w, p, form);
     } else {
-      LaunchHopper<T, kFine, kRows, 3>(stream, w, p, form);
+      LaunchHopper<T, kGrids, kRows, 3>(stream, w, p, form);
     }
   };
   switch (form.rows) {
@@ -435,7 +464,7 @@ bool HasHopperProduct() {
   // Without Hopper's code the kernel is empty and has no barriers.
   static const bool has = [] {
     cudaFuncAttributes attributes;
-    return cudaFuncGetAttributes(&attributes, hopper::HopperKernel<__half, false, 64, 2>) ==
+    return cudaFuncGetAttributes(&attributes, hopper::HopperKernel<__half, 1, 64, 2>) ==
                cudaSuccess &&
            attributes.sharedSizeBytes > 0;
   }();
@@ -443,17 +472,20 @@ bool HasHopperProduct() {
 }
 
 HopperForm ChooseHopperForm(const Geometry& geometry, int64_t rows) {
-  return ChooseHopperForm(geometry.tiles, geometry.units, geometry.granule == 32, rows,
+  return ChooseHopperForm(geometry.tiles, geometry.units, geometry.scales_per_unit(), rows,
                           hopper::RoomOfDevice());
 }
 
 template <typename T>
 void HopperProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
                    const Product<T>& product, const HopperForm& form) {
-  if (geometry.granule == 32) {
-    hopper::LaunchHopper<T, true>(stream, weights, product, form);
-  } else {
-    hopper::LaunchHopper<T, false>(stream, weights, product, form);
+  switch (geometry.scales_per_unit()) {
+    case 1:
+      return hopper::LaunchHopper<T, 1>(stream, weights, product, form);
+    case 2:
+      return hopper::LaunchHopper<T, 2>(stream, weights, product, form);
+    default:
+      return hopper::LaunchHopper<T, 4>(stream, weights, product, form);
   }
 }
 

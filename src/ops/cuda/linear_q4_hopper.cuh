@@ -32,15 +32,14 @@ inline constexpr bool kRegistersSuffice =
     65536 / kThreads<kGroups> / 8 * 8 * kThreads<kGroups>;
 static_assert(kRegistersSuffice<2> && kRegistersSuffice<3>);
 
-// One unit of a block's tile. kFine: scales for every 32 inputs, else for every 64 or more.
-template <bool kFine, int kRows, int kGroups>
+// One unit of a block's tile; kGrids: scales of an output in it, 1, 2 or 4.
+template <int kGrids, int kRows, int kGroups>
 struct alignas(1024) HopperStage {               // as swizzling wants it
-  static constexpr int kTiles = 4 * kGroups;     // of 16 outputs
-  static constexpr int kScales = kFine ? 4 : 2;  // at most, stored for a unit and tile
-  uint4 x[kPanels][kRows][8];                    // see SwizzledDescriptor
+  static constexpr int kTiles = 4 * kGroups;  // of 16 outputs
+  uint4 x[kPanels][kRows][8];                 // see SwizzledDescriptor
   uint4 codes[kTiles][2][32];
-  __half2 scales[kTiles * kScales * 8];  // [kTiles][scales_per_unit][8]
-  uchar2 zeros[kTiles * kScales * 8];
+  __half2 scales[kTiles][kGrids][8];
+  uchar2 zeros[kTiles][kGrids][8];
 };
 
 // As tensor maps: x [rows, in]; and [tiles, units or scale groups, 32-bit words].
@@ -86,8 +85,9 @@ struct RingPlace {
 };
 
 // Calls bring(tile)(unit, slot) for all of a block's units, when their stages of the ring are free.
+// Returns the place behind the last.
 template <typename Bring>
-__device__ void ForUnits(const HopperPlan& plan, const HopperBlock& block, uint32_t empty,
+__device__ RingPlace ForUnits(const HopperPlan& plan, const HopperBlock& block, uint32_t empty,
                          const Bring& bring) {
   RingPlace place{0, 1};  // all are free
   for (auto tile = static_cast<int>(blockIdx.y); tile < plan.tiles;
@@ -99,20 +99,20 @@ __device__ void ForUnits(const HopperPlan& plan, const HopperBlock& block, uint3
       place.Advance(plan);
     }
   }
+  return place;
 }
 
 // Brings a block's weights, also before the last kernel is done. One thread.
-template <bool kFine, int kRows, int kGroups>
+template <int kGrids, int kRows, int kGroups>
 __device__ void BringWeights(const HopperMaps& maps, const Weights& w, const HopperPlan& plan,
-                             const HopperBlock& block, HopperStage<kFine, kRows, kGroups>* ring,
+                             const HopperBlock& block, HopperStage<kGrids, kRows, kGroups>* ring,
                              uint32_t full, uint32_t empty) {
-  using Stage = HopperStage<kFine, kRows, kGroups>;
+  using Stage = HopperStage<kGrids, kRows, kGroups>;
   const bool has_zeros = w.zeros != nullptr;
   const int bytes =  // of a whole stage
-      sizeof(Stage::x) + sizeof(Stage::codes) +
-      Stage::kTiles * w.scales_per_unit * 8 *
-          static_cast<int>(sizeof(__half2) + (has_zeros ? sizeof(uchar2) : 0));
-  ForUnits(plan, block, empty, [&](int tile) {
+      static_cast<int>(sizeof(Stage::x) + sizeof(Stage::codes) + sizeof(Stage::scales) +
+                       (has_zeros ? sizeof(Stage::zeros) : 0));
+  const RingPlace end = ForUnits(plan, block, empty, [&](int tile) {
     const int first_tile = plan.OutputTile(tile) * Stage::kTiles;
     return [=, &maps, &w](int unit, uint32_t slot) {
       const uint32_t barrier = full + 8 * slot;
@@ -124,12 +124,15 @@ __device__ void BringWeights(const HopperMaps& maps, const Weights& w, const Hop
       if (has_zeros) CopyBox(SharedAddress(stage.zeros), maps.zeros, 0, group, first_tile, barrier);
     };
   });
+  // Consumers load one unit ahead, at the end one of which they use nothing.
+  WaitForPhase(empty + 8 * end.slot, end.parity);
+  Arrive(full + 8 * end.slot);
 }
 
 // Brings rows of x. One thread.
-template <bool kFine, int kRows, int kGroups>
+template <int kGrids, int kRows, int kGroups>
 __device__ void BringRows(const HopperMaps& maps, const HopperPlan& plan, const HopperBlock& block,
-                          HopperStage<kFine, kRows, kGroups>* ring, uint32_t full, uint32_t empty) {
+                          HopperStage<kGrids, kRows, kGroups>* ring, uint32_t full, uint32_t empty) {
   WaitForLastKernel();  // x is there now
   ForUnits(plan, block, empty, [&](int tile) {
     const int first_row = plan.RowTile(tile) * kRows;
@@ -153,41 +156,58 @@ __device__ inline uint32_t MaskedOr(uint32_t word, uint32_t mask, uint32_t bits)
   return result;
 }
 
-// The left operand of a step and its grid: pairs of (code - zero) · scale, rounded to T.
+// The left operand of a step: pairs of (code - zero) · scale · 2^-n, rounded to T, n a weight's own.
+// `largest`: Weights::largest.
 template <typename T>
 struct Expander;
 
+// A code is masked into the mantissa of a subnormal number, code · 2⁻²⁴ or, in the upper nibble of
+// a byte, code · 2⁻²⁰, so that one multiply-add makes a pair. What it multiplies by, scale · 2²⁴⁻ⁿ,
+// would be infinite for common scales; n is such that the weight's largest scale comes to 2⁻⁸ at
+// most, and one of less than 2⁻⁶ of the largest loses some of its last bits.
 template <>
 struct Expander<__half> {
-  uint32_t low_zero, high_zero;
-  __half2 low_scale, high_scale;
-  __device__ void SetGrid(__half2 scales, uchar2 zeros) {
-    low_scale = __low2half2(scales);
-    high_scale = __high2half2(scales);
-    low_zero = (0x6400u | zeros.x) * 0x00010001u;        // 1024 + zero
-    high_zero = (0xd400u | zeros.y << 4) * 0x00010001u;  // -(64 + zero)
+  explicit __device__ Expander(uint32_t largest) {
+    // Scales are less than 2^(exponent - 14).
+    const int exponent = static_cast<int>(largest >> 10);
+    const uint32_t to_below_two =  // 2^(15 - exponent)
+        exponent < 30 ? static_cast<uint32_t>(30 - exponent) << 10 : 0x0400u >> (exponent - 29);
+    normal = Pair(to_below_two * 0x00010001u);
+    factor = __int_as_float((exponent - 6 + 127) << 23);
   }
-  // A code is masked into the mantissa of 1024, in the upper nibble of a byte as 16 · code.
+  __device__ void SetGrid(__half2 scales, uchar2 zeros) {
+    const __half2 scale = __hmul2(scales, normal);  // below 2
+    const __half2 low = __low2half2(scale), high = __high2half2(scale);
+    low_scale = __hmul2(low, Pair(0x78007800u));    // · 2^15
+    high_scale = __hmul2(high, Pair(0x68006800u));  // · 2^11
+    // Zeros · -2⁻⁹, from 1024 + zero.
+    const uint32_t both = zeros.x | zeros.y << 8;
+    const __half2 low_zero = Pair(__byte_perm(both, 0x64u, 0x4040));
+    const __half2 high_zero = Pair(__byte_perm(both, 0x64u, 0x4141));
+    const __half2 unit = Pair(0x98009800u), two = Pair(0x40004000u);  // -2⁻⁹
+    low_addend = __hmul2(low, __hfma2(low_zero, unit, two));
+    high_addend = __hmul2(high, __hfma2(high_zero, unit, two));
+  }
   __device__ void Expand(uint32_t word, uint32_t (&a)[4]) const {
-    const auto pair = [](uint32_t bits) { return *reinterpret_cast<const __half2*>(&bits); };
-    const __half2 sixteenth = pair(0x2c002c00u);
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
-      const __half2 low = __hsub2(pair(MaskedOr(word, 0x000f000fu, 0x64006400u)), pair(low_zero));
-      const __half2 high =
-          __hfma2(pair(MaskedOr(word, 0x00f000f0u, 0x64006400u)), sixteenth, pair(high_zero));
-      const __half2 scaled_low = __hmul2(low, low_scale), scaled_high = __hmul2(high, high_scale);
-      a[i] = *reinterpret_cast<const uint32_t*>(&scaled_low);
-      a[i + 1] = *reinterpret_cast<const uint32_t*>(&scaled_high);
+      const __half2 low = __hfma2(Pair(word & 0x000f000fu), low_scale, low_addend);
+      const __half2 high = __hfma2(Pair(word & 0x00f000f0u), high_scale, high_addend);
+      a[i] = *reinterpret_cast<const uint32_t*>(&low);
+      a[i + 1] = *reinterpret_cast<const uint32_t*>(&high);
       word >>= 8;
     }
   }
+  static __device__ __half2 Pair(uint32_t bits) { return *reinterpret_cast<const __half2*>(&bits); }
+
+  float factor;  // of sums: 2^n
+  __half2 normal, low_scale, high_scale, low_addend, high_addend;
 };
 
+// A code is masked into the mantissa of 128, the zero subtracted, the scale multiplied by.
 template <>
 struct Expander<__nv_bfloat16> {
-  uint32_t low_zero, high_zero;
-  __nv_bfloat162 low_scale, high_scale;
+  explicit __device__ Expander(uint32_t /*largest*/) {}
   __device__ void SetGrid(__half2 scales, uchar2 zeros) {
     const float2 wide = __half22float2(scales);
     low_scale = __float2bfloat162_rn(wide.x);
@@ -206,6 +226,10 @@ struct Expander<__nv_bfloat16> {
       a[i] = *reinterpret_cast<const uint32_t*>(&scaled);
     }
   }
+
+  static constexpr float factor = 1;  // n is 0
+  uint32_t low_zero, high_zero;
+  __nv_bfloat162 low_scale, high_scale;
 };
 
 #endif  // NIBBLE_HOPPER_CODE

@@ -60,7 +60,7 @@ void LinearQ4HopperTest::CheckForms(int tile_rows, const Problem& p, uint64_t se
         // HopperFormTest has those for which there is none.
         const std::optional<HopperForm> form = CompleteHopperForm(
             {.rows = tile_rows, .groups = groups, .parts = parts}, geometry.tiles, geometry.units,
-            geometry.granule == 32, p.rows, {at_once, at_once, at_once});
+            geometry.scales_per_unit(), p.rows, {at_once, at_once, at_once});
         if (!form) continue;
         SCOPED_TRACE(Text(*form));
         CheckProduct(c, [&] {
@@ -89,6 +89,19 @@ TEST_F(LinearQ4HopperTest, EveryGroupLength) {
                      1);
           if (HasFatalFailure()) return;
         }
+      }
+    }
+  }
+}
+
+// Weights of which the largest scale is far above most, and far from those of other tests.
+TEST_F(LinearQ4HopperTest, WideScales) {
+  for (const DType dtype : {DType::kF16, DType::kBF16}) {
+    for (const Grid grid : {Grid::kAsymmetric, Grid::kSymmetricFull}) {
+      for (const int64_t group : {32, 128}) {
+        CheckForms(64, {.rows = 64, .out = 400, .in = 1152, .group = group, .grid = grid,
+                        .dtype = dtype, .wide_scales = true}, 5);
+        if (HasFatalFailure()) return;
       }
     }
   }

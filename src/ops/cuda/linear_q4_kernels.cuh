@@ -53,6 +53,7 @@ struct Weights {
   const uint4* codes;     // [tiles, units, 2, 32]
   const __half2* scales;  // [tiles, scale_groups, 8]
   const uchar2* zeros;    // [tiles, scale_groups, 8], or null
+  const uint32_t* largest;  // scale's magnitude, float16 bits
   int tiles, units, scale_groups, scales_per_unit;
   uint32_t scale_of_unit;  // 2^20 / units_per_scale, rounded up
 

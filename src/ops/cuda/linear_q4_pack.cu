@@ -67,20 +67,26 @@ __global__ void PackCodes(Geometry g, RowRange rows, int first_tile, int64_t wor
 
 // One thread a row and stored scale group. `packed_zeros` is null for symmetric weights.
 __global__ void PackScales(Geometry g, RowRange rows, const uint16_t* scales, const uint8_t* zeros,
-                           uint16_t* packed_scales, uint8_t* packed_zeros) {
+                           uint16_t* packed_scales, uint8_t* packed_zeros, uint32_t* largest) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const auto row = static_cast<int>(index / g.scale_groups);
   const auto stored = static_cast<int>(index % g.scale_groups);
-  if (row >= rows.count) return;
-  const int groups = g.in_features / g.group_length;
-  const int group = stored * g.units_per_scale * g.granule / g.padded_group;
-  const int output = rows.first + row * rows.step;
-  const int tile = output / kTileOutputs, o = output % kTileOutputs;
-  const int64_t at =
-      (static_cast<int64_t>(tile) * g.scale_groups + stored) * kTileOutputs + o % 8 * 2 + o / 8;
-  const int64_t from = static_cast<int64_t>(row) * groups + group;
-  packed_scales[at] = group < groups ? scales[from] : uint16_t{0};
-  if (packed_zeros != nullptr) packed_zeros[at] = group < groups ? zeros[from] : uint8_t{0};
+  uint32_t magnitude = 0;
+  if (row < rows.count) {
+    const int groups = g.in_features / g.group_length;
+    const int group = stored * g.units_per_scale * g.granule / g.padded_group;
+    const int output = rows.first + row * rows.step;
+    const int tile = output / kTileOutputs, o = output % kTileOutputs;
+    const int64_t at =
+        (static_cast<int64_t>(tile) * g.scale_groups + stored) * kTileOutputs + o % 8 * 2 + o / 8;
+    const int64_t from = static_cast<int64_t>(row) * groups + group;
+    const uint16_t scale = group < groups ? scales[from] : uint16_t{0};
+    packed_scales[at] = scale;
+    if (packed_zeros != nullptr) packed_zeros[at] = group < groups ? zeros[from] : uint8_t{0};
+    magnitude = scale & 0x7fffu;
+  }
+  magnitude = __reduce_max_sync(~0u, magnitude);
+  if (threadIdx.x % 32 == 0) atomicMax(largest, magnitude);
 }
 
 // A kernel that started early (StartNextKernel) may let its successor read weights before the
@@ -183,6 +189,7 @@ Weights WeightsOf(const Geometry& geometry, const Q4Layout& layout, const void* 
           .scales = reinterpret_cast<const __half2*>(bytes + layout.scales_offset),
           .zeros = layout.symmetric ? nullptr
                                     : reinterpret_cast<const uchar2*>(bytes + layout.zeros_offset),
+          .largest = reinterpret_cast<const uint32_t*>(bytes + layout.largest_offset),
           .tiles = geometry.tiles,
           .units = geometry.units,
           .scale_groups = geometry.scale_groups,
@@ -207,7 +214,8 @@ Q4Layout Q4Layout::Of(int64_t out_features, int64_t in_features, const QuantSpec
       static_cast<size_t>(g.tiles) * static_cast<size_t>(g.scale_groups) * q4::kTileOutputs;
   layout.scales_offset = q4::Aligned(code_bytes);
   layout.zeros_offset = layout.scales_offset + q4::Aligned(2 * scales);
-  layout.total_bytes = layout.zeros_offset + (layout.symmetric ? 0 : q4::Aligned(scales));
+  layout.largest_offset = layout.zeros_offset + (layout.symmetric ? 0 : q4::Aligned(scales));
+  layout.total_bytes = layout.largest_offset + q4::kAlignment;
   return layout;
 }
 
@@ -230,7 +238,8 @@ void PackQ4(Stream& stream, const Q4Layout& layout, DType /*activations*/, const
   stream.CheckLaunch("packing 4-bit codes", rows, layout.in_features);
   q4::PackScales<<<q4::Blocks(rows * g.scale_groups), kThreads, 0, stream.get()>>>(
       g, range, scales, zeros, reinterpret_cast<uint16_t*>(bytes + layout.scales_offset),
-      layout.symmetric ? nullptr : reinterpret_cast<uint8_t*>(bytes + layout.zeros_offset));
+      layout.symmetric ? nullptr : reinterpret_cast<uint8_t*>(bytes + layout.zeros_offset),
+      reinterpret_cast<uint32_t*>(bytes + layout.largest_offset));
   stream.CheckLaunch("packing scales", rows, g.scale_groups);
   q4::Fence<<<1, 1, 0, stream.get()>>>();
   stream.CheckLaunch("packing 4-bit weights", rows, layout.in_features);

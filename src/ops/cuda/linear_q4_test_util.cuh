@@ -32,6 +32,7 @@ struct Problem {
   int64_t x_gap = 0, out_gap = 0;  // elements between rows; x's stride is rounded up to 8
   CudaKernels kernels = CudaKernels::kAuto;
   int64_t split = 0;  // the first so many rows of the weight are packed on their own
+  bool wide_scales = false;  // from 2⁻¹⁴ to 4
 
   int64_t columns() const { return epilogue == Epilogue::kSiluMul ? out / 2 : out; }
   QuantSpec spec() const { return {.group_size = group, .grid = grid}; }
@@ -40,7 +41,8 @@ struct Problem {
                "{} rows, [{}, {}], group {}, {}, {}, epilogue {}{}, gaps {} and {}, split {}", rows,
                out, in, group, Name(grid), Name(dtype), static_cast<int>(epilogue),
                bias ? ", bias" : "", x_gap, out_gap, split) +
-           (kernels == CudaKernels::kPortable ? ", portable kernels" : "");
+           (kernels == CudaKernels::kPortable ? ", portable kernels" : "") +
+           (wide_scales ? ", wide scales" : "");
   }
 };
 
@@ -63,7 +65,8 @@ struct Reference {
 };
 struct ReferenceSums {
   double value;
-  double terms;    // Σ |x| |weight|, for kernels that round weights
+  double terms;    // Σ |x| |weight|, for kernels that round weights; and scale · zero, in float16
+  double inputs;   // Σ |x|
   double partial;  // Σ |x| |scale| (code + zero + 2 offset), which bounds every partial sum of
                    // kernels that add `offset` to codes and zeros
 };
@@ -77,7 +80,9 @@ __device__ ReferenceSums ReferenceValue(const Reference<T>& r, int64_t row, int6
     const double scale = __half2float(__ushort_as_half(r.scales[n * groups + k / r.group]));
     const double x = HalfTraits<T>::ToFloat(r.x[row * r.x_stride + k]);
     sums.value += x * scale * (code - zero);
-    sums.terms += fabs(x * scale * (code - zero));
+    const bool rounds_zero = std::is_same_v<T, __half> && (zero & (zero - 1)) != 0;
+    sums.terms += fabs(x * scale) * (abs(code - zero) + (rounds_zero ? zero : 0));
+    sums.inputs += fabs(x);
     sums.partial += fabs(x * scale) * (code + zero + (std::is_same_v<T, __half> ? 0 : 256));
   }
   return sums;
@@ -96,7 +101,9 @@ inline QuantizedWeight RandomWeight(const Problem& p, Random& random) {
   }
   for (uint16_t& scale : weight.scales) {
     const double sign = p.grid == Grid::kSymmetricFull && random.Below(2) != 0 ? -1 : 1;
-    scale = F16FromFloat(static_cast<float>(sign * (0.002 + 0.02 * random.Uniform())));
+    const double magnitude = p.wide_scales ? std::exp2(16 * random.Uniform() - 14)
+                                           : 0.002 + 0.02 * random.Uniform();
+    scale = F16FromFloat(static_cast<float>(sign * magnitude));
   }
   for (uint8_t& zero : weight.zeros) {
     zero = p.grid == Grid::kAsymmetric ? static_cast<uint8_t>(random.Below(16)) : uint8_t{8};
@@ -185,7 +192,8 @@ inline Case LinearQ4Test::MakeCase(const Problem& p, uint64_t seed) {
   const Buffer zeros = Upload(c.weight.zeros);
   c.layout = Q4Layout::Of(p.out, p.in, p.spec());
   c.packed = Allocate(c.layout.total_bytes);
-  Fill(c.packed.data(), 0xff, c.layout.total_bytes);
+  Fill(c.packed.data(), 0xff, c.layout.largest_offset);
+  Fill(c.packed.as<std::byte>() + c.layout.largest_offset, 0, sizeof(uint32_t));
   const auto pack = [&](int64_t first, int64_t count, int64_t to, int64_t step) {
     PackQ4(*stream_, c.layout, p.dtype, codes.as<uint8_t>() + first * (p.in / 2),
            scales.as<uint16_t>() + first * groups, zeros.as<uint8_t>() + first * groups, count, to,
@@ -284,6 +292,11 @@ void LinearQ4Test::CheckProduct(const Case& c, const Multiply& multiply) {
   // that.
   const int64_t exact = p.kernels == CudaKernels::kAuto ? 8 : 16;
   const double weight_rounding = p.rows <= exact ? 0 : p.dtype == DType::kF16 ? unit : 2.1 * unit;
+  // And float16's may lose last bits of small ones beside a scale of up to 2^(exponent - 14).
+  int exponent = 0;
+  for (const uint16_t scale : c.weight.scales) exponent = std::max(exponent, (scale & 0x7fff) >> 10);
+  const double lost_bits =
+      p.rows <= exact || p.dtype != DType::kF16 ? 0 : std::exp2(exponent - 6 - 24);
   double error = 0, total = 1e-30;
   for (int64_t r = 0; r < p.rows; ++r) {
     for (int64_t n = 0; n < columns; ++n) {
@@ -292,7 +305,7 @@ void LinearQ4Test::CheckProduct(const Case& c, const Multiply& multiply) {
         const double b = p.bias ? c.host_bias[static_cast<size_t>(c.PackedRow(row))] : 0.0;
         return std::pair{c.sums[at].value + b,
                          roundings * 0x1p-23 * (c.sums[at].partial + std::abs(b)) +
-                             weight_rounding * c.sums[at].terms};
+                             weight_rounding * c.sums[at].terms + lost_bits * c.sums[at].inputs};
       };
       auto [want, bound] = sum(n);
       const auto at = static_cast<size_t>(kMargin + r * out_stride + n);
