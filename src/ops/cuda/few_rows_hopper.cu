@@ -100,24 +100,40 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
       if (lane == 0) sums[item * kRows + r] = sum[r];
     }
   }
-  // An output's address; the addend of a thread's first is on its way while other warps multiply.
-  const auto at = [&](int i) { return i / count * shape.out_stride + first + i % count; };
+  // A thread's outputs; the first's place is found, and its addend on its way, while other warps
+  // multiply.
+  struct Place {
+    int output, row;
+    int64_t at;
+  };
+  const auto place_of = [&](int i) {
+    const int row = kRows == 1 ? 0 : i / count, output = i - row * count;
+    return Place{output, row, row * shape.out_stride + first + output};
+  };
   const int begin = static_cast<int>(threadIdx.x);
-  float addend = begin < count * kRows ? Addend<Out, kEpilogue>(out[at(begin)]) : 0;
+  Place place{};
+  float addend = 0;
+  if (begin < count * kRows) {
+    place = place_of(begin);
+    addend = Addend<Out, kEpilogue>(out[place.at]);
+  }
   __syncthreads();
   for (int i = begin; i < count * kRows; i += 32 * kWarps) {
-    const int output = i % count, r = i / count;
-    if (i != begin) addend = Addend<Out, kEpilogue>(out[at(i)]);
+    if (i != begin) {
+      place = place_of(i);
+      addend = Addend<Out, kEpilogue>(out[place.at]);
+    }
     float total[2] = {};
 #pragma unroll
     for (int n = 0; n < kUnit; ++n) {
-      const int row = output * kUnit + n;
+      const int row = place.output * kUnit + n;
+#pragma unroll 4
       for (int piece = 0; piece < pieces.of_row; ++piece) {
-        total[n] += sums[(row * pieces.of_row + piece) * kRows + r];
+        total[n] += sums[(row * pieces.of_row + piece) * kRows + place.row];
       }
       if (bias != nullptr) total[n] += bias[first * kUnit + row];
     }
-    StoreSum<Out, kEpilogue>(total[0], total[1], addend, out[at(i)]);
+    StoreSum<Out, kEpilogue>(total[0], total[1], addend, out[place.at]);
   }
 #endif
 }

@@ -16,11 +16,11 @@ struct RowTile {
   int rows;
   double unit;  // of a warpgroup
 };
-constexpr RowTile kRowTiles[] = {{16, 0.155}, {32, 0.18}, {48, 0.2},
-                                 {64, 0.235}, {96, 0.29}, {128, 0.355}};
-constexpr double kStart = 3.4;     // of a kernel, with storing its last tiles
-constexpr double kNextTile = 2.4;  // of a block
-constexpr double kParts = 1.4;     // exchanging sums
+constexpr RowTile kRowTiles[] = {{16, 0.12}, {32, 0.14},  {48, 0.17},
+                                 {64, 0.19}, {96, 0.245}, {128, 0.325}};
+constexpr double kStart = 3;       // of a kernel, with storing its last tiles
+constexpr double kNextTile = 1.1;  // of a block
+constexpr double kParts = 1.2;     // exchanging sums
 
 constexpr int64_t kMostClusters = 65535;  // of a grid's second dimension
 

@@ -25,14 +25,14 @@ struct LoadedHalf {
   static constexpr int kKept = kGrids == 0 ? 1 : kGrids;
   uint4 codes;
   __half2 scales[kKept];
-  uchar2 zeros[kKept];
+  uint32_t zeros[kKept];  // two, of a byte each
 
   __device__ void Load(uint32_t codes_at, uint32_t scales_at, uint32_t zeros_at, bool has_zeros) {
     codes = LoadShared16(codes_at);
 #pragma unroll
     for (int i = 0; i < kGrids; ++i) {
       scales[i] = LoadSharedPair(scales_at + 32 * i);
-      zeros[i] = has_zeros ? LoadSharedZeros(zeros_at + 16 * i) : uchar2{8, 8};
+      zeros[i] = has_zeros ? LoadSharedBytes(zeros_at + 16 * i) : 0x0808u;
     }
   }
   __device__ void Expand(Expander<T>& expander, uint32_t (&a)[4][4]) const {
@@ -209,7 +209,7 @@ __device__ void StoreParts(const Product<T>& p, const HopperPlan& plan, const Ho
 template <typename T, int kGrids, int kRows, int kGroups>
 __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan& plan,
                         const HopperBlock& block, unsigned char* shared, uint32_t full,
-                        uint32_t empty, uint32_t received_barrier) {
+                        uint32_t empty, uint32_t received_barrier, uint32_t largest) {
   using Stage = HopperStage<kGrids, kRows, kGroups>;
   const auto warp = static_cast<int>(Uniform(threadIdx.x / 32));
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -230,7 +230,7 @@ __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan&
                   zeros + stage + 16 * kFirstGrids, w.zeros != nullptr);
     }
   };
-  Expander<T> expander(*w.largest);
+  Expander<T> expander(largest);
   float sums[kRows / 2];
   uint32_t a[2][4][4];  // of a half, used in turns
   RingPlace place{0, 0};
@@ -329,9 +329,10 @@ __global__ void __launch_bounds__(kThreads<kGroups>, 1)
     __syncwarp();
   } else {
     TakeRegisters<kConsumerRegisters<kGroups>>();
+    const uint32_t largest = *w.largest;
     WaitForLastKernel();  // it may read or write what this one writes
     Consume<T, kGrids, kRows, kGroups>(w, p, plan, block, shared, full, empty,
-                                      SharedAddress(&received_barrier));
+                                       SharedAddress(&received_barrier), largest);
     __syncwarp();
   }
   ArriveAtCluster();

@@ -230,9 +230,13 @@ __device__ inline __half2 LoadSharedPair(uint32_t address) {
 __device__ inline float2 LoadSharedScales(uint32_t address) {
   return __half22float2(LoadSharedPair(address));
 }
-__device__ inline uchar2 LoadSharedZeros(uint32_t address) {
+__device__ inline uint16_t LoadSharedBytes(uint32_t address) {
   uint16_t bits;
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(bits) : "r"(address) : "memory");
+  return bits;
+}
+__device__ inline uchar2 LoadSharedZeros(uint32_t address) {
+  const uint16_t bits = LoadSharedBytes(address);
   return uchar2{static_cast<unsigned char>(bits & 0xff), static_cast<unsigned char>(bits >> 8)};
 }
 
