@@ -284,7 +284,8 @@ class Quantizing(unittest.TestCase):
                                        delta=0.03, msg=run)
             self.assertGreater(cuda["peak_device_memory_bytes"], 0)
             # A code of GPTQ's that rounding moves takes those behind it along, in its row and in the
-            # linears that follow: its codes can be compared where activations are rounded alike.
+            # linears that follow: its codes can be compared where activations are rounded alike, here of
+            # the first layer. same_inputs_test.cc compares every layer's, from the same inputs.
             reference = "ref" if "gptq" in method else "cpu"
             self.assertGreaterEqual(shares[reference]["all"], 0.995, run)
 

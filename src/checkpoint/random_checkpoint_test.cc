@@ -22,6 +22,7 @@ int64_t Parameters(const Checkpoint& checkpoint) {
 TEST(RandomCheckpoint, PresetsHaveTheirModelsParameterCounts) {
   const std::pair<const char*, int64_t> cases[] = {
       {"tiny", 69952},
+      {"small", 886144},
       {"llama-2-7b", 6738415616},
       {"llama-2-13b", 13015864320},
       {"llama-3-8b", 8030261248},
@@ -136,7 +137,7 @@ TEST(RandomCheckpoint, QuantizedByEachMethod) {
 
 TEST(RandomCheckpoint, Refuses) {
   EXPECT_ERROR(OpenCheckpoint("random:llama-9"), ErrorCode::kUsage,
-               "there is no preset \"llama-9\"; presets: tiny, llama-2-7b, ");
+               "there is no preset \"llama-9\"; presets: tiny, small, llama-2-7b, ");
   EXPECT_ERROR(OpenCheckpoint("random:"), ErrorCode::kUsage, "there is no preset \"\"");
   for (const char* method : {"int3", "rtn-", "rtn-g", "rtn-g0", "rtn-g-5", "rtn-g64asym",
                              "rtn-g64-odd", "rtn-g99999999999999999999", "awq+rtn"}) {

@@ -337,12 +337,13 @@ class RefQuantizeOps final : public HostQuantizeOps {
         delta.push_back(static_cast<double>(weight.row<float>(r)[k]) - other.row<float>(r)[k]);
       }
       for (int64_t i = 0; i < s.columns(); ++i) {
-        for (int64_t j = 0; j < s.columns(); ++j) {
-          error += delta[static_cast<size_t>(i)] * s.Mean(i, j) * delta[static_cast<size_t>(j)];
-        }
+        const double* const row = &s.gram[static_cast<size_t>(i * s.columns())];
+        double product = 0;
+        for (int64_t j = 0; j < s.columns(); ++j) product += row[j] * delta[static_cast<size_t>(j)];
+        error += delta[static_cast<size_t>(i)] * product;
       }
     }
-    return error;
+    return error / static_cast<double>(std::max<int64_t>(1, s.tokens()));
   }
 
  private:
