@@ -48,7 +48,7 @@ size_t SpreadBytes(int64_t rows, int64_t in_features) {
 namespace {
 
 // Of Llama-2-7B's layers on an H200 (docs/results/kernels.md).
-constexpr int64_t kHopperFewestRows = 9, kHopperMostRows = 3072, kPortableMostRows = 128;
+constexpr int64_t kHopperFewestRows = 9, kPortableMostRows = 128;
 
 // Whether tens to thousands of rows go through Hopper's kernel.
 bool TakesHopper(const q4::Geometry& geometry, CudaKernels kernels) {
@@ -58,10 +58,10 @@ bool TakesHopper(const q4::Geometry& geometry, CudaKernels kernels) {
 }  // namespace
 
 int64_t LinearQ4MostRows(const Q4Layout& layout, CudaKernels kernels) {
-  if (kernels == CudaKernels::kBatchInvariant) return std::numeric_limits<int64_t>::max();
   const auto geometry =
       q4::Geometry::Of(layout.out_features, layout.in_features, layout.group_length);
-  return TakesHopper(geometry, kernels) ? kHopperMostRows : kPortableMostRows;
+  const bool has_limit = kernels != CudaKernels::kBatchInvariant && !TakesHopper(geometry, kernels);
+  return has_limit ? kPortableMostRows : std::numeric_limits<int64_t>::max();
 }
 
 size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_features) {

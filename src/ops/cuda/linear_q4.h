@@ -31,14 +31,15 @@ struct Q4Layout {
 // Packs rows [first_row, first_row + rows) from the form of QuantizedWeight, already on the device:
 // codes [rows, in / 2], scales [rows, groups] float16 bits, zeros [rows, groups]. Row r goes to
 // output first_row + r · row_step (row_step 2 interleaves gate and up). `activations` is the type
-// that LinearQ4 will be given: scales are kept as float16 or converted as its kernels want. The largest
-// scale of `packed` starts at zero and is right when all rows are packed.
+// that LinearQ4 will be given: scales are kept as float16 or converted as its kernels want. The
+// largest scale of `packed` starts at zero and is right when all rows are packed.
 void PackQ4(Stream& stream, const Q4Layout& layout, DType activations, const uint8_t* codes,
             const uint16_t* scales, const uint8_t* zeros, int64_t rows, int64_t first_row,
             int64_t row_step, void* packed);
 
 // For more rows it is faster to expand such a weight once (DequantizeQ4) and to multiply densely.
-// No limit under kBatchInvariant, where all rows go through LinearQ4.
+// No limit where Hopper's kernel takes them, and under kBatchInvariant, where all rows go through
+// LinearQ4.
 int64_t LinearQ4MostRows(const Q4Layout& layout, CudaKernels kernels);
 
 // Scratch bytes that LinearQ4 wants for up to `rows` rows of any weight with at most these inputs.

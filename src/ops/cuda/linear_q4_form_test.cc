@@ -12,8 +12,8 @@ constexpr ClusterRoom kH200{132, 66, 30};
 
 // Everything that the kernel relies on.
 void CheckForm(const HopperForm& form, int tiles, int units, int grids, int64_t rows) {
-  SCOPED_TRACE(testing::Message() << tiles << " tiles, " << units << " units, " << grids
-                                  << rows << " rows");
+  SCOPED_TRACE(testing::Message() << tiles << " tiles, " << units << " units, " << grids << rows
+                                  << " rows");
   ASSERT_GE(form.stages, kHopperFewestStages);
   EXPECT_LE(form.stages, kHopperMostStages);
   EXPECT_LE(form.shared_bytes(grids), kHopperSharedBytes);
@@ -80,8 +80,7 @@ TEST(HopperFormTest, AllButTheLargestAreCompleted) {
 
 TEST(HopperFormTest, SomeAreNotCompleted) {
   const auto has_form = [](int parts, int units, int64_t rows, const ClusterRoom& room) {
-    return CompleteHopperForm({.rows = 16, .groups = 2, .parts = parts}, 256, units,
-                              1, rows, room)
+    return CompleteHopperForm({.rows = 16, .groups = 2, .parts = parts}, 256, units, 1, rows, room)
         .has_value();
   };
   EXPECT_TRUE(has_form(4, 8, 16, kH200));

@@ -18,8 +18,8 @@ namespace {
 
 #if NIBBLE_HOPPER_CODE
 
-// What a warp's lane has of one half of a unit: codes of four steps, and the kGrids grids that begin
-// there. A half without one has that of the half before.
+// What a warp's lane has of one half of a unit: codes of four steps, and the kGrids grids that
+// begin there. A half without one has that of the half before.
 template <typename T, int kGrids>
 struct LoadedHalf {
   static constexpr int kKept = kGrids == 0 ? 1 : kGrids;
@@ -76,7 +76,8 @@ __device__ void StoreOneByOne(const Product<T>& p, int row, int output, float4 l
 // What there is of eight outputs before that, where they are added to and may be read at once.
 template <typename T>
 __device__ uint4 LoadAddends(const Product<T>& p, int row, int output, bool wide) {
-  const bool wanted = p.epilogue == Epilogue::kAdd && wide && row < p.rows && output + 8 <= p.outputs;
+  const bool wanted =
+      p.epilogue == Epilogue::kAdd && wide && row < p.rows && output + 8 <= p.outputs;
   return wanted ? *reinterpret_cast<const uint4*>(p.out + row * p.out_stride + output) : uint4{};
 }
 // With the bias; `wide` where eight may be written at once, to which `addends` are added then.

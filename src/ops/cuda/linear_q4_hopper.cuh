@@ -34,7 +34,7 @@ static_assert(kRegistersSuffice<2> && kRegistersSuffice<3>);
 
 // One unit of a block's tile; kGrids: scales of an output in it, 1, 2 or 4.
 template <int kGrids, int kRows, int kGroups>
-struct alignas(1024) HopperStage {               // as swizzling wants it
+struct alignas(1024) HopperStage {            // as swizzling wants it
   static constexpr int kTiles = 4 * kGroups;  // of 16 outputs
   uint4 x[kPanels][kRows][8];                 // see SwizzledDescriptor
   uint4 codes[kTiles][2][32];
@@ -88,7 +88,7 @@ struct RingPlace {
 // Returns the place behind the last.
 template <typename Bring>
 __device__ RingPlace ForUnits(const HopperPlan& plan, const HopperBlock& block, uint32_t empty,
-                         const Bring& bring) {
+                              const Bring& bring) {
   RingPlace place{0, 1};  // all are free
   for (auto tile = static_cast<int>(blockIdx.y); tile < plan.tiles;
        tile += static_cast<int>(gridDim.y)) {
@@ -132,7 +132,8 @@ __device__ void BringWeights(const HopperMaps& maps, const Weights& w, const Hop
 // Brings rows of x. One thread.
 template <int kGrids, int kRows, int kGroups>
 __device__ void BringRows(const HopperMaps& maps, const HopperPlan& plan, const HopperBlock& block,
-                          HopperStage<kGrids, kRows, kGroups>* ring, uint32_t full, uint32_t empty) {
+                          HopperStage<kGrids, kRows, kGroups>* ring, uint32_t full,
+                          uint32_t empty) {
   WaitForLastKernel();  // x is there now
   ForUnits(plan, block, empty, [&](int tile) {
     const int first_row = plan.RowTile(tile) * kRows;
@@ -156,8 +157,8 @@ __device__ inline uint32_t MaskedOr(uint32_t word, uint32_t mask, uint32_t bits)
   return result;
 }
 
-// The left operand of a step: pairs of (code - zero) · scale · 2^-n, rounded to T, n a weight's own.
-// `largest`: Weights::largest; scales and zeros: of outputs g and g + 8, zeros in two bytes.
+// The left operand of a step: pairs of (code - zero) · scale · 2^-n, rounded to T, n a weight's
+// own. `largest`: Weights::largest; scales and zeros: of outputs g and g + 8, zeros in two bytes.
 template <typename T>
 struct Expander;
 

@@ -99,8 +99,15 @@ TEST_F(LinearQ4HopperTest, WideScales) {
   for (const DType dtype : {DType::kF16, DType::kBF16}) {
     for (const Grid grid : {Grid::kAsymmetric, Grid::kSymmetricFull}) {
       for (const int64_t group : {32, 128}) {
-        CheckForms(64, {.rows = 64, .out = 400, .in = 1152, .group = group, .grid = grid,
-                        .dtype = dtype, .wide_scales = true}, 5);
+        CheckForms(64,
+                   {.rows = 64,
+                    .out = 400,
+                    .in = 1152,
+                    .group = group,
+                    .grid = grid,
+                    .dtype = dtype,
+                    .wide_scales = true},
+                   5);
         if (HasFatalFailure()) return;
       }
     }

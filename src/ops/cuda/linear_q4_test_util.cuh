@@ -101,8 +101,8 @@ inline QuantizedWeight RandomWeight(const Problem& p, Random& random) {
   }
   for (uint16_t& scale : weight.scales) {
     const double sign = p.grid == Grid::kSymmetricFull && random.Below(2) != 0 ? -1 : 1;
-    const double magnitude = p.wide_scales ? std::exp2(16 * random.Uniform() - 14)
-                                           : 0.002 + 0.02 * random.Uniform();
+    const double magnitude =
+        p.wide_scales ? std::exp2(16 * random.Uniform() - 14) : 0.002 + 0.02 * random.Uniform();
     scale = F16FromFloat(static_cast<float>(sign * magnitude));
   }
   for (uint8_t& zero : weight.zeros) {
@@ -294,7 +294,8 @@ void LinearQ4Test::CheckProduct(const Case& c, const Multiply& multiply) {
   const double weight_rounding = p.rows <= exact ? 0 : p.dtype == DType::kF16 ? unit : 2.1 * unit;
   // And float16's may lose last bits of small ones beside a scale of up to 2^(exponent - 14).
   int exponent = 0;
-  for (const uint16_t scale : c.weight.scales) exponent = std::max(exponent, (scale & 0x7fff) >> 10);
+  for (const uint16_t scale : c.weight.scales)
+    exponent = std::max(exponent, (scale & 0x7fff) >> 10);
   const double lost_bits =
       p.rows <= exact || p.dtype != DType::kF16 ? 0 : std::exp2(exponent - 6 - 24);
   double error = 0, total = 1e-30;
@@ -327,8 +328,8 @@ void LinearQ4Test::CheckProduct(const Case& c, const Multiply& multiply) {
     }
   }
   // Rounding the output gives unit² / 3 at most; bfloat16's offset of 128 up to as much again where
-  // sums cancel. Rounded weights count twice where a gate meets an up, and so do float16's products of
-  // a scale and a zero, which are larger. A few may all be unlucky.
+  // sums cancel. Rounded weights count twice where a gate meets an up, and so do float16's products
+  // of a scale and a zero, which are larger. A few may all be unlucky.
   if (p.rows * columns < 64) return;
   const bool half = p.dtype == DType::kF16;
   const double few = half ? 0.5 : 0.7;
