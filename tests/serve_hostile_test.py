@@ -5,6 +5,7 @@ Usage: serve_hostile_test.py NIBBLE_BINARY SOURCE_DIR SHARED_DATA
 import json
 import os
 import re
+import select
 import socket
 import sys
 import time
@@ -37,7 +38,7 @@ class HostileTest(StoriesTest):
         (study / "folder").symlink_to(cls.dir)
         os.mkfifo(study / "pipe.txt")
         return ["--report", study, "--header-timeout", 2, "--body-timeout", 4, "--write-timeout", 4,
-                "--max-body-bytes", MiB]
+                "--max-body-bytes", MiB, "--max-total-body-bytes", 3 * MiB]
 
     def connect(self):
         client = socket.create_connection(("127.0.0.1", self.server.port), timeout=20)
@@ -86,6 +87,27 @@ class HostileTest(StoriesTest):
         self.assertEqual(self.statuses(
             COMPLETIONS + b"Transfer-Encoding: Chunked\r\n\r\n" + chunked + NEXT), [200, 200])
         self.assertEqual(self.statuses(post(body) + NEXT * 3), [200] * 4)
+
+    def test_bodies_together_are_limited(self):
+        """Of four that would take more than all may, one is refused; what it held is free at once."""
+        part = MiB * 9 // 10
+        clients = [self.connect() for _ in range(4)]
+        for client in clients:
+            client.sendall(COMPLETIONS + b"Content-Length: %d\r\n\r\n" % MiB + b" " * part)
+        refused = []
+        deadline = time.monotonic() + 3  # less than the time to send a body
+        while not refused and time.monotonic() < deadline:
+            refused = select.select(clients, [], [], 0.1)[0]
+        self.assertEqual(len(refused), 1)
+        answer = received_before_the_cut(refused[0])
+        self.assertIn(b" 503 ", answer.split(b"\r\n")[0])
+        self.assertIn(b"Retry-After: 1", answer)
+        self.assertIn(b"The bodies of all requests are too large", answer)
+        # Beside the others there is room for a fifth of that, now that the one is gone.
+        body = json.dumps({"prompt": PROMPT, "max_tokens": 1}).encode().ljust(part // 5)
+        self.assertEqual(self.statuses(post(body)), [200])
+        clients.remove(refused[0])
+        self.assertEqual(select.select(clients, [], [], 0)[0], [])
 
     def test_head_has_no_body(self):
         for path, status in (("/health", 200), ("/", 200), ("/report/", 200), ("/nothing", 404),

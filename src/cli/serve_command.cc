@@ -54,6 +54,10 @@ Status CheckOptions(const ServeOptions& options) {
   if (server.max_body_bytes > kMaxBodyBytes) {
     return WrongUsage("--max-body-bytes {}: want up to {}", server.max_body_bytes, kMaxBodyBytes);
   }
+  if (server.max_total_body_bytes < server.max_body_bytes) {
+    return WrongUsage("--max-total-body-bytes {}: want at least --max-body-bytes {}",
+                      server.max_total_body_bytes, server.max_body_bytes);
+  }
   if (options.sequences > kMaxSequences || options.queue > kMaxQueue) {
     return WrongUsage("want --max-sequences up to {} and --max-queue up to {}", kMaxSequences,
                       kMaxQueue);
@@ -268,6 +272,8 @@ void AddServeCommand(Program& program) {
       "tokens in each model's KV cache; 0: as many as help and fit");
   add("--max-connections", options->server.max_connections, "clients at a time");
   add("--max-body-bytes", options->server.max_body_bytes, "of a request");
+  add("--max-total-body-bytes", options->server.max_total_body_bytes,
+      "of all requests that arrive at a time");
   add("--header-timeout", options->server.header_seconds, "seconds to send a request's headers");
   add("--body-timeout", options->server.body_seconds, "seconds to send a request's body");
   add("--write-timeout", options->server.write_seconds, "seconds to take a piece of an answer");

@@ -105,6 +105,27 @@ struct Connection::Wanted {
   }
 };
 
+// The bytes of a body, counted among those of all connections for as long as they are kept.
+class Connection::HeldBody {
+ public:
+  explicit HeldBody(ServerContext& context) : context_(context) {}
+  ~HeldBody() { Release(); }
+  HeldBody(const HeldBody&) = delete;
+  HeldBody& operator=(const HeldBody&) = delete;
+
+  // The body has grown. False where all together are too many.
+  bool Grow(uint64_t bytes) {
+    const uint64_t more = bytes - bytes_;
+    bytes_ = bytes;
+    return context_.body_bytes.fetch_add(more) + more <= context_.options.max_total_body_bytes;
+  }
+  void Release() { context_.body_bytes -= std::exchange(bytes_, 0); }
+
+ private:
+  ServerContext& context_;
+  uint64_t bytes_ = 0;
+};
+
 asio::awaitable<void> Connection::Run() {
   while (co_await ServeOne() == After::kKeep) {
   }
@@ -124,6 +145,7 @@ asio::awaitable<void> Connection::Run() {
 
 asio::awaitable<Connection::After> Connection::ServeOne() {
   const ServerOptions& options = context_.options;
+  HeldBody held(context_);
   http::request_parser<http::string_body> parser;
   parser.header_limit(options.max_header_bytes);
   parser.body_limit(options.max_body_bytes);
@@ -142,8 +164,15 @@ asio::awaitable<Connection::After> Connection::ServeOne() {
       if (!taken) co_return After::kClose;
     }
     stream_.expires_after(std::chrono::seconds(options.body_seconds));
-    co_await http::async_read(stream_, buffer_, parser,
-                              asio::redirect_error(asio::use_awaitable, error));
+    while (!error && !parser.is_done()) {
+      co_await http::async_read_some(stream_, buffer_, parser,
+                                     asio::redirect_error(asio::use_awaitable, error));
+      if (!error && !held.Grow(parser.get().body().size())) {
+        Response refusal = Unavailable(parser.get(), "The bodies of all requests are too large");
+        refusal.keep_alive(false);  // the rest is not read
+        co_return co_await Send(parser.get(), std::move(refusal));
+      }
+    }
   }
   if (error) {
     std::optional<Response> refusal = Refusal(error, options);
@@ -156,7 +185,7 @@ asio::awaitable<Connection::After> Connection::ServeOne() {
   std::optional<Response> answer = AnswerToHead(request);
   if (!answer) answer = PlainAnswerTo(request);
   if (answer) co_return co_await Send(request, std::move(*answer));
-  co_return co_await Answer(request);
+  co_return co_await Answer(request, held);
 }
 
 std::optional<Response> Connection::AnswerToHead(const Request& request) {
@@ -203,7 +232,7 @@ std::optional<Response> Connection::PlainAnswerTo(const Request& request) const 
   return TextResponse(request, 200, answer->body, answer->type);
 }
 
-asio::awaitable<Connection::After> Connection::Answer(Request& request) {
+asio::awaitable<Connection::After> Connection::Answer(Request& request, HeldBody& held) {
   const bool chat = PathOf(request) == "/v1/chat/completions";
   Wanted wanted{.kind = chat ? Wanted::Kind::kChat : Wanted::Kind::kCompletion};
   ModelService* service = nullptr;
@@ -227,6 +256,7 @@ asio::awaitable<Connection::After> Connection::Answer(Request& request) {
   ApiResult<PreparedAnswer> prepared = chat ? prepare(ParseChatRequest(request.body()))
                                             : prepare(ParseCompletionRequest(request.body()));
   request.body() = std::string();  // it was parsed, and the answer may take long
+  held.Release();
   if (!prepared) {
     Response refusal = ErrorResponse(request, prepared.error());
     co_return co_await Send(request, std::move(refusal));

@@ -27,7 +27,8 @@ struct ServerContext {
   std::atomic<const ServedModels*> models{nullptr};  // null while they load
   std::atomic<bool> draining{false};
   std::atomic<int64_t> connections{0};
-  std::atomic<int64_t> answering{0};  // requests
+  std::atomic<int64_t> answering{0};    // requests
+  std::atomic<uint64_t> body_bytes{0};  // that connections hold
 };
 
 class Connection {
@@ -48,6 +49,7 @@ class Connection {
   struct Mailbox;
   struct CompleteAtEnd;
   struct Wanted;
+  class HeldBody;
   enum class After { kKeep, kClose };
 
   // Beside the headers, what is read at a time. Chunks' extensions and trailers have to fit in too.
@@ -58,7 +60,7 @@ class Connection {
   std::optional<Response> AnswerToHead(const Request& request);
   // The answer of an endpoint that needs no engine; empty for the others.
   std::optional<Response> PlainAnswerTo(const Request& request) const;
-  boost::asio::awaitable<After> Answer(Request& request);
+  boost::asio::awaitable<After> Answer(Request& request, HeldBody& held);
   boost::asio::awaitable<After> SendWhole(const Request& request, const Wanted& wanted,
                                           Mailbox& mailbox);
   boost::asio::awaitable<After> SendStream(const Request& request, const Wanted& wanted,

@@ -29,6 +29,7 @@ struct ServerOptions {
   int64_t max_connections = 4096;
   uint32_t max_header_bytes = 16 << 10;
   uint64_t max_body_bytes = 8 << 20;
+  uint64_t max_total_body_bytes = 256 << 20;  // of all requests that are not yet understood
   int64_t header_seconds = 30;  // from the last answer (or the start) to the end of the headers
   int64_t body_seconds = 30;
   int64_t write_seconds = 30;  // for what is written at a time to be taken
