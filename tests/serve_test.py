@@ -417,6 +417,13 @@ class ServeTest(StoriesTest):
                               capture_output=True, text=True, timeout=60)
         self.assertEqual(done.returncode, 3, done.stderr)
 
+    def test_refuses_less_for_all_bodies_than_for_one(self):
+        done = subprocess.run([NIBBLE, "serve", str(self.model), "--max-body-bytes", "6",
+                               "--max-total-body-bytes", "5"],
+                              capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertIn("--max-total-body-bytes 5: want at least --max-body-bytes 6", done.stderr)
+
 
 if __name__ == "__main__":
     unittest.main(argv=sys.argv[:1])

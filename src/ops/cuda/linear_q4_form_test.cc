@@ -12,8 +12,8 @@ constexpr ClusterRoom kH200{132, 66, 30};
 
 // Everything that the kernel relies on.
 void CheckForm(const HopperForm& form, int tiles, int units, int grids, int64_t rows) {
-  SCOPED_TRACE(testing::Message() << tiles << " tiles, " << units << " units, " << grids << rows
-                                  << " rows");
+  SCOPED_TRACE(testing::Message() << tiles << " tiles, " << units << " units, " << grids
+                                  << " grids, " << rows << " rows");
   ASSERT_GE(form.stages, kHopperFewestStages);
   EXPECT_LE(form.stages, kHopperMostStages);
   EXPECT_LE(form.shared_bytes(grids), kHopperSharedBytes);
