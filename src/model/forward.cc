@@ -48,19 +48,22 @@ void Forward::Step(int64_t rows, int64_t logit_rows, KvCache& cache) {
   const MatrixView gated = gated_.Rows(rows);
 
   backend_.Embed(*plan_, *weights_.embedding, residual);
-  for (int64_t i = 0; i < weights_.config.layers; ++i) {
-    const LayerContext layer{backend_,
-                             weights_.config,
-                             weights_.layers[static_cast<size_t>(i)],
-                             RopeSpec{rope_frequencies_},
-                             i,
-                             *plan_,
-                             cache,
-                             i};
-    OutputInput(layer, residual, normed, qkv, attention);
-    AddOutput(layer, attention, residual);
-    DownInput(layer, residual, normed, gated);
-    AddDown(layer, gated, residual);
+  if (!backend_.RunLayers(*plan_, layers_, RopeSpec{rope_frequencies_}, weights_.config.rms_epsilon,
+                          cache, residual)) {
+    for (int64_t i = 0; i < weights_.config.layers; ++i) {
+      const LayerContext layer{backend_,
+                               weights_.config,
+                               weights_.layers[static_cast<size_t>(i)],
+                               RopeSpec{rope_frequencies_},
+                               i,
+                               *plan_,
+                               cache,
+                               i};
+      OutputInput(layer, residual, normed, qkv, attention);
+      AddOutput(layer, attention, residual);
+      DownInput(layer, residual, normed, gated);
+      AddDown(layer, gated, residual);
+    }
   }
   if (logit_rows == 0) return;
   const MatrixView gathered = gathered_.Rows(logit_rows), logits = logits_.Rows(logit_rows);
@@ -74,6 +77,16 @@ Result<std::unique_ptr<Forward>> Forward::Create(const ModelWeights& weights, Ba
   const ModelConfig& c = weights.config;
   std::unique_ptr<Forward> forward(new Forward(weights, backend, limits));
   forward->rope_frequencies_ = RopeFrequencies(c.rope, c.head_dim);
+  for (const LayerWeights& layer : weights.layers) {
+    const auto index = static_cast<int64_t>(forward->layers_.size());
+    forward->layers_.push_back({.input_norm = layer.input_norm.view(),
+                                .post_attention_norm = layer.post_attention_norm.view(),
+                                .qkv = layer.qkv.get(),
+                                .output = layer.output.get(),
+                                .gate_up = layer.gate_up.get(),
+                                .down = layer.down.get(),
+                                .attention = c.attention(index)});
+  }
   NIBBLE_ASSIGN_OR_RETURN(forward->plan_, backend.CreatePlan(limits, c.extents()));
   const auto allocate = [&](DType type, int64_t rows, int64_t columns) {
     return backend.Allocate(MemoryClass::kWorkspace, type, rows, columns);

@@ -74,6 +74,7 @@ class Forward {
   Backend& backend_;
   StepLimits limits_;
   std::vector<float> rope_frequencies_;
+  std::vector<DecoderLayer> layers_;  // of weights_
   std::unique_ptr<BatchPlan> plan_;
   Matrix residual_;   // [rows, hidden]
   Matrix normed_;     // [rows, hidden]

@@ -89,6 +89,13 @@ struct ModelExtents {
   std::optional<int64_t> window;  // of the layers that have one
 };
 
+// A decoder layer, for a device that runs all of them at once.
+struct DecoderLayer {
+  MatrixView input_norm, post_attention_norm;  // gains, float32 [1, hidden]
+  const PreparedLinear *qkv = nullptr, *output = nullptr, *gate_up = nullptr, *down = nullptr;
+  AttentionSpec attention;
+};
+
 // A step's description where the device reads it; refilled by SetBatch for every step.
 class BatchPlan {
  public:
@@ -173,6 +180,13 @@ class Backend {
     RopeAndStoreKv(plan, rope, attention, layer, qkv, cache);
     const MatrixView queries = qkv.Columns(0, attention.heads * attention.head_dim);
     Attend(plan, attention, layer, queries, cache, out);
+  }
+  // All layers on the residual stream [rows, hidden], as src/model/forward.h composes a layer, in
+  // fewer operations; layer i is the cache's. False, and nothing is done, where this device has no
+  // such way for these layers and this batch.
+  virtual bool RunLayers(BatchPlan&, std::span<const DecoderLayer>, const RopeSpec&, float /*epsilon*/,
+                         KvCache&, MatrixView /*residual*/) {
+    return false;
   }
   // out[i] = x[logit_rows[i]].
   virtual void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) = 0;

@@ -10,6 +10,7 @@
 #include "src/ops/cuda/device.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/cuda/elementwise.h"
+#include "src/ops/cuda/fused_layers.h"
 #include "src/ops/cuda/kv_fp8.h"
 #include "src/ops/cuda/linear_q4.h"
 #include "src/ops/cuda/matrix_product.h"
@@ -262,6 +263,21 @@ class CudaBackend final : public Backend {
     CheckActivations(out);
     RopeAndAttendDecode(*stream_, p.batch(), attention, Angles(p, rope), qkv,
                         Cuda(cache).layer(layer), out, p.at<void>(p.layout().decode));
+  }
+
+  bool RunLayers(BatchPlan& plan, std::span<const DecoderLayer> layers, const RopeSpec& rope,
+                 float epsilon, KvCache& cache, MatrixView residual) override {
+    const CudaPlan& p = Cuda(plan);
+    const CudaKvCache& kv = Cuda(cache);
+    if (p.batch().rows != 1 || !p.batch().has_decode || kernels_ != CudaKernels::kAuto ||
+        !CanFuseLayers(layers, kv.layout(), activations_, p.layout().limits.context,
+                       stream_->multiprocessors())) {
+      return false;
+    }
+    CheckActivations(residual);
+    RunFusedLayers(*stream_, p.batch(), layers, Angles(p, rope), epsilon,
+                   {kv.data(), kv.half_layer_bytes()}, residual, p.at<void>(p.layout().fused_layers));
+    return true;
   }
 
   void Attend(BatchPlan& plan, const AttentionSpec& attention, int64_t layer, MatrixView q,

@@ -8,6 +8,7 @@
 #include "src/ops/cuda/attention.h"
 #include "src/ops/cuda/decode_parts.h"
 #include "src/ops/cuda/device_memory.h"
+#include "src/ops/cuda/fused_layers.h"
 #include "src/ops/cuda/linear_q4.h"
 #include "src/ops/cuda/sampling.h"
 
@@ -55,6 +56,7 @@ PlanLayout PlanLayout::Of(const StepLimits& limits, const ModelExtents& model,
   layout.rope_table =
       add(static_cast<size_t>(limits.rows * 2 * layout.half_dim) * sizeof(float));
   layout.decode = add(DecodeScratchBytes(multiprocessors, layout.attention));
+  layout.fused_layers = add(FusedLayersScratchBytes(model));
 
   const int64_t qkv = (model.heads + 2 * model.kv_heads) * model.head_dim;
   const int64_t widest = std::max({2 * model.intermediate, qkv, model.hidden});

@@ -1,0 +1,297 @@
+// Backend::RunLayers against the same layers operation by operation: on the reference in double, and
+// on the GPU, whose rounding it may not exceed by much.
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "src/base/must.h"
+#include "src/base/random.h"
+#include "src/ops/cuda/cuda_backend.h"
+#include "src/ops/cuda/device.h"
+#include "src/ops/ref/ref_backend.h"
+
+namespace nibble {
+namespace {
+
+struct Shape {
+  int64_t hidden = 512, intermediate = 1408, heads = 4, kv_heads = 4, head_dim = 128, layers = 3;
+  int64_t group = 128;
+  Grid grid = Grid::kSymmetric;
+  bool qkv_bias = false;
+  std::optional<int64_t> window;
+  DType type = DType::kF16;
+
+  int64_t q_features() const { return heads * head_dim; }
+  int64_t qkv_features() const { return (heads + 2 * kv_heads) * head_dim; }
+};
+
+struct LayerOnDevice {
+  Matrix input_norm, post_norm;
+  std::unique_ptr<PreparedLinear> qkv, output, gate_up, down;
+};
+
+// A model's layers on one backend, with a cache and a residual stream of one row.
+class Decoder {
+ public:
+  Decoder(Backend& backend, const Shape& shape, int64_t context)
+      : backend_(backend), shape_(shape), blocks_(context / backend.kv_block_tokens() + 1) {
+    Random random(1);
+    for (int64_t i = 0; i < shape.layers; ++i) {
+      LayerOnDevice layer;
+      layer.input_norm = Gain(random);
+      layer.post_norm = Gain(random);
+      layer.qkv = Linear(random, {shape.qkv_features()}, shape.hidden, shape.qkv_bias);
+      layer.output = Linear(random, {shape.hidden}, shape.q_features(), false);
+      layer.gate_up = Linear(random, {shape.intermediate, shape.intermediate}, shape.hidden, false);
+      layer.down = Linear(random, {shape.hidden}, shape.intermediate, false);
+      layers_.push_back(std::move(layer));
+    }
+    const DType type = backend.activation_type();
+    cache_ = Must(backend.CreateKvCache({.layers = shape.layers,
+                                         .kv_heads = shape.kv_heads,
+                                         .head_dim = shape.head_dim,
+                                         .block_tokens = backend.kv_block_tokens(),
+                                         .dtype = type},
+                                        blocks_ + 3));
+    plan_ = Must(backend.CreatePlan(
+        {.rows = 512, .sequences = 1, .context = context, .logit_rows = 1},
+        {.hidden = shape.hidden,
+         .intermediate = shape.intermediate,
+         .heads = shape.heads,
+         .kv_heads = shape.kv_heads,
+         .head_dim = shape.head_dim,
+         .vocabulary = 32,
+         .window = shape.window}));
+    const auto allocate = [&](int64_t rows, int64_t columns) {
+      return Must(backend.Allocate(MemoryClass::kWorkspace, type, rows, columns));
+    };
+    residual_ = allocate(1, shape.hidden);
+    normed_ = allocate(1, shape.hidden);
+    qkv_ = allocate(512, shape.qkv_features());
+    attention_ = allocate(1, shape.q_features());
+    gated_ = allocate(1, shape.intermediate);
+    // Not in order, so that a block's number is not its place.
+    for (int64_t i = 0; i < blocks_; ++i) {
+      table_.push_back(static_cast<int32_t>((i * 7 + 3) % (blocks_ + 3)));
+    }
+    if ((blocks_ + 3) % 7 == 0) std::iota(table_.begin(), table_.end(), 2);
+    for (int64_t i = 0; i < shape.head_dim / 2; ++i) {
+      frequencies_.push_back(
+          static_cast<float>(std::pow(10000.0, -2.0 * static_cast<double>(i) / shape.head_dim)));
+    }
+  }
+
+  // Fills the cache with keys and values of so many tokens.
+  void Fill(int64_t tokens) {
+    Random random(2);
+    for (int64_t first = 0; first < tokens; first += 512) {
+      const int64_t rows = std::min<int64_t>(512, tokens - first);
+      for (int64_t layer = 0; layer < shape_.layers; ++layer) {
+        SetBatch(first, rows);
+        std::vector<float> values(static_cast<size_t>(rows * shape_.qkv_features()));
+        for (float& value : values) value = static_cast<float>(random.Normal());
+        Put(qkv_, values);
+        backend_.RopeAndStoreKv(*plan_, {frequencies_}, Attention(), layer,
+                                qkv_.view().Rows(0, rows), *cache_);
+        Must(backend_.ToHost(residual_.view()));
+      }
+    }
+  }
+
+  // One step of the token at `position`, whose residual is random; what comes out. `at_once`: by
+  // RunLayers.
+  std::vector<float> Step(int64_t position, bool at_once) {
+    Random random(static_cast<uint64_t>(position) + 3);
+    std::vector<float> values(static_cast<size_t>(shape_.hidden));
+    for (float& value : values) value = static_cast<float>(random.Normal());
+    Put(residual_, values);
+    SetBatch(position, 1);
+    const RopeSpec rope{frequencies_};
+    const MatrixView residual = residual_.view(), qkv = qkv_.view().Rows(0, 1);
+    if (at_once) {
+      std::vector<DecoderLayer> layers;
+      for (const LayerOnDevice& layer : layers_) {
+        layers.push_back({.input_norm = layer.input_norm.view(),
+                          .post_attention_norm = layer.post_norm.view(),
+                          .qkv = layer.qkv.get(),
+                          .output = layer.output.get(),
+                          .gate_up = layer.gate_up.get(),
+                          .down = layer.down.get(),
+                          .attention = Attention()});
+      }
+      EXPECT_TRUE(backend_.RunLayers(*plan_, layers, rope, 1e-5f, *cache_, residual));
+    } else {
+      for (size_t i = 0; i < layers_.size(); ++i) {
+        const LayerOnDevice& layer = layers_[i];
+        backend_.RmsNorm(residual, layer.input_norm.view(), 1e-5f, normed_.view());
+        backend_.Linear(*plan_, *layer.qkv, normed_.view(), Epilogue::kNone, qkv);
+        backend_.RopeAndAttend(*plan_, rope, Attention(), static_cast<int64_t>(i), qkv, *cache_,
+                               attention_.view());
+        backend_.Linear(*plan_, *layer.output, attention_.view(), Epilogue::kAdd, residual);
+        backend_.RmsNorm(residual, layer.post_norm.view(), 1e-5f, normed_.view());
+        backend_.Linear(*plan_, *layer.gate_up, normed_.view(), Epilogue::kSiluMul, gated_.view());
+        backend_.Linear(*plan_, *layer.down, gated_.view(), Epilogue::kAdd, residual);
+      }
+    }
+    return Floats(Must(backend_.ToHost(residual)));
+  }
+
+ private:
+  AttentionSpec Attention() const {
+    return {.heads = shape_.heads,
+            .kv_heads = shape_.kv_heads,
+            .head_dim = shape_.head_dim,
+            .scale = 1 / std::sqrt(static_cast<float>(shape_.head_dim)),
+            .window = shape_.window};
+  }
+  Matrix Gain(Random& random) {
+    std::vector<float> gain(static_cast<size_t>(shape_.hidden));
+    for (float& value : gain) value = static_cast<float>(0.5 + random.Uniform());
+    return Must(backend_.Upload(gain));
+  }
+  // One weight, or gate and up.
+  std::unique_ptr<PreparedLinear> Linear(Random& random, const std::vector<int64_t>& outputs,
+                                         int64_t inputs, bool has_bias) {
+    std::vector<Weight> weights;
+    std::vector<float> bias;
+    for (const int64_t rows : outputs) {
+      QuantizedWeight weight = QuantizedWeight::Empty(
+          {.group_size = shape_.group, .grid = shape_.grid}, rows, inputs);
+      for (uint8_t& pair : weight.codes) pair = static_cast<uint8_t>(random.Below(256));
+      for (uint16_t& scale : weight.scales) {
+        scale = F16FromFloat(
+            static_cast<float>((0.5 + random.Uniform()) * 0.2 / std::sqrt(inputs)));
+      }
+      for (uint8_t& zero : weight.zeros) {
+        zero = shape_.grid == Grid::kAsymmetric ? static_cast<uint8_t>(6 + random.Below(5))
+                                                : uint8_t{8};
+      }
+      weights.emplace_back(std::move(weight));
+      for (int64_t i = 0; has_bias && i < rows; ++i) {
+        bias.push_back(static_cast<float>(random.Normal()));
+      }
+    }
+    std::vector<LinearSource> sources;
+    for (const Weight& weight : weights) sources.push_back({&weight, bias});
+    return Must(backend_.Prepare(sources,
+                                 outputs.size() == 2 ? Interleave::kGateUp : Interleave::kNone));
+  }
+  void SetBatch(int64_t first, int64_t rows) {
+    std::vector<int32_t> tokens(static_cast<size_t>(rows)), positions(tokens.size());
+    std::iota(positions.begin(), positions.end(), static_cast<int32_t>(first));
+    const std::vector<int32_t> row_begin = {0, static_cast<int32_t>(rows)};
+    const std::vector<int32_t> contexts = {static_cast<int32_t>(first + rows)};
+    backend_.SetBatch(*plan_, {.tokens = tokens,
+                               .positions = positions,
+                               .row_begin = row_begin,
+                               .context_lengths = contexts,
+                               .block_tables = table_,
+                               .max_blocks = blocks_});
+  }
+  // Rounded to float16 on every backend, so that all begin with the same numbers.
+  void Put(Matrix& matrix, const std::vector<float>& values) {
+    std::vector<float> rounded = values;
+    for (float& value : rounded) {
+      value = shape_.type == DType::kF16 ? FloatFromF16(F16FromFloat(value))
+                                         : FloatFromBF16(BF16FromFloat(value));
+    }
+    const MatrixView view = matrix.view();
+    if (view.dtype == DType::kF32) {
+      std::copy(rounded.begin(), rounded.end(), view.row<float>(0));
+      return;
+    }
+    std::vector<uint16_t> bits;
+    for (const float value : rounded) {
+      bits.push_back(shape_.type == DType::kF16 ? F16FromFloat(value) : BF16FromFloat(value));
+    }
+    EXPECT_EQ(cudaMemcpy(view.data, bits.data(), bits.size() * 2, cudaMemcpyHostToDevice),
+              cudaSuccess);
+    cudaDeviceSynchronize();  // the copy may return before it is done, and our stream does not wait
+  }
+  std::vector<float> Floats(MatrixView view) const {
+    std::vector<float> values;
+    for (int64_t c = 0; c < view.columns; ++c) {
+      values.push_back(view.dtype == DType::kF32   ? view.row<float>(0)[c]
+                       : view.dtype == DType::kF16 ? FloatFromF16(view.row<uint16_t>(0)[c])
+                                                   : FloatFromBF16(view.row<uint16_t>(0)[c]));
+    }
+    return values;
+  }
+
+  Backend& backend_;
+  Shape shape_;
+  int64_t blocks_;
+  std::vector<LayerOnDevice> layers_;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<BatchPlan> plan_;
+  Matrix residual_, normed_, qkv_, attention_, gated_;
+  std::vector<int32_t> table_;
+  std::vector<float> frequencies_;
+};
+
+double Difference(const std::vector<float>& got, const std::vector<float>& want) {
+  double squares = 0, all = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double difference = static_cast<double>(got[i]) - want[i];
+    squares += difference * difference;
+    all += static_cast<double>(want[i]) * want[i];
+  }
+  return std::sqrt(squares / all);
+}
+
+// Steps from `context` tokens on: all of them by RunLayers, all operation by operation, and on the
+// reference.
+void Compare(const Shape& shape, int64_t context, int steps) {
+  SCOPED_TRACE(fmt::format("hidden {}, heads {} of {}, context {}", shape.hidden, shape.heads,
+                           shape.kv_heads, context));
+  const auto cuda = Must(MakeCudaBackend({.activations = shape.type}));
+  const auto ref = MakeRefBackend(4);
+  Decoder at_once(*cuda, shape, context + steps), apart(*cuda, shape, context + steps);
+  Decoder reference(*ref, shape, context + steps);
+  for (Decoder* decoder : {&at_once, &apart, &reference}) decoder->Fill(context);
+  for (int i = 0; i < steps; ++i) {
+    const std::vector<float> want = reference.Step(context + i, false);
+    const double error = Difference(at_once.Step(context + i, true), want);
+    const double usual = Difference(apart.Step(context + i, false), want);
+    EXPECT_LT(error, 1.25 * usual + 1e-6) << "step " << i;
+    EXPECT_LT(usual, shape.type == DType::kF16 ? 4e-3 : 3e-2) << "step " << i;
+  }
+}
+
+class FusedLayersTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (ListCudaDevices().empty()) GTEST_SKIP() << "there is no NVIDIA GPU here";
+  }
+};
+
+TEST_F(FusedLayersTest, ContextsOfManyLengths) {
+  for (const int64_t context : {0, 1, 30, 63, 127, 609, 2000}) Compare({}, context, 4);
+}
+
+TEST_F(FusedLayersTest, GroupedQueries) {
+  Compare({.hidden = 1024, .heads = 8, .kv_heads = 2}, 100, 3);
+  Compare({.hidden = 256, .heads = 7, .kv_heads = 1}, 300, 3);
+}
+
+TEST_F(FusedLayersTest, AsymmetricWeights) { Compare({.grid = Grid::kAsymmetric}, 70, 3); }
+
+TEST_F(FusedLayersTest, Biases) { Compare({.qkv_bias = true}, 70, 3); }
+
+TEST_F(FusedLayersTest, Windows) {
+  Compare({.window = 40}, 100, 3);
+  Compare({.window = 1}, 5, 2);
+}
+
+TEST_F(FusedLayersTest, ManyInputs) {
+  Compare({.hidden = 4096, .intermediate = 11008, .heads = 32, .kv_heads = 32, .layers = 1}, 40, 2);
+  Compare({.hidden = 8192, .intermediate = 28672, .heads = 64, .kv_heads = 8, .layers = 1}, 40, 2);
+}
+
+}  // namespace
+}  // namespace nibble
