@@ -25,7 +25,7 @@
 #include "src/ops/cuda/attention_common.cuh"
 #include "src/ops/cuda/cuda_linear.h"
 #include "src/ops/cuda/hopper.cuh"
-#include "src/ops/cuda/linear_q4_held.cuh"
+#include "src/ops/cuda/linear_q4_kernels.cuh"
 #include "src/ops/cuda/load_matrices.cuh"
 
 namespace nibble::cuda {
@@ -35,15 +35,21 @@ using q4::kTileOutputs;
 using q4::kUnitBytes;
 using q4::kUnitInputs;
 
-constexpr int kWarps = 16;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kChunkUnits = 2;  // of a stage, of one tile
+constexpr int kWarps = 16;  // that multiply; a thread of a further warpgroup copies
+constexpr int kConsumers = 32 * kWarps;
+constexpr int kThreads = kConsumers + 128;
+// Of each thread, of the 96 with which the block starts.
+constexpr int kConsumerRegisters = 112, kCopyRegisters = 32;
+constexpr int kHeldUnits = 2;                        // of x in a warp's registers
+constexpr int kStageUnits = kWarps * kHeldUnits;     // of one tile
 constexpr int kMostStages = 8;
+constexpr int kStagesUnderWay = 2;  // more, and rows wait behind weights
 constexpr int kMostLayers = 128;
 constexpr int kMostParts = 4;      // of a head's context
 constexpr int kMostEntries = 512;  // of the block table, of a part
-constexpr int kNormUnits = 4;      // of a warp: up to 8,192 inputs
-constexpr int kFetchedUnits = 8;   // at once
+constexpr int kNormRounds = 2;     // 8,192 inputs
+constexpr int kDigits = 3;         // of an element of x
+constexpr int kFetchedRounds = 3;  // at once
 
 enum LinearOfLayer { kQkv, kOutput, kGateUp, kDown, kLinears };
 
@@ -61,7 +67,7 @@ struct FusedLayer {
 struct FusedArguments {
   FusedLinear linears[kLinears];
   int layers, stages;
-  int warp_units;  // of x in a warp's memory, at most
+  int units;       // of x, at most
   int sum_tiles;   // of a block, at most
   int heads, kv_heads, parts, window;
   float scale_log2, epsilon;
@@ -78,23 +84,25 @@ struct FusedArguments {
   FusedLayer layer[kMostLayers];
 };
 
+// A stage of the ring: up to kStageUnits units of one tile.
 template <int kGranule>
-struct Chunk {
+struct Stage {
   static constexpr int kGrids = kUnitInputs / kGranule;
-  static constexpr int kScales = kChunkUnits * kUnitBytes;
-  static constexpr int kZeros = kScales + kChunkUnits * 32 * kGrids;
-  static constexpr int kBytes = kZeros + kChunkUnits * 16 * kGrids;
+  static constexpr int kScales = kStageUnits * kUnitBytes;
+  static constexpr int kZeros = kScales + kStageUnits * 32 * kGrids;
+  static constexpr int kBytes = kZeros + kStageUnits * 16 * kGrids;
 };
 
 // What lies where in shared memory, in bytes; the ring is at 0.
 struct FusedShared {
-  int x, sums, residual, total;
+  int x, x_scales, sums, residual, total;
 
   template <int kGranule>
   __host__ __device__ static FusedShared Of(const FusedArguments& a) {
     FusedShared s;
-    s.x = kWarps * a.stages * Chunk<kGranule>::kBytes;
-    s.sums = s.x + kWarps * a.warp_units * kUnitInputs * 2;
+    s.x = a.stages * Stage<kGranule>::kBytes;
+    s.x_scales = s.x + a.units * kDigits * kUnitInputs;
+    s.sums = s.x_scales + RoundUp(a.units, 4) * 4;
     s.residual = s.sums + 2 * a.sum_tiles * kWarps * kTileOutputs * 4;
     s.total = s.residual + a.sum_tiles * kTileOutputs * 4;
     return s;
@@ -129,6 +137,16 @@ __device__ bool LoadPackets(const uint64_t* from, uint32_t tag, uint32_t (&bits)
   return found[0] == tag && found[1] == tag;
 }
 
+// d = a · b + c: 16 outputs by 8 columns, of 32 inputs.
+__device__ void MultiplyAddBytes(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                 uint32_t b0, uint32_t b1, const int (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]),
+        "r"(c[3]));
+}
+
 __device__ float SumOverWarp(float value) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
@@ -148,143 +166,117 @@ struct Tiles {
         count(static_cast<int>((blockIdx.x + 1) * static_cast<uint32_t>(tiles) / gridDim.x) -
               begin) {}
 };
-// A warp's units of a weight.
-struct Units {
-  int begin, end;
-  __device__ Units(int units, int warp)
-      : begin(warp * units / kWarps), end((warp + 1) * units / kWarps) {}
+__device__ int RoundsOf(int units) { return (units + kStageUnits - 1) / kStageUnits; }
+
+__device__ void SynchronizeConsumers() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+}
+
+// Where a thread is in the ring.
+struct RingPlace {
+  uint32_t slot = 0, parity = 0;
+  __device__ void Advance(int stages) {
+    if (++slot == stages) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
 };
 
-// A warp's chunks of all weights, in the order of their use: layer by layer, weight by weight, for
-// every two of its units all tiles of the block. Lane 0 asks for them.
+// Brings all weights in the order of their use: layer by layer, weight by weight, for every round of
+// units all tiles of the block.
 template <int kGranule>
-class WeightStream {
-  using C = Chunk<kGranule>;
-
- public:
-  __device__ WeightStream(const FusedArguments& a, int warp, uint32_t ring, uint32_t barriers)
-      : a_(a), warp_(warp), ring_(ring), barriers_(barriers) {}
-
-  __device__ void Begin() {
-    linear_ = kQkv;
-    layer_ = 0;
-    BeginLinear();
-    for (int i = 0; i < a_.stages; ++i) Ask(i);
-  }
-  // The stage of the next chunk, when that is there.
-  __device__ uint32_t Wait() const {
-    WaitForPhase(barriers_ + 8 * slot_, parity_);
-    return ring_ + slot_ * C::kBytes;
-  }
-  // All lanes are done with it.
-  __device__ void Refill(int lane) {
-    __syncwarp();
-    if (lane == 0) Ask(slot_);
-    if (++slot_ == a_.stages) {
-      slot_ = 0;
-      parity_ ^= 1;
+__device__ void BringWeights(const FusedArguments& a, uint32_t ring, uint32_t full, uint32_t empty) {
+  using S = Stage<kGranule>;
+  RingPlace place, under_way;  // to fill; the oldest that may be on its way
+  int asked = 0;
+#pragma unroll 1
+  for (int layer = 0; layer < a.layers; ++layer) {
+#pragma unroll 1
+    for (int linear = 0; linear < kLinears; ++linear) {
+      const FusedLinear& l = a.linears[linear];
+      const std::byte* weight = a.layer[layer].weights[linear];
+      const std::byte *codes = weight + l.codes_at, *scales = weight + l.scales_at,
+                      *zeros = weight + l.zeros_at;
+      const Tiles tiles(l.tiles);
+#pragma unroll 1
+      for (int first = 0; first < l.units; first += kStageUnits) {
+        const int units = min(kStageUnits, l.units - first);
+        const int per_unit = kUnitBytes + (l.zeros_at != 0 ? 48 : 32) * S::kGrids;
+#pragma unroll 1
+        for (int i = 0; i < tiles.count; ++i) {
+          const auto at = static_cast<uint32_t>((tiles.begin + i) * l.units + first);
+          if (asked >= a.stages) WaitForPhase(empty + 8 * place.slot, place.parity ^ 1);
+          if (asked >= kStagesUnderWay) {
+            WaitForPhase(full + 8 * under_way.slot, under_way.parity);
+            under_way.Advance(a.stages);
+          }
+          ++asked;
+          const uint32_t to = ring + place.slot * S::kBytes, barrier = full + 8 * place.slot;
+          ArriveExpecting(barrier, units * per_unit);
+          CopyBulk(to, codes + at * kUnitBytes, units * kUnitBytes, barrier);
+          CopyBulk(to + S::kScales, scales + at * (32 * S::kGrids), units * 32 * S::kGrids, barrier);
+          if (l.zeros_at != 0) {
+            CopyBulk(to + S::kZeros, zeros + at * (16 * S::kGrids), units * 16 * S::kGrids, barrier);
+          }
+          place.Advance(a.stages);
+        }
+      }
     }
   }
+}
 
- private:
-  __device__ void BeginLinear() {
-    do {
-      if (layer_ == a_.layers) return;
-      const FusedLinear& l = a_.linears[linear_];
-      weight_ = a_.layer[layer_].weights[linear_];
-      unit_ = Units(l.units, warp_).begin - kChunkUnits;
-      tiles_left_ = Tiles(l.tiles).count;
-      BeginUnits();
-    } while (count_ <= 0);
-  }
-  // The next units, of all tiles; or the next weight, where there are no more of this one.
-  __device__ void BeginUnits() {
-    const FusedLinear& l = a_.linears[linear_];
-    unit_ += kChunkUnits;
-    count_ = min(kChunkUnits, Units(l.units, warp_).end - unit_);
-    const Tiles tiles(l.tiles);
-    tiles_left_ = tiles.count;
-    at_ = tiles.begin * l.units + unit_;
-    if (count_ > 0 && tiles.count > 0) return;
-    count_ = 0;
-    if (++linear_ == kLinears) {
-      linear_ = 0;
-      ++layer_;
-    }
-  }
-  __device__ void Ask(int slot) {
-    if (layer_ == a_.layers) return;
-    const FusedLinear& l = a_.linears[linear_];
-    const uint32_t to = ring_ + slot * C::kBytes, barrier = barriers_ + 8 * slot;
-    const int per_unit = kUnitBytes + (l.zeros_at != 0 ? 48 : 32) * C::kGrids;
-    ArriveExpecting(barrier, count_ * per_unit);
-    CopyBulk(to, weight_ + l.codes_at + static_cast<uint32_t>(at_) * kUnitBytes,
-             count_ * kUnitBytes, barrier);
-    CopyBulk(to + C::kScales, weight_ + l.scales_at + static_cast<uint32_t>(at_) * (32 * C::kGrids),
-             count_ * 32 * C::kGrids, barrier);
-    if (l.zeros_at != 0) {
-      CopyBulk(to + C::kZeros, weight_ + l.zeros_at + static_cast<uint32_t>(at_) * (16 * C::kGrids),
-               count_ * 16 * C::kGrids, barrier);
-    }
-    at_ += l.units;
-    if (--tiles_left_ > 0) return;
-    BeginUnits();
-    if (count_ == 0) BeginLinear();
-  }
-
-  const FusedArguments& a_;
-  int warp_;
-  uint32_t ring_, barriers_;
-  uint32_t slot_ = 0, parity_ = 0;
-  // Of what is asked for next: `count_` units from unit_ on, of the tile where the units' index is at_.
-  const std::byte* weight_;
-  int layer_, linear_, unit_, count_, tiles_left_, at_;
-};
-
-// A warp's part of all that a block does.
+// A warp's part of all else that a block does.
 template <typename T, int kGranule, int kDim>
 class FusedWarp {
   using H = HalfTraits<T>;
 
  public:
-  __device__ FusedWarp(const FusedArguments& a, unsigned char* shared, uint32_t barriers,
-                       float* norm_sums, const float2* angles, const int32_t* entries)
+  __device__ FusedWarp(const FusedArguments& a, unsigned char* shared, uint32_t full,
+                       uint32_t empty, float* norm_sums, const float2* angles,
+                       const int32_t* entries)
       : a_(a),
         warp_(static_cast<int>(threadIdx.x) / 32),
         lane_(static_cast<int>(threadIdx.x) % 32),
+        ring_(SharedAddress(shared)),
+        full_(full),
+        empty_(empty),
         norm_sums_(norm_sums),
         angles_(angles),
-        entries_(entries),
-        stream_(a, warp_,
-                SharedAddress(shared) + warp_ * a.stages * Chunk<kGranule>::kBytes,
-                barriers + warp_ * kMostStages * 8) {
+        entries_(entries) {
     const FusedShared places = FusedShared::Of<kGranule>(a);
-    x_ = SharedAddress(shared) + places.x + warp_ * a.warp_units * kUnitInputs * 2;
+    x_ = SharedAddress(shared) + places.x;
+    x_scales_ = reinterpret_cast<float*>(shared + places.x_scales);
     sums_ = reinterpret_cast<float*>(shared + places.sums);
     residual_ = reinterpret_cast<float*>(shared + places.residual);
     step_ = *a.step;
   }
 
   __device__ void Run() {
-    if (lane_ == 0) stream_.Begin();
     const uint32_t first_tag = step_ * static_cast<uint32_t>(a_.layers + 1) + 1;
     PublishResidual(first_tag);
+#pragma unroll 1
     for (int layer = 0; layer < a_.layers; ++layer) {
       const uint32_t tag = first_tag + static_cast<uint32_t>(layer);
       const FusedLayer& weights = a_.layer[layer];
-      FetchNormed(a_.out, weights.input_gain, tag);
-      Multiply(kQkv);
-      Finish(kQkv, weights, a_.qkv, tag);
-      Attend(layer, tag);
-      FetchAttention(tag);
-      Multiply(kOutput);
-      Finish(kOutput, weights, a_.middle, tag);
-      FetchNormed(a_.middle, weights.post_gain, tag);
-      Multiply(kGateUp);
-      Finish(kGateUp, weights, a_.gated, tag);
-      Fetch(a_.gated, tag);
-      Multiply(kDown);
-      Finish(kDown, weights, a_.out, tag + 1);
+#pragma unroll 1
+      for (int linear = 0; linear < kLinears; ++linear) {
+        switch (linear) {
+          case kOutput:
+            FetchAttention(tag);
+            break;
+          case kDown:
+            Fetch(a_.gated, tag);
+            break;
+          default:
+            FetchNormed(linear == kQkv ? a_.out : a_.middle,
+                        linear == kQkv ? weights.input_gain : weights.post_gain, tag);
+        }
+        Multiply(a_.linears[linear]);
+        SynchronizeConsumers();
+        Finish(linear, weights, linear == kDown ? tag + 1 : tag);
+        if (linear == kQkv) Attend(layer, tag);
+      }
     }
     // Everybody has read the number: nothing would be here otherwise.
     if (blockIdx.x == 0 && threadIdx.x == 0) *a_.step = step_ + 1;
@@ -314,38 +306,71 @@ class FusedWarp {
     }
   }
 
-  // Waits for elements of `count` units from the first-th on, four to a lane and unit.
-  template <int kCount>
-  __device__ void Receive(const uint64_t* from, uint32_t tag, int first, int count, int inputs,
-                          uint32_t (&bits)[kCount][2]) const {
+  // A warp has two neighbouring units of each round; a lane of each four inputs, two and two, that
+  // are one lane's of a product.
+  __device__ int UnitOf(int round, int u) const {
+    return round * kStageUnits + warp_ * kHeldUnits + u;
+  }
+  __device__ int FirstInput(int unit) const {
+    return unit * kUnitInputs + lane_ / 4 * 16 + lane_ % 4 * 2;
+  }
+  // Waits for the elements of some rounds.
+  template <int kRounds>
+  __device__ void Receive(const uint64_t* from, uint32_t tag, int round, int inputs,
+                          uint32_t (&bits)[kRounds * kHeldUnits][2]) const {
     bool come;
     do {
       come = true;
 #pragma unroll
-      for (int u = 0; u < kCount; ++u) {
-        const int k = (first + u) * kUnitInputs + 4 * lane_;
-        bits[u][0] = bits[u][1] = 0;
-        if (u < count && k < inputs) come &= LoadPackets(from + k / 2, tag, bits[u]);
+      for (int i = 0; i < kRounds * kHeldUnits; ++i) {
+        const int k = FirstInput(UnitOf(round + i / kHeldUnits, i % kHeldUnits));
+        bits[i][0] = bits[i][1] = 0;
+        if (k < inputs) come &= LoadPacket(from + k / 2, tag, bits[i][0]);
+        if (k + 8 < inputs) come &= LoadPacket(from + k / 2 + 4, tag, bits[i][1]);
       }
     } while (!__all_sync(~0u, come));
   }
-  // To the warp's memory.
-  __device__ void PutX(int unit, uint32_t low, uint32_t high) const {
-    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(x_ + unit * kUnitInputs * 2 + 8 * lane_),
-                 "r"(low), "r"(high)
-                 : "memory");
+
+  // Keeps a unit of x as integers of three signed digits of 8 bits and a power of two: the digits of
+  // the largest are all in use.
+  __device__ void PutX(int unit, float2 low, float2 high) const {
+    const float largest =
+        fmaxf(fmaxf(fabsf(low.x), fabsf(low.y)), fmaxf(fabsf(high.x), fabsf(high.y)));
+    // Numbers without a sign compare as their bits do, and what is not a number as the largest.
+    const bool is_number = low.x == low.x && low.y == low.y && high.x == high.x && high.y == high.y;
+    const uint32_t bits =
+        __reduce_max_sync(~0u, is_number ? __float_as_uint(largest) : 0x7fc00000u);
+    const int exponent = max(static_cast<int>(bits >> 23), 30);  // biased
+    const float factor = __int_as_float((127 + 127 + 21 - exponent) << 23);
+    int q[4] = {__float2int_rn(low.x * factor), __float2int_rn(high.x * factor),
+                __float2int_rn(low.y * factor), __float2int_rn(high.y * factor)};
+#pragma unroll
+    for (int digit = kDigits - 1; digit >= 0; --digit) {
+      const uint32_t word =
+          __byte_perm(__byte_perm(q[0], q[1], 0x0040), __byte_perm(q[2], q[3], 0x0040), 0x5410);
+      asm volatile("st.shared.u32 [%0], %1;" ::"r"(x_ + (unit * kDigits + digit) * kUnitInputs +
+                                                    lane_ % 4 * 32 + lane_ / 4 * 4),
+                   "r"(word)
+                   : "memory");
+#pragma unroll
+      for (int& rest : q) rest = (rest + 128) >> 8;
+    }
+    if (lane_ == 0) {
+      x_scales_[unit] = bits >= 0x7f800000u ? __int_as_float(0x7fc00000)
+                                            : __int_as_float((exponent - 21) << 23);
+    }
   }
 
   __device__ void Fetch(const uint64_t* from, uint32_t tag) const {
     const FusedLinear& l = a_.linears[kDown];
-    const Units units(l.units, warp_);
-    for (int first = units.begin; first < units.end; first += kFetchedUnits) {
-      uint32_t bits[kFetchedUnits][2];
-      const int count = min(kFetchedUnits, units.end - first);
-      Receive(from, tag, first, count, l.inputs, bits);
+#pragma unroll 1
+    for (int first = 0; first < RoundsOf(l.units); first += kFetchedRounds) {
+      uint32_t bits[kFetchedRounds * kHeldUnits][2];
+      Receive<kFetchedRounds>(from, tag, first, l.inputs, bits);
 #pragma unroll
-      for (int u = 0; u < kFetchedUnits; ++u) {
-        if (u < count) PutX(first - units.begin + u, bits[u][0], bits[u][1]);
+      for (int i = 0; i < kFetchedRounds * kHeldUnits; ++i) {
+        const int unit = UnitOf(first + i / kHeldUnits, i % kHeldUnits);
+        if (unit < l.units) PutX(unit, FloatsOf<T>(bits[i][0]), FloatsOf<T>(bits[i][1]));
       }
     }
     __syncwarp();
@@ -353,30 +378,31 @@ class FusedWarp {
 
   // x · gain / sqrt(mean(x²) + epsilon)
   __device__ void FetchNormed(const uint64_t* from, const float* gain, uint32_t tag) const {
+    constexpr int kUnits = kNormRounds * kHeldUnits;
     const FusedLinear& l = a_.linears[kQkv];
-    const Units units(l.units, warp_);
-    const int count = units.end - units.begin;
-    float4 gains[kNormUnits];
+    float2 gains[kUnits][2];
 #pragma unroll
-    for (int u = 0; u < kNormUnits; ++u) {
-      const int k = (units.begin + u) * kUnitInputs + 4 * lane_;
-      gains[u] = u < count && k < l.inputs ? __ldg(reinterpret_cast<const float4*>(gain + k))
-                                           : float4{};
+    for (int i = 0; i < kUnits; ++i) {
+      const int k = FirstInput(UnitOf(i / kHeldUnits, i % kHeldUnits));
+      const auto* of_k = reinterpret_cast<const float2*>(gain + k);
+      gains[i][0] = k < l.inputs ? __ldg(of_k) : float2{};
+      gains[i][1] = k + 8 < l.inputs ? __ldg(of_k + 4) : float2{};
     }
-    uint32_t bits[kNormUnits][2];
-    Receive(from, tag, units.begin, count, l.inputs, bits);
+    uint32_t bits[kUnits][2];
+    Receive<kNormRounds>(from, tag, 0, l.inputs, bits);
     float squares = 0;
 #pragma unroll
-    for (int u = 0; u < kNormUnits; ++u) {
+    for (int i = 0; i < kUnits; ++i) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float2 x = FloatsOf<T>(bits[u][i]);
+      for (int j = 0; j < 2; ++j) {
+        const float2 x = FloatsOf<T>(bits[i][j]);
         squares += x.x * x.x + x.y * x.y;
+        gains[i][j] = {x.x * gains[i][j].x, x.y * gains[i][j].y};
       }
     }
     squares = SumOverWarp(squares);
     if (lane_ == 0) norm_sums_[warp_] = squares;
-    __syncthreads();
+    SynchronizeConsumers();
     squares = norm_sums_[lane_ % kWarps];
 #pragma unroll
     for (int step = kWarps / 2; step > 0; step /= 2) {
@@ -384,11 +410,11 @@ class FusedWarp {
     }
     const float factor = rsqrtf(squares / static_cast<float>(l.inputs) + a_.epsilon);
 #pragma unroll
-    for (int u = 0; u < kNormUnits; ++u) {
-      if (u >= count) break;
-      const float2 x = FloatsOf<T>(bits[u][0]), y = FloatsOf<T>(bits[u][1]);
-      PutX(u, PackHalves<T>(x.x * factor * gains[u].x, x.y * factor * gains[u].y),
-           PackHalves<T>(y.x * factor * gains[u].z, y.y * factor * gains[u].w));
+    for (int i = 0; i < kUnits; ++i) {
+      const int unit = UnitOf(i / kHeldUnits, i % kHeldUnits);
+      if (unit >= l.units) break;
+      PutX(unit, {gains[i][0].x * factor, gains[i][0].y * factor},
+           {gains[i][1].x * factor, gains[i][1].y * factor});
     }
     __syncwarp();
   }
@@ -396,11 +422,13 @@ class FusedWarp {
   // The heads' outputs from those of their parts.
   __device__ void FetchAttention(uint32_t tag) const {
     const FusedLinear& l = a_.linears[kOutput];
-    const Units units(l.units, warp_);
     const int parts = PartsOf(*a_.context).count;
-    for (int unit = units.begin; unit < units.end; ++unit) {
-      const int k = unit * kUnitInputs + 4 * lane_;
-      const int head = k / kDim, dim = k % kDim;
+#pragma unroll 1
+    for (int i = 0; i < RoundsOf(l.units) * kHeldUnits; ++i) {
+      const int unit = UnitOf(i / kHeldUnits, i % kHeldUnits);
+      if (unit >= l.units) break;
+      const int k = FirstInput(unit), head = k / kDim;
+      const bool inside = k < l.inputs;  // and so is k + 8
       uint32_t bits[kMostParts][2], sums[kMostParts];
       bool come;
       do {
@@ -408,11 +436,12 @@ class FusedWarp {
 #pragma unroll
         for (int p = 0; p < kMostParts; ++p) {
           const int at = head * kMostParts + p;
+          const uint64_t* packets = a_.parts_packets + (at * kDim + k % kDim) / 2;
           bits[p][0] = bits[p][1] = 0;
           sums[p] = __float_as_uint(-INFINITY);
-          if (p >= parts || k >= l.inputs) continue;
-          come &= LoadPackets(a_.parts_packets + (at * kDim + dim) / 2, tag, bits[p]);
-          come &= LoadPacket(a_.part_sums + at, tag, sums[p]);
+          if (p >= parts || !inside) continue;
+          come &= LoadPacket(packets, tag, bits[p][0]) & LoadPacket(packets + 4, tag, bits[p][1]) &
+                  LoadPacket(a_.part_sums + at, tag, sums[p]);
         }
       } while (!__all_sync(~0u, come));
       float top = __uint_as_float(sums[0]);
@@ -428,78 +457,135 @@ class FusedWarp {
         low = {fmaf(factor, x.x, low.x), fmaf(factor, x.y, low.y)};
         high = {fmaf(factor, y.x, high.x), fmaf(factor, y.y, high.y)};
       }
-      if (k >= l.inputs) {
-        low = high = {};
-        sum = 1;
-      }
-      PutX(unit - units.begin, PackHalves<T>(low.x / sum, low.y / sum),
-           PackHalves<T>(high.x / sum, high.y / sum));
+      const float share = inside ? __fdividef(1, sum) : 0;
+      if (!inside) low = high = {};
+      PutX(unit, {low.x * share, low.y * share}, {high.x * share, high.y * share});
     }
     __syncwarp();
   }
 
+  static constexpr int kGrids = kUnitInputs / kGranule;
+  // A unit of x as right operands: columns 0, 1 and 3 are its digits, the others zeros.
+  struct HeldUnit {
+    uint32_t x[8];
+    float scale;       // of the lane's digits
+    int sums[kGrids];  // of a granule's inputs, the lane's two columns together
+  };
+  // The two columns of a lane: 0 and 1, or 2 and 3.
+  static __device__ int Together(int even, int odd) { return even * 256 + odd; }
+
+  __device__ void Load(HeldUnit& held, int unit) const {
+    const int column = lane_ / 4;
+    uint4 low{}, high{};
+    if (column < 2 || column == 3) {
+      const uint32_t from =
+          x_ + (unit * kDigits + min(column, kDigits - 1)) * kUnitInputs + lane_ % 4 * 32;
+      low = q4::LoadShared16(from);
+      high = q4::LoadShared16(from + 16);
+    }
+    const uint32_t all[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) held.x[i] = all[i];
+    held.scale = x_scales_[unit] * (lane_ % 4 == 0 ? 256.0f : 1.0f);
+    constexpr uint32_t kOnes = 0x01010101;
+#pragma unroll
+    for (int g = 0; g < kGrids; ++g) {
+      int sums[4] = {};
+#pragma unroll
+      for (int i = g * 4 / kGrids; i < (g + 1) * 4 / kGrids; ++i) {
+        MultiplyAddBytes(sums, kOnes, kOnes, kOnes, kOnes, held.x[2 * i], held.x[2 * i + 1], sums);
+      }
+      held.sums[g] = Together(sums[0], sums[1]);
+    }
+  }
+
+  // A code of the upper outputs is the upper half of a byte, and counts 16 times; what it adds to the
+  // lower outputs is taken away from their sums.
+  __device__ void Consume(float (&sum)[2], uint32_t codes, uint32_t scales, uint32_t zeros,
+                          bool has_zeros, const HeldUnit& held) const {
+    constexpr uint32_t kUpper = 0xf0f0f0f0;
+    uint4 q{};
+#pragma unroll
+    for (int g = 0; g < kGrids; ++g) {
+      const float2 scale = q4::LoadSharedScales(scales + 32 * g + lane_ / 4 * 4);
+      int low_zero = 8, high_zero = 8 * 16;
+      if (has_zeros) {
+        const uchar2 pair = q4::LoadSharedZeros(zeros + 16 * g + lane_ / 4 * 2);
+        low_zero = pair.x;
+        high_zero = pair.y * 16;
+      }
+      int sums[4] = {};
+#pragma unroll
+      for (int i = g * 4 / kGrids; i < (g + 1) * 4 / kGrids; ++i) {
+        if (i % 2 == 0) q = q4::LoadShared16(codes + 256 * i);
+        const uint32_t first = i % 2 == 0 ? q.x : q.z, second = i % 2 == 0 ? q.y : q.w;
+        MultiplyAddBytes(sums, first, first & kUpper, second, second & kUpper, held.x[2 * i],
+                         held.x[2 * i + 1], sums);
+      }
+      const int high = Together(sums[2], sums[3]), low = Together(sums[0], sums[1]) - high;
+      sum[0] = fmaf(scale.x * held.scale, static_cast<float>(low - low_zero * held.sums[g]), sum[0]);
+      sum[1] = fmaf(scale.y * held.scale, static_cast<float>(high - high_zero * held.sums[g]), sum[1]);
+    }
+  }
+
   // The block's tiles times the warp's x, to sums_.
-  __device__ void Multiply(LinearOfLayer linear) {
-    const FusedLinear& l = a_.linears[linear];
-    const Units units(l.units, warp_);
+  __device__ void Multiply(const FusedLinear& l) {
+    using S = Stage<kGranule>;
     const int tiles = Tiles(l.tiles).count;
     const bool has_zeros = l.zeros_at != 0;
-    float* to = sums_ + warp_ * kTileOutputs + lane_ / 4;
-    int first = units.begin;
-    do {  // once where a warp has no units: its sums are zero
-      q4::HeldUnit<kGranule> held[kChunkUnits][1];
+    float* const to = sums_ + warp_ * kTileOutputs + lane_ / 4;
+#pragma unroll 1
+    for (int round = 0; round < RoundsOf(l.units); ++round) {
+      const int count = l.units - UnitOf(round, 0);  // that there are of the warp's two
+      HeldUnit held[kHeldUnits];
 #pragma unroll
-      for (int u = 0; u < kChunkUnits; ++u) {
-        const uint32_t x = x_ + (first - units.begin + u) * kUnitInputs * 2;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          uint32_t b[4];
-          LoadMatrices(x + (4 * i + lane_ / 8) * 16, b);
-          held[u][0].x[i] = uint4{b[0], b[1], b[2], b[3]};
-        }
-        q4::SumHeld<T>(held[u][0]);
-      }
-      const int count = units.end - first;
+      for (int u = 0; u < kHeldUnits; ++u) Load(held[u], UnitOf(round, u));
+#pragma unroll 1
       for (int i = 0; i < tiles; ++i) {
-        float sum[1][4] = {};
-        if (count > 0) {
-          using C = Chunk<kGranule>;
-          const uint32_t stage = stream_.Wait();
-          const auto consume = [&](int u) {
-            q4::ConsumeUnit<T>(sum, stage + u * kUnitBytes + 16 * lane_,
-                               stage + C::kScales + u * 32 * C::kGrids,
-                               stage + C::kZeros + u * 16 * C::kGrids, has_zeros, held[u], lane_);
-          };
-          consume(0);
-          if (count > 1) consume(1);
-          stream_.Refill(lane_);
+        float sums[kHeldUnits][2] = {};
+        WaitForPhase(full_ + 8 * place_.slot, place_.parity);
+        const uint32_t stage = ring_ + place_.slot * S::kBytes;
+#pragma unroll
+        for (int u = 0; u < kHeldUnits; ++u) {  // if there is no such unit, of whatever lies there
+          const int unit = warp_ * kHeldUnits + u;
+          Consume(sums[u], stage + unit * kUnitBytes + 16 * lane_,
+                  stage + S::kScales + unit * 32 * S::kGrids,
+                  stage + S::kZeros + unit * 16 * S::kGrids, has_zeros, held[u]);
         }
-        // All columns are the same row.
+        __syncwarp();
+        if (lane_ == 0) Arrive(empty_ + 8 * place_.slot);
+        place_.Advance(a_.stages);
+        float low = count > 0 ? sums[0][0] : 0, high = count > 0 ? sums[0][1] : 0;
+        low += count > 1 ? sums[1][0] : 0;
+        high += count > 1 ? sums[1][1] : 0;
+        low += __shfl_down_sync(~0u, low, 1);
+        high += __shfl_down_sync(~0u, high, 1);
         if (lane_ % 4 == 0) {
           float* own = to + i * kWarps * kTileOutputs;
-          const bool adds = first != units.begin;
-          own[0] = sum[0][0] + (adds ? own[0] : 0);
-          own[8] = sum[0][2] + (adds ? own[8] : 0);
+          own[0] = round > 0 ? own[0] + low : low;
+          own[8] = round > 0 ? own[8] + high : high;
         }
       }
-      first += kChunkUnits;
-    } while (first < units.end);
-    __syncthreads();
+    }
   }
 
   // Adds up the block's outputs and publishes them.
-  __device__ void Finish(LinearOfLayer linear, const FusedLayer& weights, uint64_t* packets,
-                         uint32_t tag) {
+  __device__ void Finish(int linear, const FusedLayer& weights, uint32_t tag) {
     const FusedLinear& l = a_.linears[linear];
+    uint64_t* const packets = linear == kQkv      ? a_.qkv
+                              : linear == kOutput ? a_.middle
+                              : linear == kGateUp ? a_.gated
+                                                  : a_.out;
     const Tiles tiles(l.tiles);
     const int own = lane_ % kTileOutputs, half = lane_ / kTileOutputs;
+#pragma unroll 1
     for (int i = warp_; i < tiles.count; i += kWarps) {
       const float* from = sums_ + (i * kWarps + half) * kTileOutputs + own;
       float total = 0;
 #pragma unroll
       for (int j = 0; j < kWarps / 2; ++j) total += from[2 * j * kTileOutputs];
       total += __shfl_xor_sync(~0u, total, kTileOutputs);
-      total *= own < 8 ? q4::Codes<T>::kLowUnit : q4::Codes<T>::kHighUnit;
+      if (own >= 8) total *= 1.0f / 16;
       const int output = (tiles.begin + i) * kTileOutputs + own;
       const bool inside = output < l.outputs;
       if (l.bias_at != 0 && inside) {
@@ -573,7 +659,7 @@ class FusedWarp {
     const int part = static_cast<int>(blockIdx.x) % a_.parts;
     const bool is_idle = head >= a_.heads || part >= parts.count;
     if (!is_idle) AttendPart(layer, tag, head, part, parts, context);
-    __syncthreads();
+    SynchronizeConsumers();
     if (!is_idle) FinishPart(tag, head, part);
     sums_ += other_sums_;
     other_sums_ = -other_sums_;
@@ -594,20 +680,23 @@ class FusedWarp {
                  kDim +
              chunk * 8;
     };
+    const int64_t row = chunk * 8, other = (chunk ^ (kLanes / 2)) * 8;
     float query[8], highest = -INFINITY, sum = 0, out[8] = {};
-    int token = begin + warp_ * kWarpTokens + lane_ / kLanes;
-    for (bool is_first = true; is_first || __any_sync(~0u, token < end); is_first = false) {
+    // Backwards, so that the newest token is the first lanes' first.
+    int token = end - 1 - warp_ * kWarpTokens - lane_ / kLanes;
+    bool is_first = true;
+#pragma unroll 1
+    do {
       uint4 k[kTokensAtOnce], v[kTokensAtOnce];
 #pragma unroll
       for (int i = 0; i < kTokensAtOnce; ++i) {
-        const int t = token + i * kWarps * kWarpTokens;
+        const int t = token - i * kWarps * kWarpTokens;
         k[i] = v[i] = uint4{};
-        if (t >= end || t == context - 1) continue;
+        if (t < begin || (i == 0 && t == context - 1)) continue;
         const int64_t place = place_of(t);
         k[i] = *reinterpret_cast<const uint4*>(keys + place);
         v[i] = *reinterpret_cast<const uint4*>(values + place);
       }
-      const int64_t row = chunk * 8, other = (chunk ^ (kLanes / 2)) * 8;
       if (is_first) {
         const uint64_t* from = a_.qkv + static_cast<int64_t>(head) * kDim / 2;
         uint32_t a[4], b[4];
@@ -616,12 +705,9 @@ class FusedWarp {
           come = LoadEight(from + row / 2, tag, a) & LoadEight(from + other / 2, tag, b);
         } while (!__all_sync(~0u, come));
         Turn(a, b, query);
+        is_first = false;
       }
-#pragma unroll
-      for (int i = 0; i < kTokensAtOnce; ++i) {
-        const int t = token + i * kWarps * kWarpTokens;
-        if (t >= end || t != context - 1) continue;
-        // The newest token is not in the cache yet.
+      if (token == context - 1) {  // the newest, which is not in the cache yet
         const uint64_t* key = a_.qkv + static_cast<int64_t>(a_.heads + kv_head) * kDim / 2;
         const uint64_t* value = key + static_cast<int64_t>(a_.kv_heads) * kDim / 2;
         uint32_t a[4], b[4], c[4];
@@ -630,15 +716,16 @@ class FusedWarp {
         }
         float turned[8];
         Turn(a, b, turned);
-        k[i] = uint4{PackHalves<T>(turned[0], turned[1]), PackHalves<T>(turned[2], turned[3]),
+        k[0] = uint4{PackHalves<T>(turned[0], turned[1]), PackHalves<T>(turned[2], turned[3]),
                      PackHalves<T>(turned[4], turned[5]), PackHalves<T>(turned[6], turned[7])};
-        v[i] = uint4{c[0], c[1], c[2], c[3]};
+        v[0] = uint4{c[0], c[1], c[2], c[3]};
         if (head % (a_.heads / a_.kv_heads) == 0) {
-          const int64_t place = place_of(t);
-          *reinterpret_cast<uint4*>(keys + place) = k[i];
-          *reinterpret_cast<uint4*>(values + place) = v[i];
+          const int64_t place = place_of(token);
+          *reinterpret_cast<uint4*>(keys + place) = k[0];
+          *reinterpret_cast<uint4*>(values + place) = v[0];
         }
       }
+      __syncwarp();
       float scores[kTokensAtOnce], top = highest;
 #pragma unroll
       for (int i = 0; i < kTokensAtOnce; ++i) {
@@ -654,7 +741,7 @@ class FusedWarp {
         for (int step = kLanes / 2; step > 0; step /= 2) {
           score += __shfl_xor_sync(~0u, score, step);
         }
-        scores[i] = token + i * kWarps * kWarpTokens < end ? score * a_.scale_log2 : -INFINITY;
+        scores[i] = token - i * kWarps * kWarpTokens >= begin ? score * a_.scale_log2 : -INFINITY;
         top = fmaxf(top, scores[i]);
       }
       const float shift = top == -INFINITY ? 0.0f : top;
@@ -675,8 +762,8 @@ class FusedWarp {
           out[2 * j + 1] = fmaf(weight, x.y, out[2 * j + 1]);
         }
       }
-      token += kTokensAtOnce * kWarps * kWarpTokens;
-    }
+      token -= kTokensAtOnce * kWarps * kWarpTokens;
+    } while (__any_sync(~0u, token >= begin));
     // The warp's tokens together.
 #pragma unroll
     for (int step = kLanes; step < 32; step *= 2) {
@@ -725,15 +812,17 @@ class FusedWarp {
 
   const FusedArguments& a_;
   int warp_, lane_;
+  uint32_t ring_, full_, empty_;
+  RingPlace place_;
   float* norm_sums_;
   const float2* angles_;
   const int32_t* entries_;
-  uint32_t x_;
+  uint32_t x_;       // [units][digits][4][8 steps] words of four inputs
+  float* x_scales_;  // [units]
   float* sums_;  // [tiles][warps][16], or of attention
   int other_sums_ = a_.sum_tiles * kWarps * kTileOutputs;
   float* residual_;  // of the block's tiles
   uint32_t step_;
-  WeightStream<kGranule> stream_;
 };
 
 #endif  // NIBBLE_HOPPER_CODE
@@ -743,12 +832,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     FusedLayersKernel(const __grid_constant__ FusedArguments a) {
 #if NIBBLE_HOPPER_CODE
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ uint64_t barriers[kWarps * kMostStages];
+  __shared__ uint64_t full_barriers[kMostStages], empty_barriers[kMostStages];
   __shared__ float norm_sums[kWarps];
   __shared__ float2 angles[kDim / 2];
   __shared__ int32_t entries[kMostEntries];
   const auto thread = static_cast<int>(threadIdx.x);
-  if (thread < kWarps * kMostStages) InitializeBarrier(SharedAddress(barriers + thread), 1);
+  const uint32_t full = SharedAddress(full_barriers), empty = SharedAddress(empty_barriers);
+  if (thread < a.stages) {
+    InitializeBarrier(full + 8 * thread, 1);
+    InitializeBarrier(empty + 8 * thread, kWarps);
+  }
   PublishBarriers();
   WaitForLastKernel();
   if (thread < kDim / 2) angles[thread] = a.angles[thread];
@@ -761,8 +854,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     entries[i] = a.block_table[begin / kBlockTokens + i];
   }
   __syncthreads();
-  FusedWarp<T, kGranule, kDim>(a, shared, SharedAddress(barriers), norm_sums, angles, entries)
-      .Run();
+  // The same in all lanes, so that the compiler sees it.
+  if (__shfl_sync(~0u, thread / 128, 0) == kWarps / 4) {
+    GiveRegisters<kCopyRegisters>();
+    if (thread == kConsumers) BringWeights<kGranule>(a, SharedAddress(shared), full, empty);
+  } else {
+    TakeRegisters<kConsumerRegisters>();
+    FusedWarp<T, kGranule, kDim>(a, shared, full, empty, norm_sums, angles, entries).Run();
+  }
 #endif
 }
 
@@ -804,11 +903,11 @@ FusedArguments ShapeOf(std::span<const DecoderLayer> layers, int multiprocessors
         .scales_at = static_cast<uint32_t>(layout.scales_offset),
         .zeros_at = layout.symmetric ? 0 : static_cast<uint32_t>(layout.zeros_offset),
         .bias_at = weight.layout().has_bias ? static_cast<uint32_t>(weight.layout().bias_at) : 0};
-    units = std::max(units, CeilDiv(geometry.units, kWarps));
+    units = std::max(units, geometry.units);
     tiles = std::max(tiles, CeilDiv(geometry.tiles, multiprocessors));
   }
   const AttentionSpec& attention = layers[0].attention;
-  a.warp_units = RoundUp(units, kChunkUnits);
+  a.units = units;
   // Attention's sums take the place of some tiles'.
   a.sum_tiles = std::max(tiles, static_cast<int>(attention.head_dim) / kTileOutputs + 1);
   a.heads = static_cast<int>(attention.heads);
@@ -826,7 +925,7 @@ int StagesOf(FusedArguments a) {
   const auto available = static_cast<int>(q4::SharedMemory::OfDevice().of_block) - kStatic;
   a.stages = 0;
   const int rest = available - FusedShared::Of<kGranule>(a).total;
-  const int stages = rest / (kWarps * Chunk<kGranule>::kBytes);
+  const int stages = rest / Stage<kGranule>::kBytes;
   return stages < 2 ? 0 : std::min(stages, kMostStages);
 }
 
@@ -874,7 +973,7 @@ bool CanFuseLayers(std::span<const DecoderLayer> layers, const KvLayout& cache, 
   }
   const FusedArguments a = ShapeOf(layers, multiprocessors);
   const int64_t part = CeilDiv<int64_t>(std::min<int64_t>(context, a.window), a.parts);
-  return granule == 128 && CeilDiv(a.linears[kQkv].units, kWarps) <= kNormUnits &&
+  return granule == 128 && CeilDiv(a.linears[kQkv].units, kStageUnits) <= kNormRounds &&
          CeilDiv<int64_t>(part, kBlockTokens) + 1 <= kMostEntries &&
          WithGranule(granule, [&]<int kGranule>() { return StagesOf<kGranule>(a); }) > 0;
 }
