@@ -35,11 +35,12 @@ using q4::kTileOutputs;
 using q4::kUnitBytes;
 using q4::kUnitInputs;
 
-constexpr int kWarps = 16;  // that multiply; a thread of a further warpgroup copies
+constexpr int kWarps = 16;  // that multiply
 constexpr int kConsumers = 32 * kWarps;
+// A further warpgroup helps: one warp copies weights, two wait for attention's newest rows.
 constexpr int kThreads = kConsumers + 128;
 // Of each thread, of the 96 with which the block starts.
-constexpr int kConsumerRegisters = 112, kCopyRegisters = 32;
+constexpr int kConsumerRegisters = 104, kHelperRegisters = 64;
 constexpr int kHeldUnits = 2;                        // of x in a warp's registers
 constexpr int kStageUnits = kWarps * kHeldUnits;     // of one tile
 constexpr int kMostStages = 8;
@@ -49,6 +50,7 @@ constexpr int kMostParts = 4;      // of a head's context
 constexpr int kMostEntries = 512;  // of the block table, of a part
 constexpr int kNormRounds = 2;     // 8,192 inputs
 constexpr int kDigits = 3;         // of an element of x
+constexpr int kMostHeadDim = 128;
 constexpr int kFetchedRounds = 3;  // at once
 
 enum LinearOfLayer { kQkv, kOutput, kGateUp, kDown, kLinears };
@@ -64,7 +66,13 @@ struct FusedLayer {
   const float *input_gain, *post_gain;
 };
 
+// What lies where in shared memory behind FusedFixed, in bytes.
+struct FusedShared {
+  int x, x_scales, sums, residual, total;
+};
+
 struct FusedArguments {
+  FusedShared shared;
   FusedLinear linears[kLinears];
   int layers, stages;
   int units;       // of x, at most
@@ -93,23 +101,31 @@ struct Stage {
   static constexpr int kBytes = kZeros + kStageUnits * 16 * kGrids;
 };
 
-// What lies where in shared memory, in bytes; the ring is at 0.
-struct FusedShared {
-  int x, x_scales, sums, residual, total;
-
-  template <int kGranule>
-  __host__ __device__ static FusedShared Of(const FusedArguments& a) {
-    FusedShared s;
-    s.x = a.stages * Stage<kGranule>::kBytes;
-    s.x_scales = s.x + a.units * kDigits * kUnitInputs;
-    s.sums = s.x_scales + RoundUp(a.units, 4) * 4;
-    s.residual = s.sums + 2 * a.sum_tiles * kWarps * kTileOutputs * 4;
-    s.total = s.residual + a.sum_tiles * kTileOutputs * 4;
-    return s;
-  }
+// What shared memory begins with; the ring follows.
+struct alignas(128) FusedFixed {
+  uint64_t full[kMostStages], empty[kMostStages];
+  float norm_sums[kWarps];
+  float2 angles[kMostHeadDim / 2];
+  int32_t entries[kMostEntries];  // of the block table, of the block's part
+  // Of attention, turned: the block's head's queries, and the newest token's keys and values.
+  float query[kMostHeadDim];
+  uint4 key[kMostHeadDim / 8], value[kMostHeadDim / 8];
+  int context, parts;
+  // The block's part of attention: tokens of one head. No tokens where there is none.
+  int head, kv_head, part, begin, end;
+  bool stores;  // whether it writes the newest token's keys and values
 };
 
 #if NIBBLE_HOPPER_CODE
+
+// At an address that the compiler knows: pointers in registers would be spilled, and rings leave the
+// first-level cache no room for that.
+extern __shared__ __align__(128) unsigned char shared[];
+__device__ FusedFixed& Fixed() { return *reinterpret_cast<FusedFixed*>(shared); }
+__device__ uint32_t AddressOf(int offset) {
+  return SharedAddress(shared) + static_cast<uint32_t>(offset);
+}
+__device__ float* FloatsAt(int offset) { return reinterpret_cast<float*>(shared + offset); }
 
 __device__ void StorePacket(uint64_t* to, uint32_t bits, uint32_t tag) {
   asm volatile("{\n.reg .b64 packet;\nmov.b64 packet, {%1, %2};\n"
@@ -147,6 +163,10 @@ __device__ void MultiplyAddBytes(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t
         "r"(c[3]));
 }
 
+__device__ void Prefetch(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 __device__ float SumOverWarp(float value) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
@@ -156,6 +176,12 @@ __device__ float SumOverWarp(float value) {
 template <typename T>
 __device__ float2 FloatsOf(uint32_t bits) {
   return HalfTraits<T>::ToFloats(reinterpret_cast<const typename HalfTraits<T>::Pair&>(bits));
+}
+
+// Where a row's packet lies: the two that one lane needs for a product, of elements 2t, 2t + 1 and 2t
+// + 8, 2t + 9 of every 16, are neighbours.
+__device__ int PlaceOf(int packet) {
+  return (packet & ~7) | (packet & 3) << 1 | (packet >> 2 & 1);
 }
 
 // A block's tiles of a weight.
@@ -186,8 +212,10 @@ struct RingPlace {
 // Brings all weights in the order of their use: layer by layer, weight by weight, for every round of
 // units all tiles of the block.
 template <int kGranule>
-__device__ void BringWeights(const FusedArguments& a, uint32_t ring, uint32_t full, uint32_t empty) {
+__device__ void BringWeights(const FusedArguments& a) {
   using S = Stage<kGranule>;
+  const uint32_t ring = AddressOf(sizeof(FusedFixed));
+  const uint32_t full = SharedAddress(Fixed().full), empty = SharedAddress(Fixed().empty);
   RingPlace place, under_way;  // to fill; the oldest that may be on its way
   int asked = 0;
 #pragma unroll 1
@@ -226,34 +254,123 @@ __device__ void BringWeights(const FusedArguments& a, uint32_t ring, uint32_t fu
   }
 }
 
+// The packets' number in the first layer; each layer has its own, and one more is the row's that a
+// step begins with.
+__device__ uint32_t FirstTag(const FusedArguments& a) {
+  return *a.step * static_cast<uint32_t>(a.layers + 1) + 1;
+}
+
+// One layer's cache.
+template <typename T>
+__device__ void CacheOf(const FusedArguments& a, int layer, T*& keys, T*& values) {
+  keys = reinterpret_cast<T*>(a.keys + 2 * layer * a.half_layer_bytes);
+  values = reinterpret_cast<T*>(a.keys + (2 * layer + 1) * a.half_layer_bytes);
+}
+// Where a token's elements begin in it; begin: of the block's part.
+template <int kDim>
+__device__ int64_t PlaceInCache(const FusedArguments& a, int token, int begin, int kv_head) {
+  const int block = Fixed().entries[token / kBlockTokens - begin / kBlockTokens];
+  const int64_t row = static_cast<int64_t>(block * a.kv_heads + kv_head) * kBlockTokens;
+  return (row + token % kBlockTokens) * kDim;
+}
+
+// Consumers and the two warps that wait for attention's newest rows.
+constexpr int kAttentionThreads = kConsumers + 64;
+__device__ void WaitForNewest() {
+  asm volatile("bar.sync 2, %0;" ::"n"(kAttentionThreads) : "memory");
+}
+
+// Eight elements of q, k or v.
+__device__ bool LoadEight(const uint64_t* from, uint32_t tag, uint32_t (&bits)[4]) {
+  uint32_t low[2], high[2];
+  const bool come = LoadPackets(from, tag, low) & LoadPackets(from + 2, tag, high);
+  bits[0] = low[0];
+  bits[1] = low[1];
+  bits[2] = high[0];
+  bits[3] = high[1];
+  return come;
+}
+// Waits for a head's elements, eight a lane, and turns them by the newest token's angles.
+template <typename T, int kDim>
+__device__ void ReceiveTurned(const uint64_t* head, uint32_t tag, int chunk, float (&out)[8]) {
+  constexpr int kChunks = kDim / 8;
+  uint32_t own[4], other[4];
+  while (!(LoadEight(head + chunk * 4, tag, own) &
+           LoadEight(head + (chunk ^ (kChunks / 2)) * 4, tag, other))) {
+  }
+  const float sign = chunk < kChunks / 2 ? -1.0f : 1.0f;
+  const float2* angles = Fixed().angles + chunk % (kChunks / 2) * 8;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 x = FloatsOf<T>(own[i]), y = FloatsOf<T>(other[i]);
+    out[2 * i] = x.x * angles[2 * i].x + sign * y.x * angles[2 * i].y;
+    out[2 * i + 1] = x.y * angles[2 * i + 1].x + sign * y.y * angles[2 * i + 1].y;
+  }
+}
+
+// A warp's work: each layer's queries of the block's head, to shared memory.
+template <typename T, int kDim>
+__device__ void BringQueries(const FusedArguments& a, uint32_t tag) {
+  if (Fixed().begin >= Fixed().end) return;
+  const int chunk = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll 1
+  for (int layer = 0; layer < a.layers; ++layer, ++tag) {
+    if (chunk < kDim / 8) {
+      float query[8];
+      ReceiveTurned<T, kDim>(a.qkv + Fixed().head * (kDim / 2), tag, chunk, query);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) Fixed().query[chunk * 8 + i] = query[i];
+    }
+    __syncwarp();
+    WaitForNewest();
+  }
+}
+// The newest token's keys and values, to shared memory and to the cache, where the block's part has
+// that token.
+template <typename T, int kDim>
+__device__ void BringNewest(const FusedArguments& a, uint32_t tag) {
+  const int begin = Fixed().begin, end = Fixed().end, context = Fixed().context;
+  if (begin >= end) return;
+  const int chunk = static_cast<int>(threadIdx.x) % 32, kv_head = Fixed().kv_head;
+#pragma unroll 1
+  for (int layer = 0; layer < a.layers; ++layer, ++tag) {
+    if (end == context && chunk < kDim / 8) {
+      const uint64_t* head = a.qkv + (a.heads + kv_head) * (kDim / 2);
+      float x[8];
+      ReceiveTurned<T, kDim>(head, tag, chunk, x);
+      const uint4 key = {PackHalves<T>(x[0], x[1]), PackHalves<T>(x[2], x[3]),
+                         PackHalves<T>(x[4], x[5]), PackHalves<T>(x[6], x[7])};
+      uint32_t value[4];
+      while (!LoadEight(head + a.kv_heads * (kDim / 2) + chunk * 4, tag, value)) {
+      }
+      Fixed().key[chunk] = key;
+      Fixed().value[chunk] = {value[0], value[1], value[2], value[3]};
+      if (Fixed().stores) {
+        T *keys, *values;
+        CacheOf(a, layer, keys, values);
+        const int64_t place = PlaceInCache<kDim>(a, context - 1, begin, kv_head) + chunk * 8;
+        *reinterpret_cast<uint4*>(keys + place) = key;
+        *reinterpret_cast<uint4*>(values + place) = {value[0], value[1], value[2], value[3]};
+      }
+    }
+    __syncwarp();
+    WaitForNewest();
+  }
+}
+
 // A warp's part of all else that a block does.
 template <typename T, int kGranule, int kDim>
 class FusedWarp {
   using H = HalfTraits<T>;
 
  public:
-  __device__ FusedWarp(const FusedArguments& a, unsigned char* shared, uint32_t full,
-                       uint32_t empty, float* norm_sums, const float2* angles,
-                       const int32_t* entries)
+  __device__ explicit FusedWarp(const FusedArguments& a)
       : a_(a),
         warp_(static_cast<int>(threadIdx.x) / 32),
-        lane_(static_cast<int>(threadIdx.x) % 32),
-        ring_(SharedAddress(shared)),
-        full_(full),
-        empty_(empty),
-        norm_sums_(norm_sums),
-        angles_(angles),
-        entries_(entries) {
-    const FusedShared places = FusedShared::Of<kGranule>(a);
-    x_ = SharedAddress(shared) + places.x;
-    x_scales_ = reinterpret_cast<float*>(shared + places.x_scales);
-    sums_ = reinterpret_cast<float*>(shared + places.sums);
-    residual_ = reinterpret_cast<float*>(shared + places.residual);
-    step_ = *a.step;
-  }
+        lane_(static_cast<int>(threadIdx.x) % 32) {}
 
   __device__ void Run() {
-    const uint32_t first_tag = step_ * static_cast<uint32_t>(a_.layers + 1) + 1;
+    const uint32_t first_tag = FirstTag(a_);
     PublishResidual(first_tag);
 #pragma unroll 1
     for (int layer = 0; layer < a_.layers; ++layer) {
@@ -272,6 +389,8 @@ class FusedWarp {
             FetchNormed(linear == kQkv ? a_.out : a_.middle,
                         linear == kQkv ? weights.input_gain : weights.post_gain, tag);
         }
+        if (linear == kQkv) PrefetchGains(weights.post_gain);
+        if (linear == kGateUp) PrefetchGains(a_.layer[min(layer + 1, a_.layers - 1)].input_gain);
         Multiply(a_.linears[linear]);
         SynchronizeConsumers();
         Finish(linear, weights, linear == kDown ? tag + 1 : tag);
@@ -279,12 +398,12 @@ class FusedWarp {
       }
     }
     // Everybody has read the number: nothing would be here otherwise.
-    if (blockIdx.x == 0 && threadIdx.x == 0) *a_.step = step_ + 1;
+    if (blockIdx.x == 0 && threadIdx.x == 0) ++*a_.step;
     const Tiles tiles(a_.linears[kDown].tiles);
     for (int i = warp_; i < tiles.count; i += kWarps) {
       const int output = (tiles.begin + i) * kTileOutputs + lane_;
       if (lane_ < kTileOutputs && output < a_.linears[kDown].outputs) {
-        static_cast<T*>(a_.residual)[output] = H::FromFloat(residual_[i * kTileOutputs + lane_]);
+        static_cast<T*>(a_.residual)[output] = H::FromFloat(FloatsAt(a_.shared.residual)[i * kTileOutputs + lane_]);
       }
     }
   }
@@ -298,10 +417,10 @@ class FusedWarp {
       const bool inside = output < a_.linears[kDown].outputs;
       const float value =
           inside ? H::ToFloat(static_cast<const T*>(a_.residual)[output]) : 0.0f;
-      if (lane_ < kTileOutputs) residual_[i * kTileOutputs + lane_] = value;
+      if (lane_ < kTileOutputs) FloatsAt(a_.shared.residual)[i * kTileOutputs + lane_] = value;
       const float next = __shfl_down_sync(~0u, value, 1);
       if (inside && lane_ < kTileOutputs && lane_ % 2 == 0) {
-        StorePacket(a_.out + output / 2, PackHalves<T>(value, next), tag);
+        StorePacket(a_.out + PlaceOf(output / 2), PackHalves<T>(value, next), tag);
       }
     }
   }
@@ -318,15 +437,17 @@ class FusedWarp {
   template <int kRounds>
   __device__ void Receive(const uint64_t* from, uint32_t tag, int round, int inputs,
                           uint32_t (&bits)[kRounds * kHeldUnits][2]) const {
-    bool come;
+    bool come = false;
     do {
+      if (come) continue;  // what waits asks again, nobody else
       come = true;
 #pragma unroll
       for (int i = 0; i < kRounds * kHeldUnits; ++i) {
-        const int k = FirstInput(UnitOf(round + i / kHeldUnits, i % kHeldUnits));
+        const int unit = UnitOf(round + i / kHeldUnits, i % kHeldUnits);
         bits[i][0] = bits[i][1] = 0;
-        if (k < inputs) come &= LoadPacket(from + k / 2, tag, bits[i][0]);
-        if (k + 8 < inputs) come &= LoadPacket(from + k / 2 + 4, tag, bits[i][1]);
+        if (FirstInput(unit) < inputs) {
+          come &= LoadPackets(from + unit * (kUnitInputs / 2) + 2 * lane_, tag, bits[i]);
+        }
       }
     } while (!__all_sync(~0u, come));
   }
@@ -348,7 +469,7 @@ class FusedWarp {
     for (int digit = kDigits - 1; digit >= 0; --digit) {
       const uint32_t word =
           __byte_perm(__byte_perm(q[0], q[1], 0x0040), __byte_perm(q[2], q[3], 0x0040), 0x5410);
-      asm volatile("st.shared.u32 [%0], %1;" ::"r"(x_ + (unit * kDigits + digit) * kUnitInputs +
+      asm volatile("st.shared.u32 [%0], %1;" ::"r"(AddressOf(a_.shared.x) + (unit * kDigits + digit) * kUnitInputs +
                                                     lane_ % 4 * 32 + lane_ / 4 * 4),
                    "r"(word)
                    : "memory");
@@ -356,12 +477,13 @@ class FusedWarp {
       for (int& rest : q) rest = (rest + 128) >> 8;
     }
     if (lane_ == 0) {
-      x_scales_[unit] = bits >= 0x7f800000u ? __int_as_float(0x7fc00000)
+      FloatsAt(a_.shared.x_scales)[unit] = bits >= 0x7f800000u ? __int_as_float(0x7fc00000)
                                             : __int_as_float((exponent - 21) << 23);
     }
   }
 
-  __device__ void Fetch(const uint64_t* from, uint32_t tag) const {
+  __device__ void Fetch(const uint64_t* from, uint32_t tag) {
+    BeginPhase();
     const FusedLinear& l = a_.linears[kDown];
 #pragma unroll 1
     for (int first = 0; first < RoundsOf(l.units); first += kFetchedRounds) {
@@ -376,8 +498,16 @@ class FusedWarp {
     __syncwarp();
   }
 
+  // Into the second-level cache.
+  __device__ void PrefetchGains(const float* gain) const {
+    for (int round = 0; round < RoundsOf(a_.linears[kQkv].units); ++round) {
+      const int k = UnitOf(round, 0) * kUnitInputs + lane_ * 8;
+      if (k < a_.linears[kQkv].inputs) Prefetch(gain + k);
+    }
+  }
   // x · gain / sqrt(mean(x²) + epsilon)
-  __device__ void FetchNormed(const uint64_t* from, const float* gain, uint32_t tag) const {
+  __device__ void FetchNormed(const uint64_t* from, const float* gain, uint32_t tag) {
+    BeginPhase();
     constexpr int kUnits = kNormRounds * kHeldUnits;
     const FusedLinear& l = a_.linears[kQkv];
     float2 gains[kUnits][2];
@@ -401,9 +531,9 @@ class FusedWarp {
       }
     }
     squares = SumOverWarp(squares);
-    if (lane_ == 0) norm_sums_[warp_] = squares;
+    if (lane_ == 0) Fixed().norm_sums[warp_] = squares;
     SynchronizeConsumers();
-    squares = norm_sums_[lane_ % kWarps];
+    squares = Fixed().norm_sums[lane_ % kWarps];
 #pragma unroll
     for (int step = kWarps / 2; step > 0; step /= 2) {
       squares += __shfl_xor_sync(~0u, squares, step);
@@ -420,9 +550,10 @@ class FusedWarp {
   }
 
   // The heads' outputs from those of their parts.
-  __device__ void FetchAttention(uint32_t tag) const {
+  __device__ void FetchAttention(uint32_t tag) {
+    BeginPhase();
     const FusedLinear& l = a_.linears[kOutput];
-    const int parts = PartsOf(*a_.context).count;
+    const int parts = Fixed().parts;
 #pragma unroll 1
     for (int i = 0; i < RoundsOf(l.units) * kHeldUnits; ++i) {
       const int unit = UnitOf(i / kHeldUnits, i % kHeldUnits);
@@ -436,12 +567,12 @@ class FusedWarp {
 #pragma unroll
         for (int p = 0; p < kMostParts; ++p) {
           const int at = head * kMostParts + p;
-          const uint64_t* packets = a_.parts_packets + (at * kDim + k % kDim) / 2;
+          const uint64_t* packets =
+              a_.parts_packets + at * (kDim / 2) + (unit * (kUnitInputs / 2) + 2 * lane_) % (kDim / 2);
           bits[p][0] = bits[p][1] = 0;
           sums[p] = __float_as_uint(-INFINITY);
           if (p >= parts || !inside) continue;
-          come &= LoadPacket(packets, tag, bits[p][0]) & LoadPacket(packets + 4, tag, bits[p][1]) &
-                  LoadPacket(a_.part_sums + at, tag, sums[p]);
+          come &= LoadPackets(packets, tag, bits[p]) & LoadPacket(a_.part_sums + at, tag, sums[p]);
         }
       } while (!__all_sync(~0u, come));
       float top = __uint_as_float(sums[0]);
@@ -479,14 +610,14 @@ class FusedWarp {
     uint4 low{}, high{};
     if (column < 2 || column == 3) {
       const uint32_t from =
-          x_ + (unit * kDigits + min(column, kDigits - 1)) * kUnitInputs + lane_ % 4 * 32;
+          AddressOf(a_.shared.x) + (unit * kDigits + min(column, kDigits - 1)) * kUnitInputs + lane_ % 4 * 32;
       low = q4::LoadShared16(from);
       high = q4::LoadShared16(from + 16);
     }
     const uint32_t all[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
     for (int i = 0; i < 8; ++i) held.x[i] = all[i];
-    held.scale = x_scales_[unit] * (lane_ % 4 == 0 ? 256.0f : 1.0f);
+    held.scale = FloatsAt(a_.shared.x_scales)[unit] * (lane_ % 4 == 0 ? 256.0f : 1.0f);
     constexpr uint32_t kOnes = 0x01010101;
 #pragma unroll
     for (int g = 0; g < kGrids; ++g) {
@@ -530,10 +661,11 @@ class FusedWarp {
 
   // The block's tiles times the warp's x, to sums_.
   __device__ void Multiply(const FusedLinear& l) {
+    BeginPhase();
     using S = Stage<kGranule>;
     const int tiles = Tiles(l.tiles).count;
     const bool has_zeros = l.zeros_at != 0;
-    float* const to = sums_ + warp_ * kTileOutputs + lane_ / 4;
+    float* const to = Sums() + warp_ * kTileOutputs + lane_ / 4;
 #pragma unroll 1
     for (int round = 0; round < RoundsOf(l.units); ++round) {
       const int count = l.units - UnitOf(round, 0);  // that there are of the warp's two
@@ -543,8 +675,8 @@ class FusedWarp {
 #pragma unroll 1
       for (int i = 0; i < tiles; ++i) {
         float sums[kHeldUnits][2] = {};
-        WaitForPhase(full_ + 8 * place_.slot, place_.parity);
-        const uint32_t stage = ring_ + place_.slot * S::kBytes;
+        WaitForPhase(SharedAddress(Fixed().full) + 8 * place_.slot, place_.parity);
+        const uint32_t stage = AddressOf(sizeof(FusedFixed)) + place_.slot * S::kBytes;
 #pragma unroll
         for (int u = 0; u < kHeldUnits; ++u) {  // if there is no such unit, of whatever lies there
           const int unit = warp_ * kHeldUnits + u;
@@ -553,7 +685,7 @@ class FusedWarp {
                   stage + S::kZeros + unit * 16 * S::kGrids, has_zeros, held[u]);
         }
         __syncwarp();
-        if (lane_ == 0) Arrive(empty_ + 8 * place_.slot);
+        if (lane_ == 0) Arrive(SharedAddress(Fixed().empty) + 8 * place_.slot);
         place_.Advance(a_.stages);
         float low = count > 0 ? sums[0][0] : 0, high = count > 0 ? sums[0][1] : 0;
         low += count > 1 ? sums[1][0] : 0;
@@ -571,6 +703,7 @@ class FusedWarp {
 
   // Adds up the block's outputs and publishes them.
   __device__ void Finish(int linear, const FusedLayer& weights, uint32_t tag) {
+    BeginPhase();
     const FusedLinear& l = a_.linears[linear];
     uint64_t* const packets = linear == kQkv      ? a_.qkv
                               : linear == kOutput ? a_.middle
@@ -580,7 +713,7 @@ class FusedWarp {
     const int own = lane_ % kTileOutputs, half = lane_ / kTileOutputs;
 #pragma unroll 1
     for (int i = warp_; i < tiles.count; i += kWarps) {
-      const float* from = sums_ + (i * kWarps + half) * kTileOutputs + own;
+      const float* from = Sums() + (i * kWarps + half) * kTileOutputs + own;
       float total = 0;
 #pragma unroll
       for (int j = 0; j < kWarps / 2; ++j) total += from[2 * j * kTileOutputs];
@@ -599,95 +732,49 @@ class FusedWarp {
         total = __shfl_sync(~0u, total, 2 * lane_ % kTileOutputs);
         element = (tiles.begin + i) * (kTileOutputs / 2) + own;
       } else if (linear != kQkv) {
-        total = H::ToFloat(H::FromFloat(total + residual_[i * kTileOutputs + own]));
+        total = H::ToFloat(H::FromFloat(total + FloatsAt(a_.shared.residual)[i * kTileOutputs + own]));
         __syncwarp();
-        if (half == 0) residual_[i * kTileOutputs + own] = total;
+        if (half == 0) FloatsAt(a_.shared.residual)[i * kTileOutputs + own] = total;
       }
       const float next = __shfl_down_sync(~0u, total, 1);
       const int elements = linear == kGateUp ? kTileOutputs / 2 : kTileOutputs;
       const int end = linear == kGateUp ? l.outputs / 2 : l.outputs;
       if (lane_ < elements && lane_ % 2 == 0 && element < end) {
-        StorePacket(packets + element / 2, PackHalves<T>(total, next), tag);
+        const int place = linear == kQkv ? element / 2 : PlaceOf(element / 2);
+        StorePacket(packets + place, PackHalves<T>(total, next), tag);
       }
     }
     // The next product's, or attention's, are others: they are written while these are read.
-    sums_ += other_sums_;
-    other_sums_ = -other_sums_;
-  }
-
-  // How a context is divided: parts of `length` tokens from the first on that is seen.
-  struct Parts {
-    int first, length, count;
-  };
-  __device__ Parts PartsOf(int context) const {
-    const int first = max(0, context - a_.window), tokens = context - first;
-    const int length = (tokens + a_.parts - 1) / a_.parts;
-    return {first, length, (tokens + length - 1) / length};
+    in_other_sums_ = !in_other_sums_;
   }
 
   static constexpr int kLanes = kDim / 8;  // of a token's keys or values, eight each
   static constexpr int kWarpTokens = 32 / kLanes;
   static constexpr int kTokensAtOnce = 5;  // of a lane
 
-  // Eight elements of the q, k or v that begins there, and turned.
-  __device__ bool LoadEight(const uint64_t* from, uint32_t tag, uint32_t (&bits)[4]) const {
-    uint32_t low[2], high[2];
-    const bool come = LoadPackets(from, tag, low) & LoadPackets(from + 2, tag, high);
-    bits[0] = low[0];
-    bits[1] = low[1];
-    bits[2] = high[0];
-    bits[3] = high[1];
-    return come;
-  }
-  __device__ void Turn(const uint32_t (&own)[4], const uint32_t (&other)[4],
-                       float (&out)[8]) const {
-    const int chunk = lane_ % kLanes;
-    const float sign = chunk < kLanes / 2 ? -1.0f : 1.0f;
-    const float2* angles = angles_ + chunk % (kLanes / 2) * 8;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 x = FloatsOf<T>(own[i]), y = FloatsOf<T>(other[i]);
-      out[2 * i] = x.x * angles[2 * i].x + sign * y.x * angles[2 * i].y;
-      out[2 * i + 1] = x.y * angles[2 * i + 1].x + sign * y.y * angles[2 * i + 1].y;
-    }
-  }
-
   __device__ void Attend(int layer, uint32_t tag) {
-    const int context = *a_.context;
-    const Parts parts = PartsOf(context);
-    const int head = static_cast<int>(blockIdx.x) / a_.parts;
-    const int part = static_cast<int>(blockIdx.x) % a_.parts;
-    const bool is_idle = head >= a_.heads || part >= parts.count;
-    if (!is_idle) AttendPart(layer, tag, head, part, parts, context);
+    BeginPhase();
+    const bool is_idle = Fixed().begin >= Fixed().end;
+    if (!is_idle) AttendPart(layer, tag);
     SynchronizeConsumers();
-    if (!is_idle) FinishPart(tag, head, part);
-    sums_ += other_sums_;
-    other_sums_ = -other_sums_;
+    if (!is_idle) FinishPart(tag);
+    in_other_sums_ = !in_other_sums_;
   }
 
-  __device__ void AttendPart(int layer, uint32_t tag, int head, int part, const Parts& parts,
-                             int context) {
-    const int kv_head = head / (a_.heads / a_.kv_heads);
-    const int begin = parts.first + part * parts.length;
-    const int end = min(begin + parts.length, context);
+  __device__ void AttendPart(int layer, uint32_t tag) {
+    const int kv_head = Fixed().kv_head, begin = Fixed().begin, end = Fixed().end;
+    const int context = Fixed().context;
     const int chunk = lane_ % kLanes;
-    auto* const keys = reinterpret_cast<T*>(a_.keys + 2 * layer * a_.half_layer_bytes);
-    auto* const values = reinterpret_cast<T*>(a_.keys + (2 * layer + 1) * a_.half_layer_bytes);
+    T *keys, *values;
+    CacheOf(a_, layer, keys, values);
     const auto place_of = [&](int token) {
-      const int block = entries_[token / kBlockTokens - begin / kBlockTokens];
-      return (static_cast<int64_t>(block * a_.kv_heads + kv_head) * kBlockTokens +
-              token % kBlockTokens) *
-                 kDim +
-             chunk * 8;
+      return PlaceInCache<kDim>(a_, token, begin, kv_head) + chunk * 8;
     };
-    const int64_t row = chunk * 8, other = (chunk ^ (kLanes / 2)) * 8;
     float query[8], highest = -INFINITY, sum = 0, out[8] = {};
     // Backwards, so that the newest token is the first lanes' first.
     int token = end - 1 - warp_ * kWarpTokens - lane_ / kLanes;
-    bool is_first = true;
-#pragma unroll 1
-    do {
-      uint4 k[kTokensAtOnce], v[kTokensAtOnce];
+    uint4 k[kTokensAtOnce], v[kTokensAtOnce];
+    const auto load = [&] {
 #pragma unroll
       for (int i = 0; i < kTokensAtOnce; ++i) {
         const int t = token - i * kWarps * kWarpTokens;
@@ -697,35 +784,22 @@ class FusedWarp {
         k[i] = *reinterpret_cast<const uint4*>(keys + place);
         v[i] = *reinterpret_cast<const uint4*>(values + place);
       }
-      if (is_first) {
-        const uint64_t* from = a_.qkv + static_cast<int64_t>(head) * kDim / 2;
-        uint32_t a[4], b[4];
-        bool come;
-        do {
-          come = LoadEight(from + row / 2, tag, a) & LoadEight(from + other / 2, tag, b);
-        } while (!__all_sync(~0u, come));
-        Turn(a, b, query);
-        is_first = false;
-      }
-      if (token == context - 1) {  // the newest, which is not in the cache yet
-        const uint64_t* key = a_.qkv + static_cast<int64_t>(a_.heads + kv_head) * kDim / 2;
-        const uint64_t* value = key + static_cast<int64_t>(a_.kv_heads) * kDim / 2;
-        uint32_t a[4], b[4], c[4];
-        while (!(LoadEight(key + row / 2, tag, a) & LoadEight(key + other / 2, tag, b) &
-                 LoadEight(value + row / 2, tag, c))) {
-        }
-        float turned[8];
-        Turn(a, b, turned);
-        k[0] = uint4{PackHalves<T>(turned[0], turned[1]), PackHalves<T>(turned[2], turned[3]),
-                     PackHalves<T>(turned[4], turned[5]), PackHalves<T>(turned[6], turned[7])};
-        v[0] = uint4{c[0], c[1], c[2], c[3]};
-        if (head % (a_.heads / a_.kv_heads) == 0) {
-          const int64_t place = place_of(token);
-          *reinterpret_cast<uint4*>(keys + place) = k[0];
-          *reinterpret_cast<uint4*>(values + place) = v[0];
-        }
-      }
-      __syncwarp();
+    };
+    load();
+    WaitForNewest();
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+      const float4 x = *reinterpret_cast<const float4*>(Fixed().query + chunk * 8 + i);
+      query[i] = x.x;
+      query[i + 1] = x.y;
+      query[i + 2] = x.z;
+      query[i + 3] = x.w;
+    }
+    if (token == context - 1) {  // is not in the cache yet
+      k[0] = Fixed().key[chunk];
+      v[0] = Fixed().value[chunk];
+    }
+    while (true) {
       float scores[kTokensAtOnce], top = highest;
 #pragma unroll
       for (int i = 0; i < kTokensAtOnce; ++i) {
@@ -763,7 +837,9 @@ class FusedWarp {
         }
       }
       token -= kTokensAtOnce * kWarps * kWarpTokens;
-    } while (__any_sync(~0u, token >= begin));
+      if (!__any_sync(~0u, token >= begin)) break;
+      load();
+    }
     // The warp's tokens together.
 #pragma unroll
     for (int step = kLanes; step < 32; step *= 2) {
@@ -775,7 +851,7 @@ class FusedWarp {
 #pragma unroll
       for (float& x : out) x = x * factor + __shfl_xor_sync(~0u, x, step) * their_factor;
     }
-    float* own = sums_ + warp_ * kPartStride;
+    float* own = Sums() + warp_ * kPartStride;
     if (lane_ < kLanes) {
       auto* to = reinterpret_cast<float4*>(own + chunk * 8);
       to[0] = {out[0], out[1], out[2], out[3]};
@@ -787,42 +863,46 @@ class FusedWarp {
     }
   }
 
-  __device__ void FinishPart(uint32_t tag, int head, int part) {
-    const int dim = static_cast<int>(threadIdx.x);
+  __device__ void FinishPart(uint32_t tag) {
+    const int dim = warp_ * 32 + lane_;
     if (dim >= kDim) return;
     float top = -INFINITY;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) top = fmaxf(top, sums_[w * kPartStride + kDim]);
+    for (int w = 0; w < kWarps; ++w) top = fmaxf(top, Sums()[w * kPartStride + kDim]);
     float sum = 0, out = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      const float* from = sums_ + w * kPartStride;
+      const float* from = Sums() + w * kPartStride;
       const float factor = Exp2(from[kDim] - top);
       sum = fmaf(factor, from[kDim + 1], sum);
       out = fmaf(factor, from[dim], out);
     }
     out = __fdividef(out, sum);
     const float next = __shfl_down_sync(~0u, out, 1);
-    const int at = head * kMostParts + part;
-    if (dim % 2 == 0) StorePacket(a_.parts_packets + (at * kDim + dim) / 2, PackHalves<T>(out, next), tag);
+    const int at = Fixed().head * kMostParts + Fixed().part;
+    if (dim % 2 == 0) {
+      StorePacket(a_.parts_packets + at * (kDim / 2) + PlaceOf(dim / 2), PackHalves<T>(out, next),
+                  tag);
+    }
     if (dim == 0) StorePacket(a_.part_sums + at, __float_as_uint(top + __log2f(sum)), tag);
   }
 
   static constexpr int kPartStride = kDim + 4;  // of a warp's sums in attention
 
+  // To be called where a phase begins: keeps the compiler from computing all phases' addresses before
+  // the first layer, since it would then have to spill them.
+  __device__ void BeginPhase() { asm volatile("" : "+r"(warp_), "+r"(lane_)); }
+
+  // What products and attention leave for each other's warps takes turns with what is being read.
+  __device__ float* Sums() const {  // [tiles][warps][16], or attention's [warps][kPartStride]
+    const int size = a_.sum_tiles * kWarps * kTileOutputs;
+    return FloatsAt(a_.shared.sums) + (in_other_sums_ ? size : 0);
+  }
+
   const FusedArguments& a_;
   int warp_, lane_;
-  uint32_t ring_, full_, empty_;
   RingPlace place_;
-  float* norm_sums_;
-  const float2* angles_;
-  const int32_t* entries_;
-  uint32_t x_;       // [units][digits][4][8 steps] words of four inputs
-  float* x_scales_;  // [units]
-  float* sums_;  // [tiles][warps][16], or of attention
-  int other_sums_ = a_.sum_tiles * kWarps * kTileOutputs;
-  float* residual_;  // of the block's tiles
-  uint32_t step_;
+  bool in_other_sums_ = false;
 };
 
 #endif  // NIBBLE_HOPPER_CODE
@@ -831,36 +911,44 @@ template <typename T, int kGranule, int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
     FusedLayersKernel(const __grid_constant__ FusedArguments a) {
 #if NIBBLE_HOPPER_CODE
-  extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ uint64_t full_barriers[kMostStages], empty_barriers[kMostStages];
-  __shared__ float norm_sums[kWarps];
-  __shared__ float2 angles[kDim / 2];
-  __shared__ int32_t entries[kMostEntries];
   const auto thread = static_cast<int>(threadIdx.x);
-  const uint32_t full = SharedAddress(full_barriers), empty = SharedAddress(empty_barriers);
   if (thread < a.stages) {
-    InitializeBarrier(full + 8 * thread, 1);
-    InitializeBarrier(empty + 8 * thread, kWarps);
+    InitializeBarrier(SharedAddress(Fixed().full + thread), 1);
+    InitializeBarrier(SharedAddress(Fixed().empty + thread), kWarps);
   }
   PublishBarriers();
   WaitForLastKernel();
-  if (thread < kDim / 2) angles[thread] = a.angles[thread];
-  // Of the block's part of the context.
-  const int context = *a.context, first = max(0, context - a.window);
-  const int length = (context - first + a.parts - 1) / a.parts;
-  const int begin = first + static_cast<int>(blockIdx.x) % a.parts * length;
+  if (thread < kDim / 2) Fixed().angles[thread] = a.angles[thread];
+  // A context is divided into parts of `length` tokens from the first on that is seen.
+  const int context = *a.context, seen = max(0, context - a.window);
+  const int length = (context - seen + a.parts - 1) / a.parts;
+  const int part = static_cast<int>(blockIdx.x) % a.parts, begin = seen + part * length;
   const int end = min(begin + length, context);
+  if (thread == 0) {
+    const int head = static_cast<int>(blockIdx.x) / a.parts, group = a.heads / a.kv_heads;
+    Fixed().context = context;
+    Fixed().parts = (context - seen + length - 1) / length;
+    Fixed().head = head;
+    Fixed().kv_head = head / group;
+    Fixed().part = part;
+    Fixed().begin = begin;
+    Fixed().end = head < a.heads ? end : begin;
+    Fixed().stores = head % group == 0;
+  }
   for (int i = thread; (begin / kBlockTokens + i) * kBlockTokens < end; i += kThreads) {
-    entries[i] = a.block_table[begin / kBlockTokens + i];
+    Fixed().entries[i] = a.block_table[begin / kBlockTokens + i];
   }
   __syncthreads();
   // The same in all lanes, so that the compiler sees it.
   if (__shfl_sync(~0u, thread / 128, 0) == kWarps / 4) {
-    GiveRegisters<kCopyRegisters>();
-    if (thread == kConsumers) BringWeights<kGranule>(a, SharedAddress(shared), full, empty);
+    GiveRegisters<kHelperRegisters>();
+    const uint32_t tag = FirstTag(a);
+    if (thread == kConsumers) BringWeights<kGranule>(a);
+    if (thread / 32 == kWarps + 1) BringQueries<T, kDim>(a, tag);
+    if (thread / 32 == kWarps + 2) BringNewest<T, kDim>(a, tag);
   } else {
     TakeRegisters<kConsumerRegisters>();
-    FusedWarp<T, kGranule, kDim>(a, shared, full, empty, norm_sums, angles, entries).Run();
+    FusedWarp<T, kGranule, kDim>(a).Run();
   }
 #endif
 }
@@ -880,7 +968,7 @@ bool HasFusedLayers() {
   static const bool has = [] {
     cudaFuncAttributes attributes;
     return cudaFuncGetAttributes(&attributes, FusedLayersKernel<__half, 128, 128>) == cudaSuccess &&
-           attributes.sharedSizeBytes > 0;
+           attributes.binaryVersion == 90;
   }();
   return has;
 }
@@ -918,15 +1006,22 @@ FusedArguments ShapeOf(std::span<const DecoderLayer> layers, int multiprocessors
   return a;
 }
 
-// As many stages as there is room for; 0 where there is too little.
+// Gives the ring as many stages as there is room for, and all else its place; false where there is too
+// little.
 template <int kGranule>
-int StagesOf(FusedArguments a) {
-  constexpr int kStatic = 4 << 10;  // what the kernel declares
-  const auto available = static_cast<int>(q4::SharedMemory::OfDevice().of_block) - kStatic;
-  a.stages = 0;
-  const int rest = available - FusedShared::Of<kGranule>(a).total;
-  const int stages = rest / Stage<kGranule>::kBytes;
-  return stages < 2 ? 0 : std::min(stages, kMostStages);
+bool Place(FusedArguments& a) {
+  const int x = a.units * kDigits * kUnitInputs, x_scales = RoundUp(a.units, 4) * 4;
+  const int sums = 2 * a.sum_tiles * kWarps * kTileOutputs * 4;
+  const int residual = a.sum_tiles * kTileOutputs * 4;
+  const auto available = static_cast<int>(q4::SharedMemory::OfDevice().of_block);
+  const int rest = available - int{sizeof(FusedFixed)} - x - x_scales - sums - residual;
+  a.stages = std::min(rest / Stage<kGranule>::kBytes, kMostStages);
+  a.shared.x = int{sizeof(FusedFixed)} + a.stages * Stage<kGranule>::kBytes;
+  a.shared.x_scales = a.shared.x + x;
+  a.shared.sums = a.shared.x_scales + x_scales;
+  a.shared.residual = a.shared.sums + sums;
+  a.shared.total = a.shared.residual + residual;
+  return a.stages >= 2;
 }
 
 template <typename Body>
@@ -971,11 +1066,11 @@ bool CanFuseLayers(std::span<const DecoderLayer> layers, const KvLayout& cache, 
       }
     }
   }
-  const FusedArguments a = ShapeOf(layers, multiprocessors);
+  FusedArguments a = ShapeOf(layers, multiprocessors);
   const int64_t part = CeilDiv<int64_t>(std::min<int64_t>(context, a.window), a.parts);
   return granule == 128 && CeilDiv(a.linears[kQkv].units, kStageUnits) <= kNormRounds &&
          CeilDiv<int64_t>(part, kBlockTokens) + 1 <= kMostEntries &&
-         WithGranule(granule, [&]<int kGranule>() { return StagesOf<kGranule>(a); }) > 0;
+         WithGranule(granule, [&]<int kGranule>() { return Place<kGranule>(a); });
 }
 
 namespace {
@@ -1041,10 +1136,10 @@ void RunFusedLayers(Stream& stream, const DeviceBatch& batch, std::span<const De
     a.layer[i].post_gain = layers[i].post_attention_norm.row<float>(0);
   }
   WithGranule(GeometryOf(WeightOf(layers[0], kQkv)).granule, [&]<int kGranule>() {
-    a.stages = StagesOf<kGranule>(a);
+    Place<kGranule>(a);
     LaunchDependent(stream, FusedLayersKernel<__half, kGranule, 128>,
                     static_cast<unsigned>(stream.multiprocessors()), kThreads,
-                    static_cast<size_t>(FusedShared::Of<kGranule>(a).total), a);
+                    static_cast<size_t>(a.shared.total), a);
   });
   stream.CheckLaunch("a step's layers", 1, residual.columns);
 }
