@@ -44,7 +44,10 @@ constexpr int kConsumerRegisters = 104, kHelperRegisters = 64;
 constexpr int kHeldUnits = 2;                        // of x in a warp's registers
 constexpr int kStageUnits = kWarps * kHeldUnits;     // of one tile
 constexpr int kMostStages = 8;
-constexpr int kStagesUnderWay = 2;  // more, and rows wait behind weights
+// A stage comes in pieces, for half of the warps each. With more of them under way, rows that are
+// exchanged wait behind weights; with fewer the memory waits.
+constexpr int kPieces = 2, kPieceUnits = kStageUnits / kPieces;
+constexpr int kPiecesUnderWay = 2;
 constexpr int kMostLayers = 128;
 constexpr int kMostParts = 4;      // of a head's context
 constexpr int kMostEntries = 512;  // of the block table, of a part
@@ -103,13 +106,13 @@ struct Stage {
 
 // What shared memory begins with; the ring follows.
 struct alignas(128) FusedFixed {
-  uint64_t full[kMostStages], empty[kMostStages];
+  uint64_t full[kMostStages][kPieces], empty[kMostStages];
   float norm_sums[kWarps];
   float2 angles[kMostHeadDim / 2];
   int32_t entries[kMostEntries];  // of the block table, of the block's part
   // Of attention, turned: the block's head's queries, and the newest token's keys and values.
-  float query[kMostHeadDim];
-  uint4 key[kMostHeadDim / 8], value[kMostHeadDim / 8];
+  alignas(16) float query[kMostHeadDim];
+  alignas(16) uint2 key[kMostHeadDim / 4], value[kMostHeadDim / 4];
   int context, parts;
   // The block's part of attention: tokens of one head. No tokens where there is none.
   int head, kv_head, part, begin, end;
@@ -167,6 +170,10 @@ __device__ void Prefetch(const void* global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
+__device__ void PrefetchBulk(const void* global, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes));
+}
+
 __device__ float SumOverWarp(float value) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
@@ -209,15 +216,30 @@ struct RingPlace {
   }
 };
 
+// What attention will read of a layer's cache, to the second-level cache.
+template <int kDim>
+__device__ void PrefetchCache(const FusedArguments& a, int layer) {
+  if (Fixed().begin >= Fixed().end) return;
+  const int first = Fixed().begin / kBlockTokens;
+  constexpr int kBytes = kBlockTokens * kDim * 2;
+#pragma unroll 1
+  for (int i = first; i * kBlockTokens < Fixed().end; ++i) {
+    const int64_t at = static_cast<int64_t>(Fixed().entries[i - first] * a.kv_heads + Fixed().kv_head) * kBytes;
+    const std::byte* keys = a.keys + 2 * layer * a.half_layer_bytes + at;
+    PrefetchBulk(keys, kBytes);
+    PrefetchBulk(keys + a.half_layer_bytes, kBytes);
+  }
+}
+
 // Brings all weights in the order of their use: layer by layer, weight by weight, for every round of
 // units all tiles of the block.
-template <int kGranule>
+template <int kGranule, int kDim>
 __device__ void BringWeights(const FusedArguments& a) {
   using S = Stage<kGranule>;
   const uint32_t ring = AddressOf(sizeof(FusedFixed));
   const uint32_t full = SharedAddress(Fixed().full), empty = SharedAddress(Fixed().empty);
   RingPlace place, under_way;  // to fill; the oldest that may be on its way
-  int asked = 0;
+  int under_way_piece = 0, asked = 0;
 #pragma unroll 1
   for (int layer = 0; layer < a.layers; ++layer) {
 #pragma unroll 1
@@ -227,6 +249,7 @@ __device__ void BringWeights(const FusedArguments& a) {
       const std::byte *codes = weight + l.codes_at, *scales = weight + l.scales_at,
                       *zeros = weight + l.zeros_at;
       const Tiles tiles(l.tiles);
+      if (linear == kOutput) PrefetchCache<kDim>(a, layer);
 #pragma unroll 1
       for (int first = 0; first < l.units; first += kStageUnits) {
         const int units = min(kStageUnits, l.units - first);
@@ -234,18 +257,31 @@ __device__ void BringWeights(const FusedArguments& a) {
 #pragma unroll 1
         for (int i = 0; i < tiles.count; ++i) {
           const auto at = static_cast<uint32_t>((tiles.begin + i) * l.units + first);
-          if (asked >= a.stages) WaitForPhase(empty + 8 * place.slot, place.parity ^ 1);
-          if (asked >= kStagesUnderWay) {
-            WaitForPhase(full + 8 * under_way.slot, under_way.parity);
-            under_way.Advance(a.stages);
+          if (asked >= a.stages * kPieces) {
+            WaitForPhase(empty + 8 * place.slot, place.parity ^ 1);
           }
-          ++asked;
-          const uint32_t to = ring + place.slot * S::kBytes, barrier = full + 8 * place.slot;
-          ArriveExpecting(barrier, units * per_unit);
-          CopyBulk(to, codes + at * kUnitBytes, units * kUnitBytes, barrier);
-          CopyBulk(to + S::kScales, scales + at * (32 * S::kGrids), units * 32 * S::kGrids, barrier);
-          if (l.zeros_at != 0) {
-            CopyBulk(to + S::kZeros, zeros + at * (16 * S::kGrids), units * 16 * S::kGrids, barrier);
+#pragma unroll 1
+          for (int piece = 0; piece < kPieces; ++piece, ++asked) {
+            if (asked >= kPiecesUnderWay) {
+              WaitForPhase(full + 8 * (under_way.slot * kPieces + under_way_piece),
+                           under_way.parity);
+              if (++under_way_piece == kPieces) {
+                under_way_piece = 0;
+                under_way.Advance(a.stages);
+              }
+            }
+            const int begin = piece * kPieceUnits, count = min(units - begin, kPieceUnits);
+            const uint32_t barrier = full + 8 * (place.slot * kPieces + piece);
+            ArriveExpecting(barrier, max(count, 0) * per_unit);
+            if (count <= 0) continue;
+            const uint32_t from = at + begin, to = ring + place.slot * S::kBytes;
+            CopyBulk(to + begin * kUnitBytes, codes + from * kUnitBytes, count * kUnitBytes, barrier);
+            CopyBulk(to + S::kScales + begin * 32 * S::kGrids, scales + from * (32 * S::kGrids),
+                     count * 32 * S::kGrids, barrier);
+            if (l.zeros_at != 0) {
+              CopyBulk(to + S::kZeros + begin * 16 * S::kGrids, zeros + from * (16 * S::kGrids),
+                       count * 16 * S::kGrids, barrier);
+            }
           }
           place.Advance(a.stages);
         }
@@ -280,46 +316,32 @@ __device__ void WaitForNewest() {
   asm volatile("bar.sync 2, %0;" ::"n"(kAttentionThreads) : "memory");
 }
 
-// Eight elements of q, k or v.
-__device__ bool LoadEight(const uint64_t* from, uint32_t tag, uint32_t (&bits)[4]) {
-  uint32_t low[2], high[2];
-  const bool come = LoadPackets(from, tag, low) & LoadPackets(from + 2, tag, high);
-  bits[0] = low[0];
-  bits[1] = low[1];
-  bits[2] = high[0];
-  bits[3] = high[1];
-  return come;
-}
-// Waits for a head's elements, eight a lane, and turns them by the newest token's angles.
+// Waits for a head's elements, four a lane, and turns them by the newest token's angles.
 template <typename T, int kDim>
-__device__ void ReceiveTurned(const uint64_t* head, uint32_t tag, int chunk, float (&out)[8]) {
-  constexpr int kChunks = kDim / 8;
-  uint32_t own[4], other[4];
-  while (!(LoadEight(head + chunk * 4, tag, own) &
-           LoadEight(head + (chunk ^ (kChunks / 2)) * 4, tag, other))) {
+__device__ float4 ReceiveTurned(const uint64_t* head, uint32_t tag, int lane) {
+  constexpr int kLanes = kDim / 4;
+  uint32_t own[2], other[2];
+  while (!(LoadPackets(head + lane * 2, tag, own) &
+           LoadPackets(head + (lane ^ (kLanes / 2)) * 2, tag, other))) {
   }
-  const float sign = chunk < kChunks / 2 ? -1.0f : 1.0f;
-  const float2* angles = Fixed().angles + chunk % (kChunks / 2) * 8;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 x = FloatsOf<T>(own[i]), y = FloatsOf<T>(other[i]);
-    out[2 * i] = x.x * angles[2 * i].x + sign * y.x * angles[2 * i].y;
-    out[2 * i + 1] = x.y * angles[2 * i + 1].x + sign * y.y * angles[2 * i + 1].y;
-  }
+  const float sign = lane < kLanes / 2 ? -1.0f : 1.0f;
+  const float2* angles = Fixed().angles + lane % (kLanes / 2) * 4;
+  const float2 x = FloatsOf<T>(own[0]), y = FloatsOf<T>(own[1]);
+  const float2 v = FloatsOf<T>(other[0]), w = FloatsOf<T>(other[1]);
+  return {x.x * angles[0].x + sign * v.x * angles[0].y, x.y * angles[1].x + sign * v.y * angles[1].y,
+          y.x * angles[2].x + sign * w.x * angles[2].y, y.y * angles[3].x + sign * w.y * angles[3].y};
 }
 
 // A warp's work: each layer's queries of the block's head, to shared memory.
 template <typename T, int kDim>
 __device__ void BringQueries(const FusedArguments& a, uint32_t tag) {
   if (Fixed().begin >= Fixed().end) return;
-  const int chunk = static_cast<int>(threadIdx.x) % 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const uint64_t* const head = a.qkv + Fixed().head * (kDim / 2);
 #pragma unroll 1
   for (int layer = 0; layer < a.layers; ++layer, ++tag) {
-    if (chunk < kDim / 8) {
-      float query[8];
-      ReceiveTurned<T, kDim>(a.qkv + Fixed().head * (kDim / 2), tag, chunk, query);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) Fixed().query[chunk * 8 + i] = query[i];
+    if (lane < kDim / 4) {
+      reinterpret_cast<float4*>(Fixed().query)[lane] = ReceiveTurned<T, kDim>(head, tag, lane);
     }
     __syncwarp();
     WaitForNewest();
@@ -329,28 +351,27 @@ __device__ void BringQueries(const FusedArguments& a, uint32_t tag) {
 // that token.
 template <typename T, int kDim>
 __device__ void BringNewest(const FusedArguments& a, uint32_t tag) {
-  const int begin = Fixed().begin, end = Fixed().end, context = Fixed().context;
-  if (begin >= end) return;
-  const int chunk = static_cast<int>(threadIdx.x) % 32, kv_head = Fixed().kv_head;
+  if (Fixed().begin >= Fixed().end) return;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool is_mine = Fixed().end == Fixed().context && lane < kDim / 4;
+  const uint64_t* const head = a.qkv + (a.heads + Fixed().kv_head) * (kDim / 2);
 #pragma unroll 1
   for (int layer = 0; layer < a.layers; ++layer, ++tag) {
-    if (end == context && chunk < kDim / 8) {
-      const uint64_t* head = a.qkv + (a.heads + kv_head) * (kDim / 2);
-      float x[8];
-      ReceiveTurned<T, kDim>(head, tag, chunk, x);
-      const uint4 key = {PackHalves<T>(x[0], x[1]), PackHalves<T>(x[2], x[3]),
-                         PackHalves<T>(x[4], x[5]), PackHalves<T>(x[6], x[7])};
-      uint32_t value[4];
-      while (!LoadEight(head + a.kv_heads * (kDim / 2) + chunk * 4, tag, value)) {
+    if (is_mine) {
+      const float4 x = ReceiveTurned<T, kDim>(head, tag, lane);
+      const uint2 key = {PackHalves<T>(x.x, x.y), PackHalves<T>(x.z, x.w)};
+      uint32_t value[2];
+      while (!LoadPackets(head + a.kv_heads * (kDim / 2) + lane * 2, tag, value)) {
       }
-      Fixed().key[chunk] = key;
-      Fixed().value[chunk] = {value[0], value[1], value[2], value[3]};
+      Fixed().key[lane] = key;
+      Fixed().value[lane] = {value[0], value[1]};
       if (Fixed().stores) {
         T *keys, *values;
         CacheOf(a, layer, keys, values);
-        const int64_t place = PlaceInCache<kDim>(a, context - 1, begin, kv_head) + chunk * 8;
-        *reinterpret_cast<uint4*>(keys + place) = key;
-        *reinterpret_cast<uint4*>(values + place) = {value[0], value[1], value[2], value[3]};
+        const int64_t place =
+            PlaceInCache<kDim>(a, Fixed().context - 1, Fixed().begin, Fixed().kv_head) + lane * 4;
+        *reinterpret_cast<uint2*>(keys + place) = key;
+        *reinterpret_cast<uint2*>(values + place) = {value[0], value[1]};
       }
     }
     __syncwarp();
@@ -666,6 +687,7 @@ class FusedWarp {
     const int tiles = Tiles(l.tiles).count;
     const bool has_zeros = l.zeros_at != 0;
     float* const to = Sums() + warp_ * kTileOutputs + lane_ / 4;
+    const uint32_t full = SharedAddress(Fixed().full) + 8 * (warp_ / (kWarps / kPieces));
 #pragma unroll 1
     for (int round = 0; round < RoundsOf(l.units); ++round) {
       const int count = l.units - UnitOf(round, 0);  // that there are of the warp's two
@@ -675,7 +697,7 @@ class FusedWarp {
 #pragma unroll 1
       for (int i = 0; i < tiles; ++i) {
         float sums[kHeldUnits][2] = {};
-        WaitForPhase(SharedAddress(Fixed().full) + 8 * place_.slot, place_.parity);
+        WaitForPhase(full + 8 * kPieces * place_.slot, place_.parity);
         const uint32_t stage = AddressOf(sizeof(FusedFixed)) + place_.slot * S::kBytes;
 #pragma unroll
         for (int u = 0; u < kHeldUnits; ++u) {  // if there is no such unit, of whatever lies there
@@ -773,19 +795,15 @@ class FusedWarp {
     float query[8], highest = -INFINITY, sum = 0, out[8] = {};
     // Backwards, so that the newest token is the first lanes' first.
     int token = end - 1 - warp_ * kWarpTokens - lane_ / kLanes;
-    uint4 k[kTokensAtOnce], v[kTokensAtOnce];
-    const auto load = [&] {
-#pragma unroll
-      for (int i = 0; i < kTokensAtOnce; ++i) {
-        const int t = token - i * kWarps * kWarpTokens;
-        k[i] = v[i] = uint4{};
-        if (t < begin || (i == 0 && t == context - 1)) continue;
-        const int64_t place = place_of(t);
-        k[i] = *reinterpret_cast<const uint4*>(keys + place);
-        v[i] = *reinterpret_cast<const uint4*>(values + place);
-      }
+    // Both are in the second-level cache already.
+    const auto load = [&](const T* cache, int i) {
+      const int t = token - i * kWarps * kWarpTokens;
+      const bool is_here = t >= begin && (i > 0 || t != context - 1);
+      return is_here ? *reinterpret_cast<const uint4*>(cache + place_of(t)) : uint4{};
     };
-    load();
+    uint4 k[kTokensAtOnce];
+#pragma unroll
+    for (int i = 0; i < kTokensAtOnce; ++i) k[i] = load(keys, i);
     WaitForNewest();
 #pragma unroll
     for (int i = 0; i < 8; i += 4) {
@@ -795,15 +813,15 @@ class FusedWarp {
       query[i + 2] = x.z;
       query[i + 3] = x.w;
     }
-    if (token == context - 1) {  // is not in the cache yet
-      k[0] = Fixed().key[chunk];
-      v[0] = Fixed().value[chunk];
-    }
+    // The newest is not in the cache yet.
+    if (token == context - 1) k[0] = reinterpret_cast<const uint4*>(Fixed().key)[chunk];
     while (true) {
+      uint4 v[kTokensAtOnce];
       float scores[kTokensAtOnce], top = highest;
 #pragma unroll
       for (int i = 0; i < kTokensAtOnce; ++i) {
         const uint32_t words[4] = {k[i].x, k[i].y, k[i].z, k[i].w};
+        v[i] = load(values, i);
         float score = 0;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -818,6 +836,7 @@ class FusedWarp {
         scores[i] = token - i * kWarps * kWarpTokens >= begin ? score * a_.scale_log2 : -INFINITY;
         top = fmaxf(top, scores[i]);
       }
+      if (token == context - 1) v[0] = reinterpret_cast<const uint4*>(Fixed().value)[chunk];
       const float shift = top == -INFINITY ? 0.0f : top;
       const float factor = Exp2(highest - shift);
       highest = top;
@@ -838,7 +857,8 @@ class FusedWarp {
       }
       token -= kTokensAtOnce * kWarps * kWarpTokens;
       if (!__any_sync(~0u, token >= begin)) break;
-      load();
+#pragma unroll
+      for (int i = 0; i < kTokensAtOnce; ++i) k[i] = load(keys, i);
     }
     // The warp's tokens together.
 #pragma unroll
@@ -913,7 +933,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if NIBBLE_HOPPER_CODE
   const auto thread = static_cast<int>(threadIdx.x);
   if (thread < a.stages) {
-    InitializeBarrier(SharedAddress(Fixed().full + thread), 1);
+    for (uint64_t& full : Fixed().full[thread]) InitializeBarrier(SharedAddress(&full), 1);
     InitializeBarrier(SharedAddress(Fixed().empty + thread), kWarps);
   }
   PublishBarriers();
@@ -943,7 +963,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (__shfl_sync(~0u, thread / 128, 0) == kWarps / 4) {
     GiveRegisters<kHelperRegisters>();
     const uint32_t tag = FirstTag(a);
-    if (thread == kConsumers) BringWeights<kGranule>(a);
+    if (thread == kConsumers) BringWeights<kGranule, kDim>(a);
     if (thread / 32 == kWarps + 1) BringQueries<T, kDim>(a, tag);
     if (thread / 32 == kWarps + 2) BringNewest<T, kDim>(a, tag);
   } else {
