@@ -270,7 +270,7 @@ class CudaBackend final : public Backend {
     const CudaPlan& p = Cuda(plan);
     const CudaKvCache& kv = Cuda(cache);
     if (p.batch().rows != 1 || !p.batch().has_decode || kernels_ != CudaKernels::kAuto ||
-        !CanFuseLayers(layers, kv.layout(), activations_, p.layout().limits.context,
+        !CanFuseLayers(layers, kv.layout(), p.layout().limits.context,
                        stream_->multiprocessors())) {
       return false;
     }

@@ -44,10 +44,10 @@ constexpr int kConsumerRegisters = 104, kHelperRegisters = 64;
 constexpr int kHeldUnits = 2;                        // of x in a warp's registers
 constexpr int kStageUnits = kWarps * kHeldUnits;     // of one tile
 constexpr int kMostStages = 8;
-// A stage comes in pieces, for half of the warps each. With more of them under way, rows that are
-// exchanged wait behind weights; with fewer the memory waits.
+// A stage comes in pieces, for half of the warps each. While rows are exchanged, only one is under
+// way, because the rows would wait behind them.
 constexpr int kPieces = 2, kPieceUnits = kStageUnits / kPieces;
-constexpr int kPiecesUnderWay = 2;
+constexpr int kPiecesWhileMultiplying = 6, kPiecesWhileExchanging = 1;
 constexpr int kMostLayers = 128;
 constexpr int kMostParts = 4;      // of a head's context
 constexpr int kMostEntries = 512;  // of the block table, of a part
@@ -107,12 +107,14 @@ struct Stage {
 // What shared memory begins with; the ring follows.
 struct alignas(128) FusedFixed {
   uint64_t full[kMostStages][kPieces], empty[kMostStages];
+  uint64_t batch_is_here;  // what follows below is filled in
   float norm_sums[kWarps];
   float2 angles[kMostHeadDim / 2];
   int32_t entries[kMostEntries];  // of the block table, of the block's part
   // Of attention, turned: the block's head's queries, and the newest token's keys and values.
   alignas(16) float query[kMostHeadDim];
   alignas(16) uint2 key[kMostHeadDim / 4], value[kMostHeadDim / 4];
+  volatile bool is_multiplying;  // and not waiting for rows
   int context, parts;
   // The block's part of attention: tokens of one head. No tokens where there is none.
   int head, kv_head, part, begin, end;
@@ -222,24 +224,27 @@ __device__ void PrefetchCache(const FusedArguments& a, int layer) {
   if (Fixed().begin >= Fixed().end) return;
   const int first = Fixed().begin / kBlockTokens;
   constexpr int kBytes = kBlockTokens * kDim * 2;
+  const std::byte* keys = a.keys + 2 * layer * a.half_layer_bytes;
 #pragma unroll 1
   for (int i = first; i * kBlockTokens < Fixed().end; ++i) {
-    const int64_t at = static_cast<int64_t>(Fixed().entries[i - first] * a.kv_heads + Fixed().kv_head) * kBytes;
-    const std::byte* keys = a.keys + 2 * layer * a.half_layer_bytes + at;
-    PrefetchBulk(keys, kBytes);
-    PrefetchBulk(keys + a.half_layer_bytes, kBytes);
+    const int64_t block = Fixed().entries[i - first] * a.kv_heads + Fixed().kv_head;
+    PrefetchBulk(keys + block * kBytes, kBytes);
+    PrefetchBulk(keys + a.half_layer_bytes + block * kBytes, kBytes);
   }
 }
 
-// Brings all weights in the order of their use: layer by layer, weight by weight, for every round of
-// units all tiles of the block.
+// A thread's work: all weights to the ring, in the order of their use: layer by layer, weight by
+// weight, for every round of units all tiles of the block. The first come before the kernel before is
+// done, since they do not depend on it.
 template <int kGranule, int kDim>
 __device__ void BringWeights(const FusedArguments& a) {
   using S = Stage<kGranule>;
   const uint32_t ring = AddressOf(sizeof(FusedFixed));
   const uint32_t full = SharedAddress(Fixed().full), empty = SharedAddress(Fixed().empty);
+  // No piece may be older than the ring, or its barrier's phase would be mistaken for another.
+  const int most_pieces = min(kPiecesWhileMultiplying, a.stages * kPieces);
   RingPlace place, under_way;  // to fill; the oldest that may be on its way
-  int under_way_piece = 0, asked = 0;
+  int asked = 0, done = 0;     // pieces
 #pragma unroll 1
   for (int layer = 0; layer < a.layers; ++layer) {
 #pragma unroll 1
@@ -249,7 +254,10 @@ __device__ void BringWeights(const FusedArguments& a) {
       const std::byte *codes = weight + l.codes_at, *scales = weight + l.scales_at,
                       *zeros = weight + l.zeros_at;
       const Tiles tiles(l.tiles);
-      if (linear == kOutput) PrefetchCache<kDim>(a, layer);
+      if (linear == kOutput) {
+        WaitForPhase(SharedAddress(&Fixed().batch_is_here), 0);
+        PrefetchCache<kDim>(a, layer);
+      }
 #pragma unroll 1
       for (int first = 0; first < l.units; first += kStageUnits) {
         const int units = min(kStageUnits, l.units - first);
@@ -257,18 +265,15 @@ __device__ void BringWeights(const FusedArguments& a) {
 #pragma unroll 1
         for (int i = 0; i < tiles.count; ++i) {
           const auto at = static_cast<uint32_t>((tiles.begin + i) * l.units + first);
-          if (asked >= a.stages * kPieces) {
-            WaitForPhase(empty + 8 * place.slot, place.parity ^ 1);
-          }
+          if (asked >= a.stages * kPieces) WaitForPhase(empty + 8 * place.slot, place.parity ^ 1);
 #pragma unroll 1
           for (int piece = 0; piece < kPieces; ++piece, ++asked) {
-            if (asked >= kPiecesUnderWay) {
-              WaitForPhase(full + 8 * (under_way.slot * kPieces + under_way_piece),
-                           under_way.parity);
-              if (++under_way_piece == kPieces) {
-                under_way_piece = 0;
-                under_way.Advance(a.stages);
+            while (asked - done >= (Fixed().is_multiplying ? most_pieces : kPiecesWhileExchanging)) {
+              if (!HasPhaseEnded(full + 8 * (under_way.slot * kPieces + done % kPieces),
+                                 under_way.parity)) {
+                continue;
               }
+              if (++done % kPieces == 0) under_way.Advance(a.stages);
             }
             const int begin = piece * kPieceUnits, count = min(units - begin, kPieceUnits);
             const uint32_t barrier = full + 8 * (place.slot * kPieces + piece);
@@ -377,6 +382,38 @@ __device__ void BringNewest(const FusedArguments& a, uint32_t tag) {
     __syncwarp();
     WaitForNewest();
   }
+}
+
+// All warps but the one that copies weights: once the kernel before is done, what a step's batch says
+// comes to shared memory.
+template <int kDim>
+__device__ void WaitForBatch(const FusedArguments& a) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  WaitForLastKernel();
+  if (thread < kDim / 2) Fixed().angles[thread] = a.angles[thread];
+  // A context is divided into parts of `length` tokens from the first on that is seen.
+  const int context = *a.context, seen = max(0, context - a.window);
+  const int length = (context - seen + a.parts - 1) / a.parts;
+  const int part = static_cast<int>(blockIdx.x) % a.parts, begin = seen + part * length;
+  const int end = min(begin + length, context);
+  const int first_block = begin / kBlockTokens;
+  for (int i = thread; thread < kConsumers && (first_block + i) * kBlockTokens < end;
+       i += kConsumers) {
+    Fixed().entries[i] = a.block_table[first_block + i];
+  }
+  if (thread == 0) {
+    const int head = static_cast<int>(blockIdx.x) / a.parts, group = a.heads / a.kv_heads;
+    Fixed().context = context;
+    Fixed().parts = (context - seen + length - 1) / length;
+    Fixed().head = head;
+    Fixed().kv_head = head / group;
+    Fixed().part = part;
+    Fixed().begin = begin;
+    Fixed().end = head < a.heads ? end : begin;
+    Fixed().stores = head % group == 0;
+  }
+  asm volatile("bar.sync 3, %0;" ::"n"(kThreads - 32) : "memory");
+  if (thread == 0) Arrive(SharedAddress(&Fixed().batch_is_here));
 }
 
 // A warp's part of all else that a block does.
@@ -617,6 +654,7 @@ class FusedWarp {
   }
 
   static constexpr int kGrids = kUnitInputs / kGranule;
+  static_assert(kHeldUnits == 2);
   // A unit of x as right operands: columns 0, 1 and 3 are its digits, the others zeros.
   struct HeldUnit {
     uint32_t x[8];
@@ -652,19 +690,20 @@ class FusedWarp {
   }
 
   // A code of the upper outputs is the upper half of a byte, and counts 16 times; what it adds to the
-  // lower outputs is taken away from their sums.
-  __device__ void Consume(float (&sum)[2], uint32_t codes, uint32_t scales, uint32_t zeros,
-                          bool has_zeros, const HeldUnit& held) const {
+  // lower outputs is taken away from their sums. The addresses are the lane's.
+  template <bool kHasZeros>
+  __device__ static void Consume(float (&sum)[2], uint32_t codes, uint32_t scales, uint32_t zeros,
+                                 const HeldUnit& held) {
     constexpr uint32_t kUpper = 0xf0f0f0f0;
     uint4 q{};
 #pragma unroll
     for (int g = 0; g < kGrids; ++g) {
-      const float2 scale = q4::LoadSharedScales(scales + 32 * g + lane_ / 4 * 4);
-      int low_zero = 8, high_zero = 8 * 16;
-      if (has_zeros) {
-        const uchar2 pair = q4::LoadSharedZeros(zeros + 16 * g + lane_ / 4 * 2);
+      const float2 scale = q4::LoadSharedScales(scales + 32 * g);
+      int low_zero = 8, high_zero = 8;
+      if constexpr (kHasZeros) {
+        const uchar2 pair = q4::LoadSharedZeros(zeros + 16 * g);
         low_zero = pair.x;
-        high_zero = pair.y * 16;
+        high_zero = pair.y;
       }
       int sums[4] = {};
 #pragma unroll
@@ -676,51 +715,67 @@ class FusedWarp {
       }
       const int high = Together(sums[2], sums[3]), low = Together(sums[0], sums[1]) - high;
       sum[0] = fmaf(scale.x * held.scale, static_cast<float>(low - low_zero * held.sums[g]), sum[0]);
-      sum[1] = fmaf(scale.y * held.scale, static_cast<float>(high - high_zero * held.sums[g]), sum[1]);
+      sum[1] = fmaf(scale.y * held.scale, static_cast<float>(high - high_zero * 16 * held.sums[g]),
+                    sum[1]);
     }
   }
 
-  // The block's tiles times the warp's x, to sums_.
-  __device__ void Multiply(const FusedLinear& l) {
-    BeginPhase();
+  // The block's tiles times the units that the warp holds, to `own`, the lane's of a tile's sums.
+  template <bool kHasZeros>
+  __device__ void MultiplyTiles(const HeldUnit (&held)[kHeldUnits], int tiles, bool adds,
+                                float* own) {
     using S = Stage<kGranule>;
-    const int tiles = Tiles(l.tiles).count;
-    const bool has_zeros = l.zeros_at != 0;
-    float* const to = Sums() + warp_ * kTileOutputs + lane_ / 4;
+    const uint32_t ring = AddressOf(sizeof(FusedFixed));
     const uint32_t full = SharedAddress(Fixed().full) + 8 * (warp_ / (kWarps / kPieces));
+    const uint32_t codes = ring + warp_ * kHeldUnits * kUnitBytes + 16 * lane_;
+    const uint32_t scales = ring + S::kScales + warp_ * kHeldUnits * 32 * kGrids + lane_ / 4 * 4;
+    const uint32_t zeros = ring + S::kZeros + warp_ * kHeldUnits * 16 * kGrids + lane_ / 4 * 2;
 #pragma unroll 1
-    for (int round = 0; round < RoundsOf(l.units); ++round) {
-      const int count = l.units - UnitOf(round, 0);  // that there are of the warp's two
-      HeldUnit held[kHeldUnits];
+    for (int i = 0; i < tiles; ++i, own += kWarps * kTileOutputs) {
+      WaitForPhase(full + 8 * kPieces * place_.slot, place_.parity);
+      const uint32_t stage = place_.slot * uint32_t{S::kBytes};
+      float sums[kHeldUnits][2] = {};
 #pragma unroll
-      for (int u = 0; u < kHeldUnits; ++u) Load(held[u], UnitOf(round, u));
-#pragma unroll 1
-      for (int i = 0; i < tiles; ++i) {
-        float sums[kHeldUnits][2] = {};
-        WaitForPhase(full + 8 * kPieces * place_.slot, place_.parity);
-        const uint32_t stage = AddressOf(sizeof(FusedFixed)) + place_.slot * S::kBytes;
-#pragma unroll
-        for (int u = 0; u < kHeldUnits; ++u) {  // if there is no such unit, of whatever lies there
-          const int unit = warp_ * kHeldUnits + u;
-          Consume(sums[u], stage + unit * kUnitBytes + 16 * lane_,
-                  stage + S::kScales + unit * 32 * S::kGrids,
-                  stage + S::kZeros + unit * 16 * S::kGrids, has_zeros, held[u]);
-        }
-        __syncwarp();
-        if (lane_ == 0) Arrive(SharedAddress(Fixed().empty) + 8 * place_.slot);
-        place_.Advance(a_.stages);
-        float low = count > 0 ? sums[0][0] : 0, high = count > 0 ? sums[0][1] : 0;
-        low += count > 1 ? sums[1][0] : 0;
-        high += count > 1 ? sums[1][1] : 0;
-        low += __shfl_down_sync(~0u, low, 1);
-        high += __shfl_down_sync(~0u, high, 1);
-        if (lane_ % 4 == 0) {
-          float* own = to + i * kWarps * kTileOutputs;
-          own[0] = round > 0 ? own[0] + low : low;
-          own[8] = round > 0 ? own[8] + high : high;
-        }
+      for (int u = 0; u < kHeldUnits; ++u) {
+        Consume<kHasZeros>(sums[u], codes + stage + u * kUnitBytes, scales + stage + u * 32 * kGrids,
+                           zeros + stage + u * 16 * kGrids, held[u]);
+      }
+      __syncwarp();
+      if (lane_ == 0) Arrive(SharedAddress(Fixed().empty) + 8 * place_.slot);
+      place_.Advance(a_.stages);
+      float low = sums[0][0] + sums[1][0], high = sums[0][1] + sums[1][1];
+      low += __shfl_down_sync(~0u, low, 1);
+      high += __shfl_down_sync(~0u, high, 1);
+      if (lane_ % 4 == 0) {  // all columns are the same row
+        own[0] = adds ? own[0] + low : low;
+        own[8] = adds ? own[8] + high : high;
       }
     }
+  }
+
+  // The block's tiles times x, to Sums().
+  __device__ void Multiply(const FusedLinear& l) {
+    BeginPhase();
+    const int tiles = Tiles(l.tiles).count;
+    float* const own = Sums() + warp_ * kTileOutputs + lane_ / 4;
+    if (warp_ == 0 && lane_ == 0) Fixed().is_multiplying = true;
+#pragma unroll 1
+    for (int round = 0; round < RoundsOf(l.units); ++round) {
+      HeldUnit held[kHeldUnits];
+#pragma unroll
+      for (int u = 0; u < kHeldUnits; ++u) {
+        const int unit = UnitOf(round, u);
+        Load(held[u], min(unit, l.units - 1));
+        // Of a unit that there is not, whatever lies in the ring counts nothing.
+        if (unit >= l.units) held[u].scale = 0;
+      }
+      if (l.zeros_at != 0) {
+        MultiplyTiles<true>(held, tiles, round > 0, own);
+      } else {
+        MultiplyTiles<false>(held, tiles, round > 0, own);
+      }
+    }
+    if (warp_ == 0 && lane_ == 0) Fixed().is_multiplying = false;
   }
 
   // Adds up the block's outputs and publishes them.
@@ -936,38 +991,33 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (uint64_t& full : Fixed().full[thread]) InitializeBarrier(SharedAddress(&full), 1);
     InitializeBarrier(SharedAddress(Fixed().empty + thread), kWarps);
   }
-  PublishBarriers();
-  WaitForLastKernel();
-  if (thread < kDim / 2) Fixed().angles[thread] = a.angles[thread];
-  // A context is divided into parts of `length` tokens from the first on that is seen.
-  const int context = *a.context, seen = max(0, context - a.window);
-  const int length = (context - seen + a.parts - 1) / a.parts;
-  const int part = static_cast<int>(blockIdx.x) % a.parts, begin = seen + part * length;
-  const int end = min(begin + length, context);
   if (thread == 0) {
-    const int head = static_cast<int>(blockIdx.x) / a.parts, group = a.heads / a.kv_heads;
-    Fixed().context = context;
-    Fixed().parts = (context - seen + length - 1) / length;
-    Fixed().head = head;
-    Fixed().kv_head = head / group;
-    Fixed().part = part;
-    Fixed().begin = begin;
-    Fixed().end = head < a.heads ? end : begin;
-    Fixed().stores = head % group == 0;
+    InitializeBarrier(SharedAddress(&Fixed().batch_is_here), 1);
+    Fixed().is_multiplying = true;
   }
-  for (int i = thread; (begin / kBlockTokens + i) * kBlockTokens < end; i += kThreads) {
-    Fixed().entries[i] = a.block_table[begin / kBlockTokens + i];
+  PublishBarriers();
+  // Where no scales have been yet must be no NaN, see Multiply.
+  using S = Stage<kGranule>;
+  for (int i = thread; i < a.stages * (S::kZeros - S::kScales) / 4; i += kThreads) {
+    constexpr int kWords = (S::kZeros - S::kScales) / 4;
+    *FloatsAt(sizeof(FusedFixed) + i / kWords * S::kBytes + S::kScales + i % kWords * 4) = 0;
   }
+  ShowToProducts();  // and to copies
   __syncthreads();
+  StartNextKernel();
   // The same in all lanes, so that the compiler sees it.
   if (__shfl_sync(~0u, thread / 128, 0) == kWarps / 4) {
     GiveRegisters<kHelperRegisters>();
-    const uint32_t tag = FirstTag(a);
     if (thread == kConsumers) BringWeights<kGranule, kDim>(a);
-    if (thread / 32 == kWarps + 1) BringQueries<T, kDim>(a, tag);
-    if (thread / 32 == kWarps + 2) BringNewest<T, kDim>(a, tag);
+    const int helper = thread / 32 - kWarps;
+    if (helper == 0) return;
+    WaitForBatch<kDim>(a);
+    const uint32_t tag = FirstTag(a);
+    if (helper == 1) BringQueries<T, kDim>(a, tag);
+    if (helper == 2) BringNewest<T, kDim>(a, tag);
   } else {
     TakeRegisters<kConsumerRegisters>();
+    WaitForBatch<kDim>(a);
     FusedWarp<T, kGranule, kDim>(a).Run();
   }
 #endif
@@ -981,16 +1031,6 @@ const CudaLinear& WeightOf(const DecoderLayer& layer, int linear) {
 q4::Geometry GeometryOf(const CudaLinear& weight) {
   const Q4Layout& layout = *weight.layout().q4;
   return q4::Geometry::Of(layout.out_features, layout.in_features, layout.group_length);
-}
-
-// Without Hopper's code the kernel is empty and has no barriers.
-bool HasFusedLayers() {
-  static const bool has = [] {
-    cudaFuncAttributes attributes;
-    return cudaFuncGetAttributes(&attributes, FusedLayersKernel<__half, 128, 128>) == cudaSuccess &&
-           attributes.binaryVersion == 90;
-  }();
-  return has;
 }
 
 // Of the first layer's weights, and what follows from them.
@@ -1044,9 +1084,14 @@ bool Place(FusedArguments& a) {
   return a.stages >= 2;
 }
 
+// Calls body.template operator()<granule>().
 template <typename Body>
 auto WithGranule(int granule, const Body& body) {
   switch (granule) {
+    case 32:
+      return body.template operator()<32>();
+    case 64:
+      return body.template operator()<64>();
     default:
       return body.template operator()<128>();
   }
@@ -1056,11 +1101,11 @@ constexpr size_t Aligned(size_t bytes) { return RoundUp<size_t>(bytes, 256); }
 
 }  // namespace
 
-bool CanFuseLayers(std::span<const DecoderLayer> layers, const KvLayout& cache, DType activations,
-                   int64_t context, int multiprocessors) {
-  if (layers.empty() || layers.size() > kMostLayers || !HasFusedLayers()) return false;
+bool CanFuseLayers(std::span<const DecoderLayer> layers, const KvLayout& cache, int64_t context,
+                   int multiprocessors) {
+  if (layers.empty() || layers.size() > kMostLayers || !q4::HasHopperProduct()) return false;
   const AttentionSpec& attention = layers[0].attention;
-  if (cache.scaled() || attention.head_dim != 128 || activations != DType::kF16 ||
+  if (cache.scaled() || (attention.head_dim != 64 && attention.head_dim != 128) ||
       attention.heads > multiprocessors) {
     return false;
   }
@@ -1080,15 +1125,16 @@ bool CanFuseLayers(std::span<const DecoderLayer> layers, const KvLayout& cache, 
       }
       const q4::Geometry geometry = GeometryOf(weight);
       if (granule == 0) granule = geometry.granule;
-      if (geometry.spreads || geometry.units_per_scale != 1 || geometry.granule != granule ||
-          geometry.in_features % 4 != 0) {
+      if (geometry.spreads || geometry.granule != granule ||
+          geometry.scale_groups != geometry.units * geometry.scales_per_unit() ||
+          geometry.in_features % 16 != 0) {
         return false;
       }
     }
   }
   FusedArguments a = ShapeOf(layers, multiprocessors);
   const int64_t part = CeilDiv<int64_t>(std::min<int64_t>(context, a.window), a.parts);
-  return granule == 128 && CeilDiv(a.linears[kQkv].units, kStageUnits) <= kNormRounds &&
+  return CeilDiv(a.linears[kQkv].units, kStageUnits) <= kNormRounds &&
          CeilDiv<int64_t>(part, kBlockTokens) + 1 <= kMostEntries &&
          WithGranule(granule, [&]<int kGranule>() { return Place<kGranule>(a); });
 }
@@ -1157,9 +1203,12 @@ void RunFusedLayers(Stream& stream, const DeviceBatch& batch, std::span<const De
   }
   WithGranule(GeometryOf(WeightOf(layers[0], kQkv)).granule, [&]<int kGranule>() {
     Place<kGranule>(a);
-    LaunchDependent(stream, FusedLayersKernel<__half, kGranule, 128>,
-                    static_cast<unsigned>(stream.multiprocessors()), kThreads,
-                    static_cast<size_t>(a.shared.total), a);
+    WithHalfType(residual.dtype, [&]<typename T>() {
+      auto* const kernel = attention.head_dim == 64 ? FusedLayersKernel<T, kGranule, 64>
+                                                    : FusedLayersKernel<T, kGranule, 128>;
+      LaunchDependent(stream, kernel, static_cast<unsigned>(stream.multiprocessors()), kThreads,
+                      static_cast<size_t>(a.shared.total), a);
+    });
   });
   stream.CheckLaunch("a step's layers", 1, residual.columns);
 }

@@ -15,8 +15,8 @@ namespace nibble::cuda {
 
 // Whether these layers can be run so, on this device, in a cache of this layout, with contexts up to
 // so many tokens: 4-bit weights for Hopper, all layers alike.
-bool CanFuseLayers(std::span<const DecoderLayer> layers, const KvLayout& cache, DType activations,
-                   int64_t context, int multiprocessors);
+bool CanFuseLayers(std::span<const DecoderLayer> layers, const KvLayout& cache, int64_t context,
+                   int multiprocessors);
 
 // Bytes of scratch memory, zeroed once and then used by nothing else.
 size_t FusedLayersScratchBytes(const ModelExtents& model);

@@ -54,6 +54,21 @@ __device__ inline void WaitForPhase(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+// Whether it has; may wait a little for it.
+__device__ inline bool HasPhaseEnded(uint32_t barrier, uint32_t parity) {
+  uint32_t ended;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}"
+      : "=r"(ended)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return ended != 0;
+}
+
 // A shared address of this block's, as that of the same variable in the cluster's block of that
 // rank.
 __device__ inline uint32_t MapToRank(uint32_t shared, uint32_t rank) {
