@@ -198,9 +198,9 @@ int Main(int argc, char** argv) {
     const double all = step.Time(kAll);
     fmt::print("{:>6}", batch);
     for (const double us :
-         {step.Time(kAll | kAtOnce), all, step.Time(kAll | kApart), step.Time(kLinears), all - step.Time(kAll & ~kNorms),
-          all - step.Time(kAll & ~kRope), all - step.Time(kAll & ~kAttention),
-          all - step.Time(kAll & ~kLinears)}) {
+         {step.Time(kAll | kAtOnce), all, step.Time(kAll | kApart), step.Time(kLinears),
+          all - step.Time(kAll & ~kNorms), all - step.Time(kAll & ~kRope),
+          all - step.Time(kAll & ~kAttention), all - step.Time(kAll & ~kLinears)}) {
       fmt::print(" {:>10.0f}", us);
     }
     fmt::print("\n");

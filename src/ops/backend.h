@@ -184,8 +184,8 @@ class Backend {
   // All layers on the residual stream [rows, hidden], as src/model/forward.h composes a layer, in
   // fewer operations; layer i is the cache's. False, and nothing is done, where this device has no
   // such way for these layers and this batch.
-  virtual bool RunLayers(BatchPlan&, std::span<const DecoderLayer>, const RopeSpec&, float /*epsilon*/,
-                         KvCache&, MatrixView /*residual*/) {
+  virtual bool RunLayers(BatchPlan&, std::span<const DecoderLayer>, const RopeSpec&,
+                         float /*epsilon*/, KvCache&, MatrixView /*residual*/) {
     return false;
   }
   // out[i] = x[logit_rows[i]].

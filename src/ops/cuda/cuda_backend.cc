@@ -1,6 +1,7 @@
 #include "src/ops/cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "src/base/checked.h"
 #include "src/ops/cuda/attention.h"
@@ -81,6 +82,11 @@ class CudaBackend final : public Backend {
     NIBBLE_ASSIGN_OR_RETURN(backend->loader_,
                             WeightLoader::Create(backend->memory_, *backend->stream_));
     return backend;
+  }
+
+  ~CudaBackend() override {
+    CudaBackend* self = this;
+    fuses_layers_.compare_exchange_strong(self, nullptr);
   }
 
   std::string name() const override { return "cuda"; }
@@ -274,9 +280,13 @@ class CudaBackend final : public Backend {
                        stream_->multiprocessors())) {
       return false;
     }
+    // Two such kernels would wait for each other's multiprocessors, so one backend may launch them.
+    CudaBackend* none = nullptr;
+    if (!fuses_layers_.compare_exchange_strong(none, this) && none != this) return false;
     CheckActivations(residual);
     RunFusedLayers(*stream_, p.batch(), layers, Angles(p, rope), epsilon,
-                   {kv.data(), kv.half_layer_bytes()}, residual, p.at<void>(p.layout().fused_layers));
+                   {kv.data(), kv.half_layer_bytes()}, residual,
+                   p.at<void>(p.layout().fused_layers));
     return true;
   }
 
@@ -405,6 +415,8 @@ class CudaBackend final : public Backend {
     CHECK(static_cast<size_t>(rows * columns) * 2 <= plan.layout().wide_bytes);
     return {plan.at<void>(plan.layout().wide), activations_, rows, columns, columns};
   }
+
+  inline static std::atomic<CudaBackend*> fuses_layers_ = nullptr;
 
   CudaDevice device_;
   DType activations_;

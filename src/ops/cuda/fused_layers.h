@@ -13,16 +13,16 @@
 
 namespace nibble::cuda {
 
-// Whether these layers can be run so, on this device, in a cache of this layout, with contexts up to
-// so many tokens: 4-bit weights for Hopper, all layers alike.
+// Whether these layers can be run so, on this device, in a cache of this layout, with contexts up
+// to so many tokens: 4-bit weights for Hopper, all layers alike.
 bool CanFuseLayers(std::span<const DecoderLayer> layers, const KvLayout& cache, int64_t context,
                    int multiprocessors);
 
 // Bytes of scratch memory, zeroed once and then used by nothing else.
 size_t FusedLayersScratchBytes(const ModelExtents& model);
 
-// As Backend::RunLayers, of one row. angles: [head_dim / 2], cos and sin; keys: of the first layer, the
-// others' follow, each layer's keys and values half_layer_bytes.
+// As Backend::RunLayers, of one row. angles: [head_dim / 2], cos and sin; keys: of the first layer,
+// the others' follow, each layer's keys and values half_layer_bytes.
 struct FusedKv {
   std::byte* keys;
   size_t half_layer_bytes;

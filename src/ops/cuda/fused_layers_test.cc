@@ -1,5 +1,5 @@
-// Backend::RunLayers against the same layers operation by operation: on the reference in double, and
-// on the GPU, whose rounding it may not exceed by much.
+// Backend::RunLayers against the same layers operation by operation: on the reference in double,
+// and on the GPU, whose rounding it may not exceed by much.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "src/base/checked.h"
 #include "src/base/must.h"
 #include "src/base/random.h"
 #include "src/ops/cuda/cuda_backend.h"
@@ -40,7 +41,7 @@ struct LayerOnDevice {
 class Decoder {
  public:
   Decoder(Backend& backend, const Shape& shape, int64_t context)
-      : backend_(backend), shape_(shape), blocks_(context / backend.kv_block_tokens() + 1) {
+      : backend_(backend), shape_(shape), blocks_(CeilDiv(context, backend.kv_block_tokens())) {
     Random random(1);
     for (int64_t i = 0; i < shape.layers; ++i) {
       LayerOnDevice layer;
@@ -59,15 +60,15 @@ class Decoder {
                                          .block_tokens = backend.kv_block_tokens(),
                                          .dtype = type},
                                         blocks_ + 3));
-    plan_ = Must(backend.CreatePlan(
-        {.rows = 512, .sequences = 1, .context = context, .logit_rows = 1},
-        {.hidden = shape.hidden,
-         .intermediate = shape.intermediate,
-         .heads = shape.heads,
-         .kv_heads = shape.kv_heads,
-         .head_dim = shape.head_dim,
-         .vocabulary = 32,
-         .window = shape.window}));
+    plan_ =
+        Must(backend.CreatePlan({.rows = 512, .sequences = 1, .context = context, .logit_rows = 1},
+                                {.hidden = shape.hidden,
+                                 .intermediate = shape.intermediate,
+                                 .heads = shape.heads,
+                                 .kv_heads = shape.kv_heads,
+                                 .head_dim = shape.head_dim,
+                                 .vocabulary = 32,
+                                 .window = shape.window}));
     const auto allocate = [&](int64_t rows, int64_t columns) {
       return Must(backend.Allocate(MemoryClass::kWorkspace, type, rows, columns));
     };
@@ -161,12 +162,12 @@ class Decoder {
     std::vector<Weight> weights;
     std::vector<float> bias;
     for (const int64_t rows : outputs) {
-      QuantizedWeight weight = QuantizedWeight::Empty(
-          {.group_size = shape_.group, .grid = shape_.grid}, rows, inputs);
+      QuantizedWeight weight =
+          QuantizedWeight::Empty({.group_size = shape_.group, .grid = shape_.grid}, rows, inputs);
       for (uint8_t& pair : weight.codes) pair = static_cast<uint8_t>(random.Below(256));
       for (uint16_t& scale : weight.scales) {
-        scale = F16FromFloat(
-            static_cast<float>((0.5 + random.Uniform()) * 0.2 / std::sqrt(inputs)));
+        scale =
+            F16FromFloat(static_cast<float>((0.5 + random.Uniform()) * 0.2 / std::sqrt(inputs)));
       }
       for (uint8_t& zero : weight.zeros) {
         zero = shape_.grid == Grid::kAsymmetric ? static_cast<uint8_t>(6 + random.Below(5))
@@ -179,8 +180,8 @@ class Decoder {
     }
     std::vector<LinearSource> sources;
     for (const Weight& weight : weights) sources.push_back({&weight, bias});
-    return Must(backend_.Prepare(sources,
-                                 outputs.size() == 2 ? Interleave::kGateUp : Interleave::kNone));
+    return Must(
+        backend_.Prepare(sources, outputs.size() == 2 ? Interleave::kGateUp : Interleave::kNone));
   }
   void SetBatch(int64_t first, int64_t rows) {
     std::vector<int32_t> tokens(static_cast<size_t>(rows)), positions(tokens.size());
@@ -257,8 +258,8 @@ class FusedLayersTest : public testing::Test {
     EXPECT_LT(Median(at_once_), 1.25 * Median(apart_)) << at_once_.size() << " steps";
   }
 
-  // Steps from `context` tokens on: all of them by RunLayers, all operation by operation, and on the
-  // reference.
+  // Steps from `context` tokens on: all of them by RunLayers, all operation by operation, and on
+  // the reference.
   void Compare(const Shape& shape, int64_t context, int steps) {
     SCOPED_TRACE(fmt::format("hidden {}, heads {} of {}, context {}", shape.hidden, shape.heads,
                              shape.kv_heads, context));
@@ -271,7 +272,8 @@ class FusedLayersTest : public testing::Test {
       const std::vector<float> want = reference.Step(context + i, false);
       at_once_.push_back(Difference(at_once.Step(context + i, true), want));
       apart_.push_back(Difference(apart.Step(context + i, false), want));
-      EXPECT_LT(at_once_.back(), shape.type == DType::kF16 ? 0.02 : 0.1) << "step " << i << ", one by one " << apart_.back();
+      EXPECT_LT(at_once_.back(), shape.type == DType::kF16 ? 0.02 : 0.1)
+          << "step " << i << ", one by one " << apart_.back();
     }
   }
 

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 
-#include "src/ops/cuda/linear_q4_held.cuh"
+#include "src/ops/cuda/linear_q4_kernels.cuh"
 #include "src/ops/cuda/load_matrices.cuh"
 
 namespace nibble::cuda::q4 {
@@ -78,6 +78,15 @@ struct LaneCopies {
   }
 };
 
+// One unit's share of eight rows of x: for every two steps the four registers of their B operands,
+// and what zeros of 1 take from the sums of the two rows of the lane's accumulators.
+template <int kGranule>
+struct HeldUnit {
+  static constexpr int kScales = kUnitInputs / kGranule;
+  uint4 x[4];
+  float sums[kScales][2];
+};
+
 template <typename T, int kGranule>
 __device__ void LoadHeld(HeldUnit<kGranule>& held, const Product<T>& p, int first_row, int unit,
                          int lane) {
@@ -129,6 +138,25 @@ struct Staging {
   }
 };
 
+template <typename T, int kGranule>
+__device__ void SumHeld(HeldUnit<kGranule>& held) {
+  constexpr int kScales = HeldUnit<kGranule>::kScales;
+  // A weight of ones adds up the rows.
+  constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;
+  const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+#pragma unroll
+  for (int s = 0; s < kScales; ++s) {
+    float sums[4] = {};
+#pragma unroll
+    for (int i = s * 4 / kScales; i < (s + 1) * 4 / kScales; ++i) {
+      MultiplyAdd<T>(sums, ones, held.x[i].x, held.x[i].y, sums);
+      MultiplyAdd<T>(sums, ones, held.x[i].z, held.x[i].w, sums);
+    }
+    held.sums[s][0] = sums[0] * (-1 / Codes<T>::kLowUnit);
+    held.sums[s][1] = sums[1] * (-1 / Codes<T>::kLowUnit);
+  }
+}
+
 // Makes B operands of what LoadHeld loaded: the lane's inputs 8t + 2j and 8t + 2j + 1 of every 32
 // become 8j + 2t and 8j + 2t + 1. Apart from LoadHeld, because the compiler moves no load ahead of
 // a shuffle, and all units' loads must be under way together.
@@ -139,6 +167,59 @@ __device__ void ArrangeHeld(HeldUnit<kGranule>& held, int lane) {
     uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
     TransposeQuad(pairs, lane);
     x = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
+  }
+}
+
+// codes: the lane's first 16 bytes of a stage; grids: the stage's.
+template <typename T, int kGranule, int kRowTiles>
+__device__ void ConsumeUnit(float (&sum)[kRowTiles][4], uint32_t codes, uint32_t grids,
+                            bool has_zeros, const HeldUnit<kGranule> (&held)[kRowTiles], int lane) {
+  constexpr int kScales = HeldUnit<kGranule>::kScales;
+  constexpr int kChunks = 4 / kScales;  // of 32 inputs, two steps each
+  constexpr float kHigh = Codes<T>::kLowUnit / Codes<T>::kHighUnit;
+  uint4 q;
+#pragma unroll
+  for (int s = 0; s < kScales; ++s) {
+    const float2 scale = LoadSharedScales(grids + 32 * s + lane / 4 * 4);
+    float low = 8 + Codes<T>::kOffset, high = low * kHigh;
+    if (has_zeros) {
+      const uchar2 zeros = LoadSharedZeros(grids + 32 * kScales + 16 * s + lane / 4 * 2);
+      low = zeros.x + Codes<T>::kOffset;
+      high = (zeros.y + Codes<T>::kOffset) * kHigh;
+    }
+    // Two chains of products where there is one row tile, so that they wait less for each other.
+    constexpr int kChains = kRowTiles == 1 && kChunks > 1 ? 2 : 1;
+    float chains[kChains][kRowTiles][4] = {};
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) chains[0][n][i] = (i < 2 ? low : high) * held[n].sums[s][i % 2];
+    }
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int chunk = s * kChunks + c;
+      if (chunk % 2 == 0) q = LoadShared16(codes + 256 * chunk);
+      auto& chain = chains[c % kChains];
+      uint32_t a[4];
+      Codes<T>::Expand(chunk % 2 == 0 ? q.x : q.z, a);
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) {
+        MultiplyAdd<T>(chain[n], a, held[n].x[chunk].x, held[n].x[chunk].y, chain[n]);
+      }
+      Codes<T>::Expand(chunk % 2 == 0 ? q.y : q.w, a);
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) {
+        MultiplyAdd<T>(chain[n], a, held[n].x[chunk].z, held[n].x[chunk].w, chain[n]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float total = chains[0][n][i] + (kChains == 2 ? chains[kChains - 1][n][i] : 0);
+        sum[n][i] = fmaf(i < 2 ? scale.x : scale.y, total, sum[n][i]);
+      }
+    }
   }
 }
 
@@ -221,9 +302,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (first + u >= units_end) break;
         WaitForCopies<kStages - 1>();
         __syncwarp();  // other lanes brought the scales
-        const uint32_t scales = grids + slot * kGrids;
-        ConsumeUnit<T>(sum, codes + slot * kUnitBytes + 16 * lane, scales,
-                       scales + 32 * (kUnitInputs / kGranule), w.zeros != nullptr, held[u], lane);
+        ConsumeUnit<T>(sum, codes + slot * kUnitBytes + 16 * lane, grids + slot * kGrids,
+                       w.zeros != nullptr, held[u], lane);
         __syncwarp();  // all have read the scales
         copy_next(slot);
         slot = slot + 1 == kStages ? 0 : slot + 1;
