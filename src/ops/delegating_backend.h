@@ -80,6 +80,10 @@ class DelegatingBackend : public Backend {
                      int64_t layer, MatrixView qkv, KvCache& cache, MatrixView out) override {
     backend_->RopeAndAttend(plan, rope, attention, layer, qkv, cache, out);
   }
+  bool RunLayers(BatchPlan& plan, std::span<const DecoderLayer> layers, const RopeSpec& rope,
+                 float epsilon, KvCache& cache, MatrixView residual) override {
+    return backend_->RunLayers(plan, layers, rope, epsilon, cache, residual);
+  }
   void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) override {
     backend_->GatherLogitRows(plan, x, out);
   }
