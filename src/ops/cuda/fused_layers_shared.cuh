@@ -29,10 +29,10 @@ inline constexpr int kPiecesWhileMultiplying = 6, kPiecesWhileExchanging = 1;
 inline constexpr int kMostLayers = 128;
 inline constexpr int kMostParts = 4;      // of a head's context
 inline constexpr int kMostEntries = 512;  // of the block table, of a part
-inline constexpr int kNormRounds = 2;     // 8,192 inputs
+inline constexpr int kNormRounds = 2;     // of a row that is normalized: up to 8,192 inputs
+inline constexpr int kFetchedRounds = 3;  // at once, of longer rows
 inline constexpr int kDigits = 3;         // of an element of x
 inline constexpr int kMostHeadDim = 128;
-inline constexpr int kFetchedRounds = 3;  // at once
 
 enum LinearOfLayer { kQkv, kOutput, kGateUp, kDown, kLinears };
 
@@ -67,8 +67,8 @@ struct FusedArguments {
   const float2* angles;
   void* residual;  // [hidden], replaced
   uint32_t* step;
-  // Packets, see above. The parts: [heads, kMostParts, head_dim / 2], and the logarithm of their
-  // weights' sum, [heads, kMostParts].
+  // Packets of the exchanged rows. Attention's parts: [heads, kMostParts, head_dim / 2], and the
+  // logarithm of their weights' sum, [heads, kMostParts].
   uint64_t *qkv, *parts_packets, *part_sums, *middle, *gated, *out;
   FusedLayer layer[kMostLayers];
 };
@@ -110,6 +110,7 @@ inline __device__ uint32_t AddressOf(int offset) {
 }
 inline __device__ float* FloatsAt(int offset) { return reinterpret_cast<float*>(shared + offset); }
 
+// A packet is two elements and a tag, written and read at once.
 inline __device__ void StorePacket(uint64_t* to, uint32_t bits, uint32_t tag) {
   asm volatile(
       "{\n.reg .b64 packet;\nmov.b64 packet, {%1, %2};\n"
@@ -128,6 +129,7 @@ inline __device__ bool LoadPacket(const uint64_t* from, uint32_t tag, uint32_t& 
       : "memory");
   return found == tag;
 }
+// The same of two that are neighbours.
 inline __device__ bool LoadPackets(const uint64_t* from, uint32_t tag, uint32_t (&bits)[2]) {
   uint32_t found[2];
   asm volatile(
@@ -168,9 +170,8 @@ __device__ float2 FloatsOf(uint32_t bits) {
   return HalfTraits<T>::ToFloats(reinterpret_cast<const typename HalfTraits<T>::Pair&>(bits));
 }
 
-// Where a row's packet lies: the two that one lane needs for a product, of elements 2t, 2t + 1 and
-// 2t
-// + 8, 2t + 9 of every 16, are neighbours.
+// Where a row's packet lies. Those of elements {2t, 2t + 1} and {2t + 8, 2t + 9} of every 16 are
+// neighbours: a lane needs both for a product.
 inline __device__ int PlaceOf(int packet) {
   return (packet & ~7) | (packet & 3) << 1 | (packet >> 2 & 1);
 }

@@ -8,7 +8,6 @@ namespace nibble::cuda::fused {
 
 #if NIBBLE_HOPPER_CODE
 
-// A warp's part of all else that a block does.
 template <typename T, int kGranule, int kDim>
 class FusedWarp {
   using H = HalfTraits<T>;
