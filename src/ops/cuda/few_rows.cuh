@@ -7,6 +7,7 @@
 #include "src/ops/cuda/dependent_launch.cuh"
 #include "src/ops/cuda/half.cuh"
 #include "src/ops/cuda/matrix_product.h"
+#include "src/ops/cuda/warp_sum.cuh"
 
 namespace nibble::cuda {
 
@@ -50,12 +51,6 @@ template <typename Out, Epilogue kEpilogue>
 __device__ void StoreSum(float sum, float up, float addend, Out& to) {
   if constexpr (kEpilogue == Epilogue::kSiluMul) sum = SiluMul(sum, up);
   to = Rounded<Out>(sum + addend);
-}
-
-__device__ inline float SumOverWarp(float sum) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-  return sum;
 }
 
 // On Hopper; false where it cannot be used.

@@ -6,6 +6,7 @@
 #include "src/ops/cuda/attention_common.cuh"
 #include "src/ops/cuda/hopper.cuh"
 #include "src/ops/cuda/linear_q4_kernels.cuh"
+#include "src/ops/cuda/warp_sum.cuh"
 
 namespace nibble::cuda::fused {
 
@@ -157,12 +158,6 @@ inline __device__ void Prefetch(const void* global) {
 
 inline __device__ void PrefetchBulk(const void* global, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes));
-}
-
-inline __device__ float SumOverWarp(float value) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-  return value;
 }
 
 template <typename T>
