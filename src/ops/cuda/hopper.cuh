@@ -185,6 +185,9 @@ __device__ void MultiplyShared(float (&s)[kColumns / 2], uint64_t a, uint64_t b,
 #define NIBBLE_REGISTERS_64 \
   NIBBLE_REGISTERS_48       \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define NIBBLE_REGISTERS_80 \
+  NIBBLE_REGISTERS_64       \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define NIBBLE_EIGHT_SUMS(s, i)                                                       \
   "+f"(s[i]), "+f"(s[(i) + 1]), "+f"(s[(i) + 2]), "+f"(s[(i) + 3]), "+f"(s[(i) + 4]), \
       "+f"(s[(i) + 5]), "+f"(s[(i) + 6]), "+f"(s[(i) + 7])
@@ -194,6 +197,7 @@ __device__ void MultiplyShared(float (&s)[kColumns / 2], uint64_t a, uint64_t b,
 #define NIBBLE_SUMS_32(s) NIBBLE_SUMS_24(s), NIBBLE_EIGHT_SUMS(s, 24)
 #define NIBBLE_SUMS_48(s) NIBBLE_SUMS_32(s), NIBBLE_EIGHT_SUMS(s, 32), NIBBLE_EIGHT_SUMS(s, 40)
 #define NIBBLE_SUMS_64(s) NIBBLE_SUMS_48(s), NIBBLE_EIGHT_SUMS(s, 48), NIBBLE_EIGHT_SUMS(s, 56)
+#define NIBBLE_SUMS_80(s) NIBBLE_SUMS_64(s), NIBBLE_EIGHT_SUMS(s, 64), NIBBLE_EIGHT_SUMS(s, 72)
 // A, B, P: the numbers of the operands after the sums.
 #define NIBBLE_PRODUCT(NAME, T, TYPE, COLUMNS, SUMS, A, B, P, TRANSPOSED)                       \
   template <>                                                                                   \
@@ -224,6 +228,7 @@ __device__ void MultiplyShared(float (&s)[kColumns / 2], uint64_t a, uint64_t b,
   NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 64, 32, "%32, %33, %34, %35", "%36", "%37", 0)   \
   NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 96, 48, "%48, %49, %50, %51", "%52", "%53", 0)   \
   NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 128, 64, "%64, %65, %66, %67", "%68", "%69", 0)  \
+  NIBBLE_PRODUCT(MultiplyWarpgroup, T, TYPE, 160, 80, "%80, %81, %82, %83", "%84", "%85", 0)  \
   NIBBLE_PRODUCT(MultiplyTransposed, T, TYPE, 64, 32, "%32, %33, %34, %35", "%36", "%37", 1)  \
   NIBBLE_PRODUCT(MultiplyTransposed, T, TYPE, 128, 64, "%64, %65, %66, %67", "%68", "%69", 1) \
   NIBBLE_SHARED_PRODUCT(T, TYPE, 128, 64, "%64", "%65", "%66")
@@ -232,6 +237,7 @@ NIBBLE_PRODUCTS(__nv_bfloat16, "bf16")
 #undef NIBBLE_PRODUCTS
 #undef NIBBLE_PRODUCT
 #undef NIBBLE_SHARED_PRODUCT
+#undef NIBBLE_SUMS_80
 #undef NIBBLE_SUMS_64
 #undef NIBBLE_SUMS_48
 #undef NIBBLE_SUMS_32
@@ -239,6 +245,7 @@ NIBBLE_PRODUCTS(__nv_bfloat16, "bf16")
 #undef NIBBLE_SUMS_16
 #undef NIBBLE_SUMS_8
 #undef NIBBLE_EIGHT_SUMS
+#undef NIBBLE_REGISTERS_80
 #undef NIBBLE_REGISTERS_64
 #undef NIBBLE_REGISTERS_48
 #undef NIBBLE_REGISTERS_32

@@ -15,7 +15,7 @@ using ClusterRoom = std::array<int, 3>;
 // A cluster of `parts` blocks, which divide the inputs, makes one tile of 64 · groups outputs by
 // `rows` rows at a time.
 struct HopperForm {
-  int rows = 0;    // 16, 32, 48, 64, 96 or 128
+  int rows = 0;    // 16, 32, 48, 64, 96, 128 or 160
   int groups = 0;  // 2 or 3 warpgroups
   int parts = 0;   // 1, 2 or 4
   int stages = 0;  // of a block's ring

@@ -34,7 +34,7 @@ void CheckForm(const HopperForm& form, int tiles, int units, int grids, int64_t 
 TEST(HopperFormTest, AnyShapeHasAForm) {
   for (const int tiles : {1, 2, 11, 12, 36, 256, 768, 1376, 8016}) {
     for (const int units : {1, 2, 3, 5, 8, 32, 86, 1024}) {
-      for (const int64_t rows : {1, 9, 16, 17, 33, 64, 65, 128, 129, 200, 512, 2048, 100000}) {
+      for (const int64_t rows : {1, 9, 16, 17, 33, 64, 65, 128, 129, 200, 320, 512, 2048, 100000}) {
         for (const int grids : {1, 2, 4}) {
           // The whole of a GPU, and a part of one, without large clusters.
           for (const ClusterRoom& room : {kH200, ClusterRoom{7, 3, 0}}) {
@@ -46,14 +46,16 @@ TEST(HopperFormTest, AnyShapeHasAForm) {
   }
 }
 
-// Of all rows, groups and parts only the largest tiles do not fit into a block with what
-// other parts send.
+// Of all rows, groups and parts only the largest tiles do not fit into a block: with what other
+// parts send, and with the scales of short groups.
 TEST(HopperFormTest, AllButTheLargestAreCompleted) {
   constexpr int kTiles = 37, kUnits = 9;
-  for (const int tile_rows : {16, 32, 48, 64, 96, 128}) {
+  for (const int tile_rows : {16, 32, 48, 64, 96, 128, 160}) {
     for (const int groups : {2, 3}) {
       for (const int parts : {1, 2, 4}) {
         for (const int grids : {1, 2, 4}) {
+          const bool fits = parts > 1 ? tile_rows < 128 || (tile_rows == 128 && groups == 2)
+                                      : tile_rows < 160 || groups == 2 || grids == 1;
           const auto complete = [&](int64_t rows, const ClusterRoom& room) {
             return CompleteHopperForm({.rows = tile_rows, .groups = groups, .parts = parts}, kTiles,
                                       kUnits, grids, rows, room);
@@ -62,7 +64,7 @@ TEST(HopperFormTest, AllButTheLargestAreCompleted) {
                                           << parts << " parts, " << grids << " grids");
           for (const int64_t rows : {tile_rows - 1, 5 * tile_rows + 1}) {
             const std::optional<HopperForm> form = complete(rows, kH200);
-            ASSERT_EQ(form.has_value(), tile_rows < 128 || groups == 2 || parts == 1);
+            ASSERT_EQ(form.has_value(), fits);
             if (!form) continue;
             EXPECT_EQ(form->rows, tile_rows);
             EXPECT_EQ(form->groups, groups);
@@ -112,6 +114,7 @@ TEST(HopperFormTest, Llama2Layers) {
   EXPECT_EQ(form(4096, 4096, 17).rows, 32);
   EXPECT_EQ(form(12288, 4096, 40).rows, 48);
   EXPECT_EQ(form(22016, 4096, 192).rows, 96);
+  EXPECT_EQ(form(22016, 4096, 320).rows, 160);
 }
 
 }  // namespace

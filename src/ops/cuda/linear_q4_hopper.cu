@@ -1,7 +1,7 @@
 // Tens to thousands of rows on Hopper: warpgroup products whose left operand is the weight,
 // expanded in registers, and whose right one are rows of x in shared memory.
 //
-// A block makes 128 or 192 outputs of 16 to 128 rows, 64 outputs a warpgroup; two more warps bring
+// A block makes 128 or 192 outputs of 16 to 160 rows, 64 outputs a warpgroup; two more warps bring
 // units of 128 inputs through a ring of stages by tensor maps (TMA), weights the one and rows of x
 // the other. Where there are fewer tiles than multiprocessors, several blocks share a tile's inputs
 // (split-K); they are one cluster and send each other their sums, which are always added in the
@@ -454,8 +454,10 @@ void LaunchHopper(Stream& stream, const Weights& w, const Product<T>& p, const H
       return launch.template operator()<64>();
     case 96:
       return launch.template operator()<96>();
-    default:
+    case 128:
       return launch.template operator()<128>();
+    default:
+      return launch.template operator()<160>();
   }
 }
 

@@ -11,7 +11,7 @@
 namespace nibble::cuda::q4 {
 namespace {
 
-constexpr int kRowTiles[] = {16, 32, 48, 64, 96, 128};
+constexpr int kRowTiles[] = {16, 32, 48, 64, 96, 128, 160};
 
 std::string Text(const HopperForm& form) {
   return fmt::format("{} rows, {} groups, {} parts, {} stages, {} tiles, {} clusters",
