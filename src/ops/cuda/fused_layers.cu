@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   if (thread == 0) {
     InitializeBarrier(SharedAddress(&Fixed().batch_is_here), 1);
-    Fixed().is_multiplying = true;
+    Fixed().waits_for_row = false;
   }
   PublishBarriers();
   // Where no scales have been yet must be no NaN, see Multiply.

@@ -59,8 +59,7 @@ __device__ void BringWeights(const FusedArguments& a) {
           if (asked >= a.stages * kPieces) WaitForPhase(empty + 8 * place.slot, place.parity ^ 1);
 #pragma unroll 1
           for (int piece = 0; piece < kPieces; ++piece, ++asked) {
-            while (asked - done >=
-                   (Fixed().is_multiplying ? most_pieces : kPiecesWhileExchanging)) {
+            while (asked - done >= (Fixed().waits_for_row ? kPiecesWhileWaiting : most_pieces)) {
               if (!HasPhaseEnded(full + 8 * (under_way.slot * kPieces + done % kPieces),
                                  under_way.parity)) {
                 continue;

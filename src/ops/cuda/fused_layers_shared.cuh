@@ -23,10 +23,10 @@ inline constexpr int kConsumerRegisters = 104, kHelperRegisters = 64;
 inline constexpr int kHeldUnits = 2;                     // of x in a warp's registers
 inline constexpr int kStageUnits = kWarps * kHeldUnits;  // of one tile
 inline constexpr int kMostStages = 8;
-// A stage comes in pieces, for half of the warps each. While rows are exchanged, only one is under
-// way, because the rows would wait behind them.
+// A stage comes in pieces, for half of the warps each. While a block waits for a row, only one is
+// under way, because the row would wait behind them.
 inline constexpr int kPieces = 2, kPieceUnits = kStageUnits / kPieces;
-inline constexpr int kPiecesWhileMultiplying = 6, kPiecesWhileExchanging = 1;
+inline constexpr int kPiecesWhileMultiplying = 8, kPiecesWhileWaiting = 1;
 inline constexpr int kMostLayers = 128;
 inline constexpr int kMostParts = 4;      // of a head's context
 inline constexpr int kMostEntries = 512;  // of the block table, of a part
@@ -93,7 +93,7 @@ struct alignas(128) FusedFixed {
   // Of attention, turned: the block's head's queries, and the newest token's keys and values.
   alignas(16) float query[kMostHeadDim];
   alignas(16) uint2 key[kMostHeadDim / 4], value[kMostHeadDim / 4];
-  volatile bool is_multiplying;  // and not waiting for rows
+  volatile bool waits_for_row;
   int context, parts;
   // The block's part of attention: tokens of one head. No tokens where there is none.
   int head, kv_head, part, begin, end;

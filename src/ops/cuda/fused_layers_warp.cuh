@@ -139,6 +139,7 @@ class FusedWarp {
     for (int first = 0; first < RoundsOf(l.units); first += kFetchedRounds) {
       uint32_t bits[kFetchedRounds * kHeldUnits][2];
       Receive<kFetchedRounds>(from, tag, first, l.inputs, bits);
+      HoldBackWeights(false);
 #pragma unroll
       for (int i = 0; i < kFetchedRounds * kHeldUnits; ++i) {
         const int unit = UnitOf(first + i / kHeldUnits, i % kHeldUnits);
@@ -183,6 +184,7 @@ class FusedWarp {
     squares = SumOverWarp(squares);
     if (lane_ == 0) Fixed().norm_sums[warp_] = squares;
     SynchronizeConsumers();
+    HoldBackWeights(false);
     squares = Fixed().norm_sums[lane_ % kWarps];
 #pragma unroll
     for (int step = kWarps / 2; step > 0; step /= 2) {
@@ -353,7 +355,7 @@ class FusedWarp {
     BeginPhase();
     const int tiles = Tiles(l.tiles).count;
     float* const own = Sums() + warp_ * kTileOutputs + lane_ / 4;
-    if (warp_ == 0 && lane_ == 0) Fixed().is_multiplying = true;
+    HoldBackWeights(false);
 #pragma unroll 1
     for (int round = 0; round < RoundsOf(l.units); ++round) {
       HeldUnit held[kHeldUnits];
@@ -370,7 +372,7 @@ class FusedWarp {
         MultiplyTiles<false>(held, tiles, round > 0, own);
       }
     }
-    if (warp_ == 0 && lane_ == 0) Fixed().is_multiplying = false;
+    HoldBackWeights(true);
   }
 
   // Adds up the block's outputs and publishes them.
@@ -560,6 +562,11 @@ class FusedWarp {
   }
 
   static constexpr int kPartStride = kDim + 4;  // of a warp's sums in attention
+
+  // While the block waits for a row, which weights that are under way would delay.
+  __device__ void HoldBackWeights(bool hold) const {
+    if (warp_ == 0 && lane_ == 0) Fixed().waits_for_row = hold;
+  }
 
   // To be called where a phase begins: keeps the compiler from computing all phases' addresses
   // before the first layer, since it would then have to spill them.
