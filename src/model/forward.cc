@@ -66,10 +66,10 @@ void Forward::Step(int64_t rows, int64_t logit_rows, KvCache& cache) {
     }
   }
   if (logit_rows == 0) return;
-  const MatrixView gathered = gathered_.Rows(logit_rows), logits = logits_.Rows(logit_rows);
-  backend_.GatherLogitRows(*plan_, residual, gathered);
-  backend_.RmsNorm(gathered, weights_.final_norm.view(), weights_.config.rms_epsilon, gathered);
-  backend_.Linear(*plan_, weights_.logits_weight(), gathered, Epilogue::kNone, logits);
+  const MatrixView last = last_.Rows(logit_rows), logits = logits_.Rows(logit_rows);
+  backend_.NormLogitRows(*plan_, residual, weights_.final_norm.view(), weights_.config.rms_epsilon,
+                         last);
+  backend_.Linear(*plan_, weights_.logits_weight(), last, Epilogue::kNone, logits);
 }
 
 Result<std::unique_ptr<Forward>> Forward::Create(const ModelWeights& weights, Backend& backend,
@@ -97,7 +97,7 @@ Result<std::unique_ptr<Forward>> Forward::Create(const ModelWeights& weights, Ba
   NIBBLE_ASSIGN_OR_RETURN(forward->qkv_, allocate(type, limits.rows, c.qkv_features()));
   NIBBLE_ASSIGN_OR_RETURN(forward->attention_, allocate(type, limits.rows, c.q_features()));
   NIBBLE_ASSIGN_OR_RETURN(forward->gated_, allocate(type, limits.rows, c.intermediate));
-  NIBBLE_ASSIGN_OR_RETURN(forward->gathered_, allocate(type, limits.logit_rows, c.hidden));
+  NIBBLE_ASSIGN_OR_RETURN(forward->last_, allocate(type, limits.logit_rows, c.hidden));
   NIBBLE_ASSIGN_OR_RETURN(forward->logits_, allocate(DType::kF32, limits.logit_rows, c.vocabulary));
   return forward;
 }

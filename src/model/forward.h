@@ -81,7 +81,7 @@ class Forward {
   Matrix qkv_;        // [rows, qkv_features]
   Matrix attention_;  // [rows, heads · head_dim]
   Matrix gated_;      // [rows, intermediate]
-  Matrix gathered_;   // [logit_rows, hidden]
+  Matrix last_;       // [logit_rows, hidden]
   Matrix logits_;     // [logit_rows, vocabulary]
 };
 

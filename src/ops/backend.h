@@ -188,8 +188,9 @@ class Backend {
                          float /*epsilon*/, KvCache&, MatrixView /*residual*/) {
     return false;
   }
-  // out[i] = x[logit_rows[i]].
-  virtual void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) = 0;
+  // RmsNorm of the rows whose logits are wanted: out[i] of x[logit_rows[i]].
+  virtual void NormLogitRows(const BatchPlan& plan, MatrixView x, MatrixView gain, float epsilon,
+                             MatrixView out) = 0;
 
   // Chooses the token that follows each logit row, as the batch's `choices` say (ops/sampling.h), from
   // the step's logits: float32 [logit rows, vocabulary]. The next batch may have them in its rows.

@@ -84,8 +84,9 @@ class DelegatingBackend : public Backend {
                  float epsilon, KvCache& cache, MatrixView residual) override {
     return backend_->RunLayers(plan, layers, rope, epsilon, cache, residual);
   }
-  void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) override {
-    backend_->GatherLogitRows(plan, x, out);
+  void NormLogitRows(const BatchPlan& plan, MatrixView x, MatrixView gain, float epsilon,
+                     MatrixView out) override {
+    backend_->NormLogitRows(plan, x, gain, epsilon, out);
   }
   void ChooseTokens(BatchPlan& plan, MatrixView logits) override {
     backend_->ChooseTokens(plan, logits);

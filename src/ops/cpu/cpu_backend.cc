@@ -177,13 +177,15 @@ class CpuBackend final : public HostBackend {
                       std::ref(body));
   }
 
-  void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) override {
+  void NormLogitRows(const BatchPlan& plan, MatrixView x, MatrixView gain, float epsilon,
+                     MatrixView out) override {
     CheckActivations(x);
     CheckActivations(out);
     const std::span<const int32_t> rows = Cpu(plan).batch().logit_rows;
     for (int64_t i = 0; i < out.rows; ++i) {
       std::copy_n(x.row<float>(rows[static_cast<size_t>(i)]), x.columns, out.row<float>(i));
     }
+    RmsNorm(out, gain, epsilon, out);
   }
 
   void ChooseTokens(BatchPlan& plan, MatrixView logits) override {

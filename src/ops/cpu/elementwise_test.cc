@@ -89,16 +89,19 @@ TEST(ElementwiseTest, EmbeddingIsTheWeightsRow) {
   }
 }
 
-TEST(ElementwiseTest, GathersTheRowsWhoseLogitsAreWanted) {
+TEST(ElementwiseTest, NormalizesTheRowsWhoseLogitsAreWanted) {
   Random random(3);
   auto cpu = MakeCpu(1);
   auto plan = MakePlan(*cpu, 9);
   SetTokens(*cpu, *plan, std::vector<int32_t>(9, 0), {0, 4, 8});
   GuardedMatrix x = GuardedMatrix::Normal(9, 13, random);
-  GuardedMatrix out(3, 13);
-  cpu->GatherLogitRows(*plan, x.view(), out.view());
+  GuardedMatrix out(3, 13), want(9, 13);
+  GuardedMatrix gains = GuardedMatrix::Normal(1, 13, random);
+  const Matrix gain = Must(cpu->Upload(std::span<const float>(gains.row(0), 13)));
+  cpu->RmsNorm(x.view(), gain.view(), 1e-5f, want.view());
+  cpu->NormLogitRows(*plan, x.view(), gain.view(), 1e-5f, out.view());
   EXPECT_TRUE(out.Intact());
-  for (const int64_t i : {0, 1, 2}) EXPECT_TRUE(SameBits(out.row(i), x.row(4 * i), 13));
+  for (const int64_t i : {0, 1, 2}) EXPECT_TRUE(SameBits(out.row(i), want.row(4 * i), 13));
   const MatrixView host = Must(cpu->ToHost(out.view()));
   EXPECT_EQ(host.data, out.view().data);  // no copy
 }

@@ -209,9 +209,7 @@ class CudaBackend final : public Backend {
   }
 
   void RmsNorm(MatrixView x, MatrixView gain, float epsilon, MatrixView out) override {
-    CheckActivations(x);
-    CheckActivations(out);
-    CHECK(gain.dtype == DType::kF32 && gain.columns == x.columns && out.columns == x.columns);
+    CheckNorm(x, gain, out);
     cuda::RmsNorm(*stream_, x, gain.row<float>(0), epsilon, out);
   }
 
@@ -308,8 +306,10 @@ class CudaBackend final : public Backend {
     }
   }
 
-  void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) override {
-    GatherRows(*stream_, x, Cuda(plan).batch().logit_rows, out);
+  void NormLogitRows(const BatchPlan& plan, MatrixView x, MatrixView gain, float epsilon,
+                     MatrixView out) override {
+    CheckNorm(x, gain, out);
+    RmsNormOfRows(*stream_, x, Cuda(plan).batch().logit_rows, gain.row<float>(0), epsilon, out);
   }
 
   void ChooseTokens(BatchPlan& plan, MatrixView logits) override {
@@ -346,6 +346,12 @@ class CudaBackend final : public Backend {
 
   void CheckActivations(MatrixView matrix) const {
     CHECK(matrix.dtype == activations_, "activations of type {}", Name(matrix.dtype));
+  }
+
+  void CheckNorm(MatrixView x, MatrixView gain, MatrixView out) const {
+    CheckActivations(x);
+    CheckActivations(out);
+    CHECK(gain.dtype == DType::kF32 && gain.columns == x.columns && out.columns == x.columns);
   }
 
   void CheckQkv(const CudaPlan& plan, const AttentionSpec& attention, MatrixView qkv,

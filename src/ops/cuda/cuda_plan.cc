@@ -9,6 +9,7 @@
 #include "src/ops/cuda/decode_parts.h"
 #include "src/ops/cuda/device_memory.h"
 #include "src/ops/cuda/fused_layers.h"
+#include "src/ops/cuda/host_copy.h"
 #include "src/ops/cuda/linear_q4.h"
 #include "src/ops/cuda/sampling.h"
 
@@ -108,8 +109,12 @@ CudaPlan::~CudaPlan() {
 void CudaPlan::SetBatch(const Batch& batch) {
   CheckBatch(batch, layout_.limits, layout_.max_blocks);
 
-  Staging& staging = staging_[next_staging_];
-  next_staging_ = (next_staging_ + 1) % staging_.size();
+  // The last batch is copied by now or will be before this event: recorded behind the last step,
+  // where it does not keep the step's first kernels apart.
+  stream_.Check(cudaEventRecord(staging_[staging_in_use_].copied, stream_.get()), "copying a batch",
+                batch.rows(), 1);
+  staging_in_use_ = (staging_in_use_ + 1) % staging_.size();
+  Staging& staging = staging_[staging_in_use_];
   stream_.Check(cudaEventSynchronize(staging.copied), "copying a batch", batch.rows(), 1);
   std::byte* host = staging.memory.as<std::byte>();
   std::byte* device = at<std::byte>(layout_.batch);
@@ -202,9 +207,7 @@ void CudaPlan::SetBatch(const Batch& batch) {
   batch_.prefill_tile_count = static_cast<int64_t>(tiles.size());
 
   CHECK(end <= layout_.batch_bytes);
-  stream_.Check(cudaMemcpyAsync(device, host, end, cudaMemcpyHostToDevice, stream_.get()),
-                "copying a batch", batch.rows(), 1);
-  stream_.Check(cudaEventRecord(staging.copied, stream_.get()), "copying a batch", batch.rows(), 1);
+  CopyFromHost(stream_, host, device, end);
   has_rope_ = false;
 }
 

@@ -83,7 +83,7 @@ class CudaPlan final : public BatchPlan {
     cudaGraphExec_t graph = nullptr;
     bool seen = false;
   };
-  // Page-locked, so that a copy from it runs while the host goes on; used in turns.
+  // Page-locked, so that it is read while the host goes on; used in turns.
   struct Staging {
     Buffer memory;
     cudaEvent_t copied = nullptr;
@@ -101,7 +101,7 @@ class CudaPlan final : public BatchPlan {
   const TokenChoice* choices_ = nullptr;  // [logit_rows] on the device; null: the most probable
   std::unique_ptr<TokenQueue> tokens_;
   std::array<Staging, 2> staging_;
-  size_t next_staging_ = 0;
+  size_t staging_in_use_ = 0;
   std::map<StepShape, Recording> recordings_;
   mutable std::vector<float> frequencies_;  // those on the device
   mutable bool has_rope_ = false;

@@ -58,11 +58,11 @@ __global__ void EmbedKernel(const int32_t* tokens, const int32_t* chosen_rows,
   for (int64_t i = threadIdx.x; i < columns / kWidth; i += blockDim.x) to[i] = from[i];
 }
 
-// One block a row. A thread's first packs stay in registers, with their gains, which are there before
-// the row is.
+// One block a row of out; rows: which of x each is of, null for the same. A thread's first packs
+// stay in registers, with their gains, which are there before the row is.
 template <typename T, int kWidth>
-__global__ void RmsNormKernel(const T* x, const float* gain, float epsilon, T* out,
-                              int64_t columns, int64_t x_stride, int64_t out_stride) {
+__global__ void RmsNormKernel(const T* x, const int32_t* rows, const float* gain, float epsilon,
+                              T* out, int64_t columns, int64_t x_stride, int64_t out_stride) {
   using P = Pack<kWidth, T>;
   using G = Pack<kWidth, float>;
   constexpr int kKept = 2;
@@ -77,7 +77,8 @@ __global__ void RmsNormKernel(const T* x, const float* gain, float epsilon, T* o
     if (first + j * step < packs) kept_gains[j] = gains[first + j * step];
   }
   WaitForLastKernel();
-  const auto* row = reinterpret_cast<const P*>(x + blockIdx.x * x_stride);
+  const int64_t from = rows != nullptr ? rows[blockIdx.x] : static_cast<int64_t>(blockIdx.x);
+  const auto* row = reinterpret_cast<const P*>(x + from * x_stride);
   auto* to = reinterpret_cast<P*>(out + blockIdx.x * out_stride);
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {
@@ -200,17 +201,6 @@ __global__ void FinishLinearKernel(const T* y, const float* bias, T* out, int64_
   }
 }
 
-template <int kWidth>
-__global__ void GatherRowsKernel(const uint16_t* x, const int32_t* rows, uint16_t* out,
-                                 int64_t columns, int64_t x_stride, int64_t out_stride) {
-  StartNextKernel();
-  WaitForLastKernel();
-  using P = Pack<kWidth, uint16_t>;
-  const auto* from = reinterpret_cast<const P*>(x + rows[blockIdx.x] * x_stride);
-  auto* to = reinterpret_cast<P*>(out + blockIdx.x * out_stride);
-  for (int64_t i = threadIdx.x; i < columns / kWidth; i += blockDim.x) to[i] = from[i];
-}
-
 __global__ void GatherColumnsKernel(const uint16_t* x, const int32_t* columns, uint16_t* out,
                                     int64_t count, int64_t x_stride, int64_t out_stride) {
   StartNextKernel();
@@ -250,16 +240,21 @@ void Embed(Stream& stream, const DeviceBatch& batch, const void* table, MatrixVi
   stream.CheckLaunch("embedding", out.rows, out.columns);
 }
 
-void RmsNorm(Stream& stream, MatrixView x, const float* gain, float epsilon, MatrixView out) {
-  if (x.rows == 0) return;
+void RmsNormOfRows(Stream& stream, MatrixView x, const int32_t* rows, const float* gain,
+                   float epsilon, MatrixView out) {
+  if (out.rows == 0) return;
   WithHalfType(x.dtype, [&]<typename T>() {
     const bool wide = Vectorizable(x, x.columns) && Vectorizable(out, x.columns);
     const unsigned threads = ThreadsFor(wide ? x.columns / kVector : x.columns, 512);
-    LaunchDependent(stream, wide ? RmsNormKernel<T, kVector> : RmsNormKernel<T, 1>, Grid(x.rows),
-                    threads, 0, x.row<T>(0), gain, epsilon, out.row<T>(0), x.columns, x.stride,
-                    out.stride);
+    LaunchDependent(stream, wide ? RmsNormKernel<T, kVector> : RmsNormKernel<T, 1>, Grid(out.rows),
+                    threads, 0, x.row<T>(0), rows, gain, epsilon, out.row<T>(0), x.columns,
+                    x.stride, out.stride);
   });
-  stream.CheckLaunch("RMS norm", x.rows, x.columns);
+  stream.CheckLaunch("RMS norm", out.rows, out.columns);
+}
+
+void RmsNorm(Stream& stream, MatrixView x, const float* gain, float epsilon, MatrixView out) {
+  RmsNormOfRows(stream, x, nullptr, gain, epsilon, out);
 }
 
 void RopeTable(Stream& stream, const DeviceBatch& batch, const float* frequencies,
@@ -307,16 +302,6 @@ void FinishLinear(Stream& stream, MatrixView y, const float* bias, Epilogue epil
     });
   }
   stream.CheckLaunch("a linear layer's epilogue", out.rows, out.columns);
-}
-
-void GatherRows(Stream& stream, MatrixView x, const int32_t* rows, MatrixView out) {
-  if (out.rows == 0) return;
-  const bool wide = Vectorizable(x, x.columns) && Vectorizable(out, x.columns);
-  const unsigned threads = ThreadsFor(wide ? x.columns / kVector : x.columns);
-  LaunchDependent(stream, wide ? GatherRowsKernel<kVector> : GatherRowsKernel<1>, Grid(out.rows),
-                  threads, 0, x.row<uint16_t>(0), rows, out.row<uint16_t>(0), x.columns, x.stride,
-                  out.stride);
-  stream.CheckLaunch("gathering rows", out.rows, out.columns);
 }
 
 void GatherColumns(Stream& stream, MatrixView x, const int32_t* columns, MatrixView out) {

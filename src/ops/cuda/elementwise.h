@@ -14,6 +14,9 @@ void Embed(Stream& stream, const DeviceBatch& batch, const void* table, MatrixVi
 
 // out[r] = x[r] * gain / sqrt(mean(x[r]²) + epsilon); gain float32. out may alias x.
 void RmsNorm(Stream& stream, MatrixView x, const float* gain, float epsilon, MatrixView out);
+// out[i] = the same of x[rows[i]]; rows: in device memory. out may not alias x.
+void RmsNormOfRows(Stream& stream, MatrixView x, const int32_t* rows, const float* gain,
+                   float epsilon, MatrixView out);
 
 // table[r][i] = {cos, sin}(positions[r] · frequencies[i]), the angle formed in float32.
 void RopeTable(Stream& stream, const DeviceBatch& batch, const float* frequencies,
@@ -28,9 +31,6 @@ void RopeAndStoreKv(Stream& stream, const DeviceBatch& batch, const AttentionSpe
 // for kNone.
 void FinishLinear(Stream& stream, MatrixView y, const float* bias, Epilogue epilogue,
                   MatrixView out);
-
-// out[i] = x[rows[i]].
-void GatherRows(Stream& stream, MatrixView x, const int32_t* rows, MatrixView out);
 
 // out[r][k] = x[r][columns[k]].
 void GatherColumns(Stream& stream, MatrixView x, const int32_t* columns, MatrixView out);

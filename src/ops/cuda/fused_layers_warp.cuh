@@ -201,48 +201,63 @@ class FusedWarp {
     __syncwarp();
   }
 
-  // The heads' outputs from those of their parts.
+  // The heads' outputs from those of their parts, of a round's units at once: what is asked for
+  // under way of weights takes more than a microsecond to come.
   __device__ void FetchAttention(uint32_t tag) {
     BeginPhase();
     const FusedLinear& l = a_.linears[kOutput];
     const int parts = Fixed().parts;
+    constexpr int kHeads = kUnitInputs / kDim;  // of a unit
 #pragma unroll 1
-    for (int i = 0; i < RoundsOf(l.units) * kHeldUnits; ++i) {
-      const int unit = UnitOf(i / kHeldUnits, i % kHeldUnits);
-      if (unit >= l.units) break;
-      const int k = FirstInput(unit), head = k / kDim;
-      const bool inside = k < l.inputs;  // and so is k + 8
-      uint32_t bits[kMostParts][2], sums[kMostParts];
+    for (int round = 0; round < RoundsOf(l.units); ++round) {
+      const int first = UnitOf(round, 0), head = first * kHeads;
+      // Lane i has the sum of part i % kMostParts of the round's head i / kMostParts.
+      const uint64_t* const part_sums = a_.part_sums + head * kMostParts + lane_;
+      const bool has_sum = lane_ < kHeldUnits * kHeads * kMostParts && lane_ % kMostParts < parts &&
+                           head + lane_ / kMostParts < a_.heads;
+      const int own_head = lane_ / 4 * 16 / kDim;
+      const uint64_t* const packets =
+          a_.parts_packets + (head + own_head) * (kMostParts * kDim / 2) + 2 * lane_ % (kDim / 2);
+      const auto inside = [&](int u) { return FirstInput(first + u) < l.inputs; };  // k + 8 too
+      uint32_t bits[kHeldUnits][kMostParts][2], part_sum;
       bool come;
       do {
-        come = true;
+        part_sum = __float_as_uint(-INFINITY);
+        come = !has_sum || LoadPacket(part_sums, tag, part_sum);
 #pragma unroll
-        for (int p = 0; p < kMostParts; ++p) {
-          const int at = head * kMostParts + p;
-          const uint64_t* packets = a_.parts_packets + at * (kDim / 2) +
-                                    (unit * (kUnitInputs / 2) + 2 * lane_) % (kDim / 2);
-          bits[p][0] = bits[p][1] = 0;
-          sums[p] = __float_as_uint(-INFINITY);
-          if (p >= parts || !inside) continue;
-          come &= LoadPackets(packets, tag, bits[p]) & LoadPacket(a_.part_sums + at, tag, sums[p]);
+        for (int u = 0; u < kHeldUnits; ++u) {
+#pragma unroll
+          for (int p = 0; p < kMostParts; ++p) {
+            bits[u][p][0] = bits[u][p][1] = 0;
+            if (p >= parts || !inside(u)) continue;
+            come &=
+                LoadPackets(packets + (u * kHeads * kMostParts + p) * (kDim / 2), tag, bits[u][p]);
+          }
         }
       } while (!__all_sync(~0u, come));
-      float top = __uint_as_float(sums[0]);
 #pragma unroll
-      for (int p = 1; p < kMostParts; ++p) top = fmaxf(top, __uint_as_float(sums[p]));
-      float sum = 0;
-      float2 low{}, high{};
+      for (int u = 0; u < kHeldUnits; ++u) {
+        if (first + u >= l.units) break;
+        float factors[kMostParts], top = -INFINITY, sum = 0;
 #pragma unroll
-      for (int p = 0; p < kMostParts; ++p) {
-        const float factor = Exp2(__uint_as_float(sums[p]) - top);
-        const float2 x = FloatsOf<T>(bits[p][0]), y = FloatsOf<T>(bits[p][1]);
-        sum += factor;
-        low = {fmaf(factor, x.x, low.x), fmaf(factor, x.y, low.y)};
-        high = {fmaf(factor, y.x, high.x), fmaf(factor, y.y, high.y)};
+        for (int p = 0; p < kMostParts; ++p) {
+          factors[p] =
+              __uint_as_float(__shfl_sync(~0u, part_sum, (u * kHeads + own_head) * kMostParts + p));
+          top = fmaxf(top, factors[p]);
+        }
+        float2 low{}, high{};
+#pragma unroll
+        for (int p = 0; p < kMostParts; ++p) {
+          const float factor = Exp2(factors[p] - top);
+          const float2 x = FloatsOf<T>(bits[u][p][0]), y = FloatsOf<T>(bits[u][p][1]);
+          sum += factor;
+          low = {fmaf(factor, x.x, low.x), fmaf(factor, x.y, low.y)};
+          high = {fmaf(factor, y.x, high.x), fmaf(factor, y.y, high.y)};
+        }
+        const float share = inside(u) ? __fdividef(1, sum) : 0;
+        if (!inside(u)) low = high = {};
+        PutX(first + u, {low.x * share, low.y * share}, {high.x * share, high.y * share});
       }
-      const float share = inside ? __fdividef(1, sum) : 0;
-      if (!inside) low = high = {};
-      PutX(unit, {low.x * share, low.y * share}, {high.x * share, high.y * share});
     }
     __syncwarp();
   }
@@ -426,7 +441,7 @@ class FusedWarp {
 
   static constexpr int kLanes = kDim / 8;  // of a token's keys or values, eight each
   static constexpr int kWarpTokens = 32 / kLanes;
-  static constexpr int kTokensAtOnce = 5;  // of a lane
+  static constexpr int kTokensAtOnce = 6;  // of a lane
 
   __device__ void Attend(int layer, uint32_t tag) {
     BeginPhase();
@@ -525,9 +540,10 @@ class FusedWarp {
 #pragma unroll
       for (float& x : out) x = x * factor + __shfl_xor_sync(~0u, x, step) * their_factor;
     }
+    BeginPhase();
     float* own = Sums() + warp_ * kPartStride;
     if (lane_ < kLanes) {
-      auto* to = reinterpret_cast<float4*>(own + chunk * 8);
+      auto* to = reinterpret_cast<float4*>(own + lane_ * 8);
       to[0] = {out[0], out[1], out[2], out[3]};
       to[1] = {out[4], out[5], out[6], out[7]};
     }
@@ -570,7 +586,12 @@ class FusedWarp {
 
   // To be called where a phase begins: keeps the compiler from computing all phases' addresses
   // before the first layer, since it would then have to spill them.
-  __device__ void BeginPhase() { asm volatile("" : "+r"(warp_), "+r"(lane_)); }
+  __device__ void BeginPhase() {
+    int thread = warp_ * 32 + lane_;
+    asm volatile("" : "+r"(thread));
+    warp_ = thread / 32;
+    lane_ = thread % 32;
+  }
 
   // What products and attention leave for each other's warps takes turns with what is being read.
   __device__ float* Sums() const {  // [tiles][warps][16], or attention's [warps][kPartStride]

@@ -299,11 +299,13 @@ class RefBackend final : public HostBackend {
     });
   }
 
-  void GatherLogitRows(const BatchPlan& plan, MatrixView x, MatrixView out) override {
+  void NormLogitRows(const BatchPlan& plan, MatrixView x, MatrixView gain, float epsilon,
+                     MatrixView out) override {
     for (int64_t i = 0; i < out.rows; ++i) {
       const int64_t r = Ref(plan).logit_rows[static_cast<size_t>(i)];
       for (int64_t c = 0; c < x.columns; ++c) SetFloat(out, i, c, FloatAt(x, r, c));
     }
+    RmsNorm(out, gain, epsilon, out);
   }
 
   void ChooseTokens(BatchPlan& plan, MatrixView logits) override {
