@@ -278,7 +278,7 @@ TEST_P(CudaBackendTest, MultipliesDequantizedWeights) {
   }
 }
 
-TEST_P(CudaBackendTest, EmbedsTurnsAndGathers) {
+TEST_P(CudaBackendTest, EmbedsTurnsAndNormalizesLogitRows) {
   Random random(4);
   constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 24, kVocabulary = 50, kHidden = 72;
   constexpr int64_t kColumns = (kHeads + 2 * kKvHeads) * kDim;

@@ -109,8 +109,8 @@ CudaPlan::~CudaPlan() {
 void CudaPlan::SetBatch(const Batch& batch) {
   CheckBatch(batch, layout_.limits, layout_.max_blocks);
 
-  // The last batch is copied by now or will be before this event: recorded behind the last step,
-  // where it does not keep the step's first kernels apart.
+  // Of the batch before: recorded behind its step, since an event behind the copy would keep the
+  // copy and the step's first kernels apart.
   stream_.Check(cudaEventRecord(staging_[staging_in_use_].copied, stream_.get()), "copying a batch",
                 batch.rows(), 1);
   staging_in_use_ = (staging_in_use_ + 1) % staging_.size();
