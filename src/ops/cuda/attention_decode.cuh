@@ -383,9 +383,9 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
   TileStream<Element, kDim, kInput> stream(a, walk, warp_shared);
   bool more = stream.Next();
   // With fresh input this kernel is the only one of its step that touches this layer's cache, and
-  // all that it reads there was written before the step: the copy of the step's batch to the
-  // device, which is no kernel, begins when all before it is done, and no kernel of the step begins
-  // before it. So nothing need be waited for.
+  // all that it reads there was written before the step: the copy of the step's batch to the device
+  // begins when all before it is done, and no kernel of the step begins before the copy is done
+  // (CudaPlan::SetBatch). So nothing need be waited for.
   if constexpr (kInput == DecodeInput::kTurned) WaitForLastKernel();
   for (int stage = 0; stage < Shape::kStages; ++stage) {
     if (more) stream.LoadKeys(2 * stage);

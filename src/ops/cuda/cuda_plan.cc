@@ -207,7 +207,15 @@ void CudaPlan::SetBatch(const Batch& batch) {
   batch_.prefill_tile_count = static_cast<int64_t>(tiles.size());
 
   CHECK(end <= layout_.batch_bytes);
-  CopyFromHost(stream_, host, device, end);
+  // Kernels read the batch, and the cache as the last step left it, before they wait for the kernel
+  // before, so none may begin before the copy is done. A graph begins behind it; a kernel by itself
+  // might begin early behind another kernel, but not behind the copying engine.
+  if (ReplayedStep() != nullptr) {
+    CopyFromHost(stream_, host, device, end);
+  } else {
+    stream_.Check(cudaMemcpyAsync(device, host, end, cudaMemcpyHostToDevice, stream_.get()),
+                  "copying a batch", batch.rows(), 1);
+  }
   has_rope_ = false;
 }
 
@@ -216,6 +224,12 @@ void CudaPlan::ChooseTokens(MatrixView logits) {
   int32_t* const for_host = tokens_->Next(logits.rows);
   cuda::ChooseTokens(stream_, logits, choices_, batch_.chosen, for_host);
   tokens_->Sent();
+}
+
+cudaGraphExec_t CudaPlan::ReplayedStep() const {
+  if (batch_.prefill_tile_count > 0) return nullptr;
+  const auto it = recordings_.find({batch_.rows, batch_.sequences, logit_rows_});
+  return it == recordings_.end() ? nullptr : it->second.graph;
 }
 
 void CudaPlan::Issue(const std::function<void()>& operations) {

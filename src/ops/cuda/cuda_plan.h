@@ -92,6 +92,10 @@ class CudaPlan final : public BatchPlan {
   CudaPlan(const PlanLayout& layout, Buffer memory, CudaKernels kernels, Stream& stream)
       : layout_(layout), memory_(std::move(memory)), kernels_(kernels), stream_(stream) {}
 
+  // The graph that Issue will launch for the batch; null where it issues operations, or records
+  // them.
+  cudaGraphExec_t ReplayedStep() const;
+
   PlanLayout layout_;
   Buffer memory_;
   CudaKernels kernels_;

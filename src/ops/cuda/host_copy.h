@@ -10,7 +10,8 @@ namespace nibble::cuda {
 
 // Copies page-locked memory of the host; returns before that is done. Both aligned to 16 bytes,
 // bytes a multiple of 16. A kernel reads the host's memory: the copying engine and the kernels'
-// queue would wait for each other, 10 µs of each step.
+// queue would wait for each other, 10 µs of each step. A kernel that is launched next with
+// LaunchDependent may begin before the copy is seen.
 void CopyFromHost(Stream& stream, const void* host, void* device, size_t bytes);
 
 }  // namespace nibble::cuda
