@@ -26,8 +26,11 @@ bool CanRopeAndAttendDecode(const DeviceBatch& batch, const AttentionSpec& atten
 void RopeAndAttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
                          const float2* angles, MatrixView qkv, KvView kv, MatrixView out,
                          void* scratch) {
-  CHECK(CanRopeAndAttendDecode(batch, attention) && kv.scales == nullptr);
+  CHECK(CanRopeAndAttendDecode(batch, attention));
   if (!batch.has_decode) return;
+  if (kv.scales != nullptr) {
+    return RopeAndAttendDecodeFp8(stream, batch, attention, angles, qkv, kv, out, scratch);
+  }
   Decode<DecodeInput::kFresh, false>(stream, batch, attention, qkv, angles, kv, out, scratch);
 }
 
