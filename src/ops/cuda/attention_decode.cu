@@ -26,11 +26,8 @@ bool CanRopeAndAttendDecode(const DeviceBatch& batch, const AttentionSpec& atten
 void RopeAndAttendDecode(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
                          const float2* angles, MatrixView qkv, KvView kv, MatrixView out,
                          void* scratch) {
-  CHECK(CanRopeAndAttendDecode(batch, attention));
+  CHECK(CanRopeAndAttendDecode(batch, attention) && kv.scales == nullptr);
   if (!batch.has_decode) return;
-  if (kv.scales != nullptr) {
-    return RopeAndAttendDecodeFp8(stream, batch, attention, angles, qkv, kv, out, scratch);
-  }
   Decode<DecodeInput::kFresh, false>(stream, batch, attention, qkv, angles, kv, out, scratch);
 }
 

@@ -118,7 +118,7 @@ struct TileScales {
 template <typename T, typename Element, int kDim, DecodeInput kInput>
 __device__ void AttendTiles(const DecodeArguments& a, const Segment& segment,
                             const uint32_t (&queries)[kDim / 16][4],
-                            const FreshToken<T, Element, kDim>* fresh, uint32_t shared, int& stage,
+                            const FreshToken<T, kDim>* fresh, uint32_t shared, int& stage,
                             TileStream<Element, kDim, kInput>& stream, WarpState<kDim>& state) {
   using Shape = DecodeShape<kDim, Element>;
   constexpr int kStages = Shape::kStages, kWarps = Shape::kWarps;
@@ -417,7 +417,7 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
     if constexpr (kInput == DecodeInput::kFresh) {
       float4 angles[kDim / 16];
       LoadAngles<kDim>(a.angles + static_cast<int64_t>(segment.span.row) * (kDim / 2), angles);
-      const FreshToken<T, Element, kDim> fresh(a, segment);
+      const FreshToken<T, kDim> fresh(a, segment);
       TurnQueries<T, kDim, 0>(angles, queries);
       if (heads > 8) TurnQueries<T, kDim, 1>(angles, queries);
       AttendTiles<T, Element, kDim>(a, segment, queries, &fresh, warp_shared, stage, stream, state);

@@ -260,7 +260,7 @@ class CudaBackend final : public Backend {
   void RopeAndAttend(BatchPlan& plan, const RopeSpec& rope, const AttentionSpec& attention,
                      int64_t layer, MatrixView qkv, KvCache& cache, MatrixView out) override {
     const CudaPlan& p = Cuda(plan);
-    if (!CanRopeAndAttendDecode(p.batch(), attention)) {
+    if (Cuda(cache).layout().scaled() || !CanRopeAndAttendDecode(p.batch(), attention)) {
       return Backend::RopeAndAttend(plan, rope, attention, layer, qkv, cache, out);
     }
     CheckQkv(p, attention, qkv, Cuda(cache));

@@ -21,7 +21,7 @@ struct DecodeArguments {
   DecodeLine line;
   void* keys;            // [blocks, kv_heads, kBlockTokens, head_dim]
   void* values;          // likewise
-  uint32_t* scales;      // see KvView
+  const uint32_t* scales;  // see KvView
   const void* q;         // [rows, q_stride]; fresh: queries, then keys, then values
   const float2* angles;  // fresh: [rows, head_dim / 2], cos and sin
   void* out;             // [rows, out_stride]
@@ -160,19 +160,11 @@ class TileStream {
 
 // The fresh token of a segment's context, where the segment and this warp have its tile: 16 bytes
 // of its key, turned, and of its value in the lane that filled their place in the tile.
-template <typename T, typename Element, int kDim>
+template <typename T, int kDim>
 class FreshToken {
-  using Shape = DecodeShape<kDim, Element>;
-  using H = HalfTraits<T>;
-  static constexpr bool kScaled = std::is_same_v<Element, Fp8>;
-  static constexpr int kElements = 16 / static_cast<int>(sizeof(Element));
-  static constexpr int kPairs = kElements / 2;
-  static constexpr int kChunks = kDim / kElements;  // of 16 bytes in a row
+  using Shape = DecodeShape<kDim, T>;
+  static constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
   static constexpr int kRowsAtOnce = 32 / kChunks;
-  // A lane's elements, two by two.
-  struct Elements {
-    float2 pairs[kPairs];
-  };
 
  public:
   // Reads it and writes it to the cache.
@@ -184,110 +176,49 @@ class FreshToken {
     }
     const int token = segment.span.end_token - 1, slot = token % kTileTokens;
     tile_ = token / kTileTokens;
-    const int kv_head = segment.kv_head, chunk = lane % kChunks;
+    const int chunk = lane % kChunks, column = chunk * 8;
+    is_here_ = lane / kChunks == slot % kRowsAtOnce;
+    if (!is_here_) return;
+    offset_ = slot * Shape::kRowBytes + chunk * 16;
+    const int kv_head = segment.kv_head;
+    const T* key = static_cast<const T*>(a.q) + segment.span.row * a.q_stride +
+                   static_cast<int64_t>(a.line.kv_heads * a.group + kv_head) * kDim;
+    const T* value = key + static_cast<int64_t>(a.line.kv_heads) * kDim;
     const int32_t block =
         a.line.block_tables[segment.sequence * a.line.table_stride + token / kBlockTokens];
-    const int64_t at = (static_cast<int64_t>(block) * a.line.kv_heads + kv_head) * kBlockTokens +
-                       token % kBlockTokens;
-    is_here_ = lane / kChunks == slot % kRowsAtOnce;
-    [[maybe_unused]] uint32_t scales = 0;
-    if (is_here_) {
-      offset_ = slot * Shape::kRowBytes + chunk * 16;
-      const T* key = static_cast<const T*>(a.q) + segment.span.row * a.q_stride +
-                     static_cast<int64_t>(a.line.kv_heads * a.group + kv_head) * kDim;
-      const T* value = key + static_cast<int64_t>(a.line.kv_heads) * kDim + chunk * kElements;
-      Elements keys = Read(key + chunk * kElements), values = Read(value);
-      const Elements others = Read(key + (chunk ^ (kChunks / 2)) * kElements);
-      const auto* angles = reinterpret_cast<const float4*>(
-          a.angles + static_cast<int64_t>(segment.span.row) * (kDim / 2) +
-          chunk % (kChunks / 2) * kElements);
-      Turn(keys, others, chunk < kChunks / 2 ? -1.0f : 1.0f, angles);
-      if constexpr (kScaled) {
-        scales = Quantized(keys, key_) >> 16;
-        scales |= Quantized(values, value_) & 0xffff0000u;
-        if (chunk == 0) a.scales[at] = scales;
-      } else {
-        key_ = Rounded(keys);
-        value_ = Rounded(values);
-      }
-      const int64_t chunk_at = at * kChunks + chunk;
-      static_cast<uint4*>(a.keys)[chunk_at] = key_;
-      static_cast<uint4*>(a.values)[chunk_at] = value_;
-    }
-    if constexpr (kScaled) {
-      // To the lane that filled their place.
-      scales_ = __shfl_sync(~0u, scales, slot % kRowsAtOnce * kChunks);
-      scales_offset_ = lane == slot / 4 ? Shape::kScales + slot * 4 : 0;
-    }
+    key_ = *reinterpret_cast<const uint4*>(key + column);
+    value_ = *reinterpret_cast<const uint4*>(value + column);
+    const uint4 other = *reinterpret_cast<const uint4*>(key + (chunk ^ (kChunks / 2)) * 8);
+    const auto* angles = reinterpret_cast<const float4*>(
+        a.angles + static_cast<int64_t>(segment.span.row) * (kDim / 2) + chunk % (kChunks / 2) * 8);
+    Turn(other, chunk < kChunks / 2 ? -1.0f : 1.0f, angles);
+    const int64_t at = ((static_cast<int64_t>(block) * a.line.kv_heads + kv_head) * kBlockTokens +
+                        token % kBlockTokens) *
+                           kDim +
+                       column;
+    *reinterpret_cast<uint4*>(static_cast<T*>(a.keys) + at) = key_;
+    *reinterpret_cast<uint4*>(static_cast<T*>(a.values) + at) = value_;
   }
 
   // Of the context; -1 where it is not the warp's.
   __device__ int tile() const { return tile_; }
-  // To a tile whose copies this lane has waited for. A key comes with the scales of both.
-  __device__ void PutKey(uint32_t tile) const {
-    Put(key_, tile);
-    if constexpr (kScaled) {
-      if (scales_offset_ == 0) return;
-      asm volatile("st.shared.u32 [%0], %1;" ::"r"(tile + scales_offset_), "r"(scales_) : "memory");
-    }
-  }
+  // To a tile whose copies this lane has waited for.
+  __device__ void PutKey(uint32_t tile) const { Put(key_, tile); }
   __device__ void PutValue(uint32_t tile) const { Put(value_, tile); }
 
  private:
-  static __device__ Elements Read(const T* from) {
-    Elements elements;
-#pragma unroll
-    for (int i = 0; i < kPairs; i += 4) {
-      const uint4 four = reinterpret_cast<const uint4*>(from)[i / 4];
-      const uint32_t words[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        elements.pairs[i + j] = H::ToFloats(reinterpret_cast<const typename H::Pair&>(words[j]));
-      }
-    }
-    return elements;
-  }
-  // keys · cos + sign · others · sin
-  static __device__ void Turn(Elements& keys, const Elements& others, float sign,
-                              const float4* angles) {
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const float4 angle = angles[i];
-      const float2 x = keys.pairs[i], y = others.pairs[i];
-      keys.pairs[i] = {x.x * angle.x + sign * y.x * angle.y, x.y * angle.z + sign * y.y * angle.w};
-    }
-  }
-  static __device__ uint4 Rounded(const Elements& elements) {
-    uint32_t words[4];
+  // key_ · cos + sign · other · sin
+  __device__ void Turn(const uint4& other, float sign, const float4* angles) {
+    using H = HalfTraits<T>;
+    auto* own = reinterpret_cast<typename H::Pair*>(&key_);
+    const auto* others = reinterpret_cast<const typename H::Pair*>(&other);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      words[i] = PackHalves<T>(elements.pairs[i].x, elements.pairs[i].y);
+      const float4 angle = angles[i];
+      const float2 x = H::ToFloats(own[i]), y = H::ToFloats(others[i]);
+      own[i] =
+          H::FromFloats(x.x * angle.x + sign * y.x * angle.y, x.y * angle.z + sign * y.y * angle.w);
     }
-    return {words[0], words[1], words[2], words[3]};
-  }
-  // The bits of the scale of all lanes' elements, and the lane's in 8 bits (kv_fp8.cuh).
-  static __device__ uint32_t Quantized(const Elements& elements, uint4& codes) {
-    static_assert(kPairs == 8);
-    uint32_t largest = 0;
-#pragma unroll
-    for (const float2& pair : elements.pairs) {  // as numbers: NaN is the largest
-      largest = max(largest, max(__float_as_uint(fabsf(pair.x)), __float_as_uint(fabsf(pair.y))));
-    }
-    const int first = static_cast<int>(threadIdx.x) % 32 / kChunks * kChunks;
-    const uint32_t lanes = ((1u << kChunks) - 1) << first;
-    const uint32_t scale = Fp8ScaleBits(__uint_as_float(__reduce_max_sync(lanes, largest)));
-    const float inverse = 1 / __uint_as_float(scale);
-    uint32_t words[4];
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const auto two = [&](float2 pair) {
-        return static_cast<uint32_t>(__nv_cvt_float2_to_fp8x2({pair.x * inverse, pair.y * inverse},
-                                                              __NV_SATFINITE, __NV_E4M3));
-      };
-      words[q] = two(elements.pairs[q]) | two(elements.pairs[q + 4]) << 16;
-    }
-    codes = {words[0], words[1], words[2], words[3]};
-    return scale;
   }
   __device__ void Put(const uint4& from, uint32_t tile) const {
     if (!is_here_) return;
@@ -299,7 +230,6 @@ class FreshToken {
   int tile_ = -1;
   bool is_here_ = false;
   uint32_t offset_ = 0;
-  uint32_t scales_ = 0, scales_offset_ = 0;  // 0: another lane's
   uint4 key_, value_;
 };
 

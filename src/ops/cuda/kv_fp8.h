@@ -9,15 +9,12 @@
 
 namespace nibble::cuda {
 
-// RopeAndStoreKv (elementwise.h), AttendDecode and RopeAndAttendDecode (attention.h) for a view
-// with scales; head_dim a multiple of 16, at most 256.
+// RopeAndStoreKv (elementwise.h), AttendDecode (attention.h) for a view with scales; head_dim a
+// multiple of 16, at most 256.
 void RopeAndStoreFp8(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
                      const float2* table, MatrixView qkv, KvView kv);
 void AttendDecodeFp8(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,
                      MatrixView q, KvView kv, MatrixView out, void* scratch);
-void RopeAndAttendDecodeFp8(Stream& stream, const DeviceBatch& batch,
-                            const AttentionSpec& attention, const float2* angles, MatrixView qkv,
-                            KvView kv, MatrixView out, void* scratch);
 
 // wide = kv, of the activations' type, in the blocks of all sequences that have prefill tiles.
 void ExpandKv(Stream& stream, const DeviceBatch& batch, const AttentionSpec& attention,

@@ -1,9 +1,7 @@
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "src/ops/cuda/attention_test_util.h"
 #include "src/ops/cuda/kv_fp8.cuh"
@@ -188,110 +186,6 @@ TEST_F(KvFp8Test, ExpandsSharedBlocks) {
       const bool wanted = i / (2 * kBlockTokens * kDim) != 2;  // block 2 is decode's
       ASSERT_EQ(got[i], wanted ? F16FromFloat(is_key ? 1 : 2) : kPoison) << i;
     }
-  }
-}
-
-class RopeAndAttendFp8Test : public KvFp8Test {
- protected:
-  // A decode step in one kernel against its two halves: the same cache, but that a turned key may
-  // be rounded otherwise, and nearly the same output.
-  void CompareFresh(const Setting& setting, uint64_t seed = 1) {
-    SCOPED_TRACE(setting.ToString());
-    const AttentionSpec& spec = setting.spec;
-    Normals normals(seed);
-    HostCase host(setting, normals);
-    Codes codes = Quantize(host);
-    const int64_t dim = spec.head_dim, rows = setting.rows();
-    const int64_t columns = (spec.heads + 2 * spec.kv_heads) * dim, stride = columns + setting.gap;
-    std::vector<uint16_t> qkv(static_cast<size_t>(rows * stride), kPoison);
-    std::vector<float> angles;
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < columns; ++c) {
-        qkv[static_cast<size_t>(r * stride + c)] = normals.Next(setting.type);
-      }
-      const int32_t position = host.positions[static_cast<size_t>(r)];
-      for (int64_t i = 0; i < dim / 2; ++i) {
-        const double angle = position * std::pow(10000.0, -2.0 * static_cast<double>(i) / dim);
-        angles.push_back(static_cast<float>(std::cos(angle)));
-        angles.push_back(static_cast<float>(std::sin(angle)));
-      }
-      const int64_t block =
-          host.tables[static_cast<size_t>(r * host.max_blocks + position / kBlockTokens)];
-      for (int64_t head = 0; head < spec.kv_heads; ++head) {
-        const auto token = static_cast<size_t>((block * spec.kv_heads + head) * kBlockTokens +
-                                               position % kBlockTokens);
-        codes.scales[token] = kPoisonScales;
-        const auto at = static_cast<ptrdiff_t>(token * static_cast<size_t>(dim));
-        std::fill_n(codes.keys.begin() + at, dim, kPoisonCode);
-        std::fill_n(codes.values.begin() + at, dim, kPoisonCode);
-      }
-    }
-    std::vector<int32_t> sequences(static_cast<size_t>(rows));
-    std::iota(sequences.begin(), sequences.end(), 0);
-    const Buffer row_sequence = Upload(sequences), device_angles = Upload(angles);
-    const auto* const turns = reinterpret_cast<const float2*>(device_angles.data());
-    std::vector<uint16_t> out[2];
-    Codes cache[2] = {codes, codes};
-    for (const int at_once : {0, 1}) {
-      DeviceCase device = ToDevice(host);
-      device.batch.row_sequence = row_sequence.as<int32_t>();
-      const Buffer keys = Upload(codes.keys), values = Upload(codes.values),
-                   scales = Upload(codes.scales), input = Upload(qkv), scratch = Scratch(spec);
-      device.kv = {keys.data(), values.data(), scales.as<uint32_t>()};
-      const MatrixView view{input.data(), setting.type, rows, columns, stride};
-      if (at_once == 1) {
-        RopeAndAttendDecode(*stream_, device.batch, spec, turns, view, device.kv, device.out_view,
-                            scratch.data());
-      } else {
-        RopeAndStoreFp8(*stream_, device.batch, spec, turns, view, device.kv);
-        AttendDecode(*stream_, device.batch, spec, view.Columns(0, spec.heads * dim), device.kv,
-                     device.out_view, scratch.data());
-      }
-      out[at_once] = Download(host, device);
-      Codes& got = cache[at_once];
-      Must(cudaMemcpy(got.keys.data(), keys.data(), got.keys.size(), cudaMemcpyDeviceToHost));
-      Must(cudaMemcpy(got.values.data(), values.data(), got.values.size(), cudaMemcpyDeviceToHost));
-      Must(cudaMemcpy(got.scales.data(), scales.data(), 4 * got.scales.size(),
-                      cudaMemcpyDeviceToHost));
-    }
-    EXPECT_EQ(cache[1].scales, cache[0].scales);
-    EXPECT_EQ(cache[1].values, cache[0].values);
-    int64_t others = 0;
-    for (size_t i = 0; i < codes.keys.size(); ++i) {
-      if (cache[1].keys[i] == cache[0].keys[i]) continue;
-      ++others;
-      const uint8_t got = cache[1].keys[i], want = cache[0].keys[i];
-      // 0 and -0 are neighbours, too.
-      ASSERT_TRUE(std::abs(got - want) == 1 || ((got | want) & 0x7f) <= 1) << i;
-    }
-    EXPECT_LE(others, 1 + rows * spec.kv_heads * dim / 1000);
-    for (size_t i = 0; i < out[0].size(); ++i) {
-      const float want = ToFloat(out[0][i], setting.type), got = ToFloat(out[1][i], setting.type);
-      ASSERT_NEAR(got, want, 0x1p-7 * std::abs(want) + 0x1p-7) << i;
-    }
-  }
-};
-
-TEST_F(RopeAndAttendFp8Test, ContextsOfManyLengths) {
-  for (const DType type : kTypes) {
-    for (const int64_t head_dim : {64, 128, 256}) {
-      CompareFresh(
-          {Spec(4, 2, head_dim),
-           type,
-           {{1}, {2}, {15}, {16}, {17}, {31}, {32}, {33}, {63}, {64}, {65}, {127}, {612}, {2000}}});
-      CompareFresh({Spec(2, 1, head_dim), type, {{1}}});
-      CompareFresh({Spec(2, 1, head_dim), type, {{6001}}});  // one context in many parts
-    }
-  }
-}
-
-TEST_F(RopeAndAttendFp8Test, GroupsAndWindows) {
-  for (const int64_t group : {1, 2, 3, 8, 16, 17, 71}) {
-    CompareFresh({Spec(2 * group, 2, 64), kTypes[group % 2], {{33}, {1}, {300}}});
-    CompareFresh({Spec(group, 1, 128), kTypes[group % 2], {{200}}});
-  }
-  for (const int64_t window : {1, 15, 16, 17, 33, 100, 612}) {
-    CompareFresh({Spec(4, 2, 128, window), kTypes[window % 2], {{1}, {40}, {612}, {130}, {33}}});
   }
 }
 
