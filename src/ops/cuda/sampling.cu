@@ -197,21 +197,10 @@ __device__ Best Better(Best a, Best b) {
 __device__ Best MostProbable(const float* logits, int columns) {
   __shared__ Best bests[kWarps];
   Best best{-INFINITY, 0x7fffffff};
-  const auto consider = [&best](float value, int column) {
-    best = Better(best, {isnan(value) ? -INFINITY : value, column});
-  };
-  const bool aligned = reinterpret_cast<uintptr_t>(logits) % sizeof(float4) == 0;
-  const int fours = aligned ? columns / 4 : 0;
 #pragma unroll 8
-  for (int i = static_cast<int>(threadIdx.x); i < fours; i += kThreads) {
-    const float4 four = reinterpret_cast<const float4*>(logits)[i];
-    consider(four.x, 4 * i);
-    consider(four.y, 4 * i + 1);
-    consider(four.z, 4 * i + 2);
-    consider(four.w, 4 * i + 3);
-  }
-  for (int c = 4 * fours + static_cast<int>(threadIdx.x); c < columns; c += kThreads) {
-    consider(logits[c], c);
+  for (int c = static_cast<int>(threadIdx.x); c < columns; c += kThreads) {
+    const float value = logits[c];
+    best = Better(best, {isnan(value) ? -INFINITY : value, c});
   }
   const auto reduce = [](Best& x) {
     for (int step = 16; step > 0; step /= 2) {
