@@ -5,6 +5,7 @@
 
 #include "src/ops/cuda/dependent_launch.cuh"
 #include "src/ops/cuda/half.cuh"
+#include "src/ops/cuda/warp_sum.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -29,13 +30,11 @@ unsigned Grid(int64_t blocks) { return static_cast<unsigned>(blocks); }
 // The sum over a block of at most 1024 threads, in every thread.
 __device__ float BlockSum(float value) {
   __shared__ float sums[32];
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  value = SumOverWarp(value);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   if (lane == 0) sums[warp] = value;
   __syncthreads();
-  value = lane < static_cast<int>(blockDim.x) / 32 ? sums[lane] : 0.0f;
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-  return value;
+  return SumOverWarp(lane < static_cast<int>(blockDim.x) / 32 ? sums[lane] : 0.0f);
 }
 
 template <int kWidth, typename T>

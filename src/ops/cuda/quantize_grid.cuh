@@ -3,6 +3,7 @@
 #define NIBBLE_OPS_CUDA_QUANTIZE_GRID_CUH_
 
 #include "src/ops/cuda/quantize_kernels.h"
+#include "src/ops/cuda/warp_sum.cuh"
 
 namespace nibble::cuda {
 
@@ -10,10 +11,6 @@ inline constexpr unsigned kWholeWarp = ~0u;
 
 __device__ inline int LaneOfWarp() { return static_cast<int>(threadIdx.x) % 32; }
 
-__device__ inline float WarpSum(float value) {
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(kWholeWarp, value, step);
-  return value;
-}
 __device__ inline float WarpMax(float value) {
   for (int step = 16; step > 0; step /= 2) {
     value = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, step));
@@ -52,7 +49,7 @@ __device__ GroupGrid FindWarpGrid(const GroupSpec& spec, const Values& values) {
       const float error = value - grid.Value(grid.Code(value));
       loss += spec.search == ScaleSearch::kMse ? PowerLoss(error) : importance * error * error;
     });
-    loss = WarpSum(loss);
+    loss = SumOverWarp(loss);
     if (loss < least) {
       least = loss;
       best = grid;

@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kClipThreads)
         const auto* const own = reinterpret_cast<const float*>(deltas[4 * lane + c]);
         loss = fmaf(sums[step][c], own[step], loss);
       }
-      loss = WarpSum(loss);
+      loss = SumOverWarp(loss);
       if (lane == 0) to[step] = loss;
     }
   }

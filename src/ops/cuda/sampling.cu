@@ -1,5 +1,6 @@
 #include "src/ops/cuda/dependent_launch.cuh"
 #include "src/ops/cuda/sampling.h"
+#include "src/ops/cuda/warp_sum.cuh"
 #include "src/ops/token_weight.h"
 
 namespace nibble::cuda {
@@ -34,11 +35,6 @@ struct Shared {
 __device__ int Lane() { return static_cast<int>(threadIdx.x) % 32; }
 __device__ int Warp() { return static_cast<int>(threadIdx.x) / 32; }
 
-__device__ Wide WarpSum(Wide value) {
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(kAll, value, step);
-  return value;
-}
-
 // The sum over the lanes up to this one.
 __device__ Wide WarpPrefix(Wide value) {
   for (int step = 1; step < 32; step *= 2) {
@@ -50,11 +46,11 @@ __device__ Wide WarpPrefix(Wide value) {
 
 // The sum over the block, in every thread.
 __device__ Wide BlockSum(Wide value, Shared& shared) {
-  value = WarpSum(value);
+  value = SumOverWarp(value);
   __syncthreads();
   if (Lane() == 0) shared.warps[Warp()] = value;
   __syncthreads();
-  return WarpSum(shared.warps[Lane()]);
+  return SumOverWarp(shared.warps[Lane()]);
 }
 
 // The sum over the threads before this one.
@@ -101,7 +97,7 @@ __device__ int Find(Wide rank, int columns, const Measure& measure, Shared& shar
     Wide sum = 0;
 #pragma unroll 4
     for (int c = first + Lane(); c < last; c += 32) sum += measure(c);
-    sum = WarpSum(sum);
+    sum = SumOverWarp(sum);
     __syncthreads();
     if (Lane() == 0) shared.warps[Warp()] = sum;
     __syncthreads();
@@ -149,7 +145,7 @@ __device__ Cut Select(const Row& row, Wide target, Shared& shared) {
       __match_all_sync(kAll, bucket, &same);
       if (same != 0) {  // equal logits must not queue up at one address
         if (bucket == kNeverDrawn) continue;
-        const Wide sum = WarpSum(MeasureOf<kMeasure>(distance));
+        const Wide sum = SumOverWarp(MeasureOf<kMeasure>(distance));
         if (Lane() == 0) shared.Add(bucket, sum);
       } else if (in) {
         shared.Add(bucket, MeasureOf<kMeasure>(distance));

@@ -5,7 +5,8 @@
 namespace nibble::cuda {
 
 // Of all lanes' values, in every lane.
-__device__ inline float SumOverWarp(float sum) {
+template <typename T>
+__device__ T SumOverWarp(T sum) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
   return sum;
