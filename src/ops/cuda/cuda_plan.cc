@@ -206,11 +206,15 @@ void CudaPlan::SetBatch(const Batch& batch) {
   batch_.prefill_tiles = reinterpret_cast<const PrefillTile*>(device_tiles);
   batch_.prefill_tile_count = static_cast<int64_t>(tiles.size());
 
+  recording_ = batch_.prefill_tile_count > 0
+                   ? nullptr
+                   : &recordings_[{batch_.rows, batch_.sequences, logit_rows_}];
+
   CHECK(end <= layout_.batch_bytes);
   // Kernels read the batch, and the cache as the last step left it, before they wait for the kernel
   // before, so none may begin before the copy is done. A graph begins behind it; a kernel by itself
   // might begin early behind another kernel, but not behind the copying engine.
-  if (ReplayedStep() != nullptr) {
+  if (recording_ != nullptr && recording_->graph != nullptr) {
     CopyFromHost(stream_, host, device, end);
   } else {
     stream_.Check(cudaMemcpyAsync(device, host, end, cudaMemcpyHostToDevice, stream_.get()),
@@ -226,15 +230,9 @@ void CudaPlan::ChooseTokens(MatrixView logits) {
   tokens_->Sent();
 }
 
-cudaGraphExec_t CudaPlan::ReplayedStep() const {
-  if (batch_.prefill_tile_count > 0) return nullptr;
-  const auto it = recordings_.find({batch_.rows, batch_.sequences, logit_rows_});
-  return it == recordings_.end() ? nullptr : it->second.graph;
-}
-
 void CudaPlan::Issue(const std::function<void()>& operations) {
-  if (batch_.prefill_tile_count > 0) return operations();
-  Recording& recording = recordings_[{batch_.rows, batch_.sequences, logit_rows_}];
+  if (recording_ == nullptr) return operations();
+  Recording& recording = *recording_;
   if (!recording.seen) {
     recording.seen = true;
     return operations();

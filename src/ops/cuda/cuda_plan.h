@@ -92,10 +92,6 @@ class CudaPlan final : public BatchPlan {
   CudaPlan(const PlanLayout& layout, Buffer memory, CudaKernels kernels, Stream& stream)
       : layout_(layout), memory_(std::move(memory)), kernels_(kernels), stream_(stream) {}
 
-  // The graph that Issue will launch for the batch; null where it issues operations, or records
-  // them.
-  cudaGraphExec_t ReplayedStep() const;
-
   PlanLayout layout_;
   Buffer memory_;
   CudaKernels kernels_;
@@ -107,6 +103,7 @@ class CudaPlan final : public BatchPlan {
   std::array<Staging, 2> staging_;
   size_t staging_in_use_ = 0;
   std::map<StepShape, Recording> recordings_;
+  Recording* recording_ = nullptr;  // of steps like the batch's; null where they are not recorded
   mutable std::vector<float> frequencies_;  // those on the device
   mutable bool has_rope_ = false;
 };
