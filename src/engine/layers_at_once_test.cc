@@ -7,6 +7,7 @@
 #include "src/engine/engine.h"
 #include "src/ops/cpu/cpu_backend.h"
 #include "src/ops/delegating_backend.h"
+#include "src/ops/layers_test_util.h"
 
 namespace nibble {
 namespace {
@@ -22,24 +23,7 @@ class AtOnceBackend final : public DelegatingBackend {
   bool RunLayers(BatchPlan& plan, std::span<const DecoderLayer> layers, const RopeSpec& rope,
                  float epsilon, KvCache& cache, MatrixView residual) override {
     ++calls;
-    const auto scratch = [&](int64_t columns) {
-      return Must(Allocate(MemoryClass::kWorkspace, activation_type(), residual.rows, columns));
-    };
-    for (size_t i = 0; i < layers.size(); ++i) {
-      const DecoderLayer& layer = layers[i];
-      const AttentionSpec& attention = layer.attention;
-      const Matrix normed = scratch(residual.columns), qkv = scratch(layer.qkv->out_features()),
-                   attended = scratch(attention.heads * attention.head_dim),
-                   gated = scratch(layer.down->in_features());
-      RmsNorm(residual, layer.input_norm, epsilon, normed.view());
-      Linear(plan, *layer.qkv, normed.view(), Epilogue::kNone, qkv.view());
-      RopeAndAttend(plan, rope, attention, static_cast<int64_t>(i), qkv.view(), cache,
-                    attended.view());
-      Linear(plan, *layer.output, attended.view(), Epilogue::kAdd, residual);
-      RmsNorm(residual, layer.post_attention_norm, epsilon, normed.view());
-      Linear(plan, *layer.gate_up, normed.view(), Epilogue::kSiluMul, gated.view());
-      Linear(plan, *layer.down, gated.view(), Epilogue::kAdd, residual);
-    }
+    RunLayersApart(*this, plan, layers, rope, epsilon, cache, residual);
     return true;
   }
 

@@ -15,6 +15,7 @@
 #include "src/base/random.h"
 #include "src/ops/cuda/cuda_backend.h"
 #include "src/ops/cuda/device.h"
+#include "src/ops/layers_test_util.h"
 #include "src/ops/ref/ref_backend.h"
 
 namespace nibble {
@@ -73,10 +74,7 @@ class Decoder {
       return Must(backend.Allocate(MemoryClass::kWorkspace, type, rows, columns));
     };
     residual_ = allocate(1, shape.hidden);
-    normed_ = allocate(1, shape.hidden);
     qkv_ = allocate(512, shape.qkv_features());
-    attention_ = allocate(1, shape.q_features());
-    gated_ = allocate(1, shape.intermediate);
     // Not in order, so that a block's number is not its place.
     for (int64_t i = 0; i < blocks_; ++i) {
       table_.push_back(static_cast<int32_t>((i * 7 + 3) % (blocks_ + 3)));
@@ -114,31 +112,21 @@ class Decoder {
     Put(residual_, values);
     SetBatch(position, 1);
     const RopeSpec rope{frequencies_};
-    const MatrixView residual = residual_.view(), qkv = qkv_.view().Rows(0, 1);
+    const MatrixView residual = residual_.view();
+    std::vector<DecoderLayer> layers;
+    for (const LayerOnDevice& layer : layers_) {
+      layers.push_back({.input_norm = layer.input_norm.view(),
+                        .post_attention_norm = layer.post_norm.view(),
+                        .qkv = layer.qkv.get(),
+                        .output = layer.output.get(),
+                        .gate_up = layer.gate_up.get(),
+                        .down = layer.down.get(),
+                        .attention = Attention()});
+    }
     if (at_once) {
-      std::vector<DecoderLayer> layers;
-      for (const LayerOnDevice& layer : layers_) {
-        layers.push_back({.input_norm = layer.input_norm.view(),
-                          .post_attention_norm = layer.post_norm.view(),
-                          .qkv = layer.qkv.get(),
-                          .output = layer.output.get(),
-                          .gate_up = layer.gate_up.get(),
-                          .down = layer.down.get(),
-                          .attention = Attention()});
-      }
       EXPECT_TRUE(backend_.RunLayers(*plan_, layers, rope, 1e-5f, *cache_, residual));
     } else {
-      for (size_t i = 0; i < layers_.size(); ++i) {
-        const LayerOnDevice& layer = layers_[i];
-        backend_.RmsNorm(residual, layer.input_norm.view(), 1e-5f, normed_.view());
-        backend_.Linear(*plan_, *layer.qkv, normed_.view(), Epilogue::kNone, qkv);
-        backend_.RopeAndAttend(*plan_, rope, Attention(), static_cast<int64_t>(i), qkv, *cache_,
-                               attention_.view());
-        backend_.Linear(*plan_, *layer.output, attention_.view(), Epilogue::kAdd, residual);
-        backend_.RmsNorm(residual, layer.post_norm.view(), 1e-5f, normed_.view());
-        backend_.Linear(*plan_, *layer.gate_up, normed_.view(), Epilogue::kSiluMul, gated_.view());
-        backend_.Linear(*plan_, *layer.down, gated_.view(), Epilogue::kAdd, residual);
-      }
+      RunLayersApart(backend_, *plan_, layers, rope, 1e-5f, *cache_, residual);
     }
     return Floats(Must(backend_.ToHost(residual)));
   }
@@ -231,7 +219,7 @@ class Decoder {
   std::vector<LayerOnDevice> layers_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<BatchPlan> plan_;
-  Matrix residual_, normed_, qkv_, attention_, gated_;
+  Matrix residual_, qkv_;
   std::vector<int32_t> table_;
   std::vector<float> frequencies_;
 };
