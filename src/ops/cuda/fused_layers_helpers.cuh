@@ -33,7 +33,7 @@ __device__ void BringWeights(const FusedArguments& a) {
   const uint32_t ring = AddressOf(sizeof(FusedFixed));
   const uint32_t full = SharedAddress(Fixed().full), empty = SharedAddress(Fixed().empty);
   // No piece may be older than the ring, or its barrier's phase would be mistaken for another.
-  const int most_pieces = min(kPiecesWhileMultiplying, a.stages * kPieces);
+  const int most_pieces = min(kPiecesOtherwise, a.stages * kPieces);
   RingPlace place, under_way;  // to fill; the oldest that may be on its way
   int asked = 0, done = 0;     // pieces
 #pragma unroll 1

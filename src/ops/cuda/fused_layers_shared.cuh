@@ -26,7 +26,7 @@ inline constexpr int kMostStages = 8;
 // A stage comes in pieces, for half of the warps each. While a block waits for a row, only one is
 // under way, because the row would wait behind them.
 inline constexpr int kPieces = 2, kPieceUnits = kStageUnits / kPieces;
-inline constexpr int kPiecesWhileMultiplying = 8, kPiecesWhileWaiting = 1;
+inline constexpr int kPiecesOtherwise = 8, kPiecesWhileWaiting = 1;
 inline constexpr int kMostLayers = 128;
 inline constexpr int kMostParts = 4;      // of a head's context
 inline constexpr int kMostEntries = 512;  // of the block table, of a part
