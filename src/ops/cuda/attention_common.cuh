@@ -42,24 +42,18 @@ inline int WindowOf(const AttentionSpec& attention) {
 
 // sum += a · b. a: 16 x 16; b: 16 x 8.
 template <typename T>
-__device__ void MultiplyAdd(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float& sum0,
-                            float& sum1, float& sum2, float& sum3) {
+__device__ void MultiplyAdd(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&sum)[4]) {
   if constexpr (std::is_same_v<T, __half>) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sum0), "+f"(sum1), "+f"(sum2), "+f"(sum3)
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sum0), "+f"(sum1), "+f"(sum2), "+f"(sum3)
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
-}
-
-template <typename T>
-__device__ void MultiplyAdd(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&sum)[4]) {
-  MultiplyAdd<T>(a, b0, b1, sum[0], sum[1], sum[2], sum[3]);
 }
 
 template <typename T>
@@ -72,24 +66,6 @@ inline __device__ float Exp2(float x) {  // 2^x within 2 ulp; 0 for -infinity
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-// Queries as the product's left operand. low, high: [head_dim], of rows lane / 4 and lane / 4 + 8,
-// zeros where null.
-template <typename T, int kSteps>
-__device__ void LoadQueries(const T* low, const T* high, int head_dim,
-                            uint32_t (&queries)[kSteps][4]) {
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-    for (int part = 0; part < 4; ++part) {
-      const T* row = part % 2 == 0 ? low : high;
-      const int column = step * 16 + part / 2 * 8 + static_cast<int>(threadIdx.x) % 4 * 2;
-      queries[step][part] = row != nullptr && column < head_dim
-                                ? *reinterpret_cast<const uint32_t*>(row + column)
-                                : 0;
-    }
-  }
 }
 
 // scores: of 16 queries and kKeyTiles · 8 keys, -infinity where a query does not see a key; become

@@ -12,114 +12,222 @@
 
 namespace nibble::cuda {
 
-template <int kDim>
+// What a warp has of up to kHeads heads, 8 or 16. Products are transposed: tokens, and dimensions
+// of values, are their rows, and eight heads their columns, of which a lane has two.
+template <int kDim, int kHeads>
 struct WarpState {
-  float highest[2] = {-INFINITY, -INFINITY};  // of rows lane / 4 and lane / 4 + 8
-  float sums[2] = {0, 0};
-  float out[kDim / 8][4] = {};
+  __device__ WarpState() {
+#pragma unroll
+    for (int h = 0; h < kHeads / 8; ++h) highest[h][0] = highest[h][1] = -INFINITY;
+  }
+
+  // Of heads 8h + 2 · (lane % 4) + {0, 1}; sums are the lane's share.
+  float highest[kHeads / 8][2];
+  float sums[kHeads / 8][2] = {};
+  float out[kHeads / 8][kDim / 16][4] = {};  // see OutDimension
 };
 
-// scores += queries · keysᵀ, of a tile of 16-bit keys. `keys`: of lane 0's row.
-template <typename T, int kDim>
-__device__ void AddScores(uint32_t keys, const uint32_t (&queries)[kDim / 16][4],
-                          float (&scores)[2][4], T) {
+// Queries of kHeads heads as the product's right operand: lane / 4 is the head.
+template <int kDim, int kHeads>
+using Queries = uint32_t[kHeads / 8][kDim / 16][2];
+
+// From [heads, head_dim]; zeros where there is no head or dimension.
+template <typename T, int kDim, int kHeads>
+__device__ void LoadQueries(const T* from, int heads, int head_dim,
+                            Queries<kDim, kHeads>& queries) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  // Rows of a tile for ldmatrix: keys are the product's columns.
-  keys += (lane / 16 * 8 + lane % 8) * DecodeShape<kDim, T>::kRowBytes + lane / 8 % 2 * 16;
+#pragma unroll
+  for (int h = 0; h < kHeads / 8; ++h) {
+    const int head = h * 8 + lane / 4;
+    const T* row = from + head * head_dim;
+#pragma unroll
+    for (int i = 0; i < kDim / 8; ++i) {
+      const int column = i * 8 + lane % 4 * 2;
+      queries[h][i / 2][i % 2] =
+          head < heads && column < head_dim ? *reinterpret_cast<const uint32_t*>(row + column) : 0;
+    }
+  }
+}
+
+// Turns queries; the two dimensions that turn together are in the same lane. angles: LoadAngles.
+template <typename T, int kDim, int kHeads>
+__device__ void TurnQueries(const float4 (&angles)[kDim / 16], Queries<kDim, kHeads>& queries) {
+  constexpr int kHalf = kDim / 32;
+  using Pair = typename HalfTraits<T>::Pair;
+#pragma unroll
+  for (int h = 0; h < kHeads / 8; ++h) {
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i) {
+      const float4 angle = angles[i];
+      uint32_t &low = queries[h][i / 2][i % 2], &high = queries[h][i / 2 + kHalf][i % 2];
+      const float2 a = HalfTraits<T>::ToFloats(reinterpret_cast<const Pair&>(low));
+      const float2 b = HalfTraits<T>::ToFloats(reinterpret_cast<const Pair&>(high));
+      low = PackHalves<T>(a.x * angle.x - b.x * angle.y, a.y * angle.z - b.y * angle.w);
+      high = PackHalves<T>(b.x * angle.x + a.x * angle.y, b.y * angle.z + a.y * angle.w);
+    }
+  }
+}
+
+// Products of 16 rows with all heads.
+template <typename T, int kHeadTiles, int kSteps>
+__device__ void MultiplyHeads(const uint32_t (&rows)[4],
+                              const uint32_t (&heads)[kHeadTiles][kSteps][2], int step,
+                              float (&sums)[kHeadTiles][4]) {
+#pragma unroll
+  for (int h = 0; h < kHeadTiles; ++h) {
+    MultiplyAdd<T>(rows, heads[h][step][0], heads[h][step][1], sums[h]);
+  }
+}
+
+// scores += keys · queriesᵀ, of a tile of 16-bit keys. `keys`: of lane 0's row.
+template <typename T, int kDim, int kHeads>
+__device__ void AddScores(uint32_t keys, const Queries<kDim, kHeads>& queries,
+                          float (&scores)[kHeads / 8][4], T) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  keys += lane % 16 * DecodeShape<kDim, T>::kRowBytes + lane / 16 * 16;
 #pragma unroll
   for (int step = 0; step < kDim / 16; ++step) {
     uint32_t fragment[4];
     LoadMatrices(keys + step * 32, fragment);
-    MultiplyAdd<T>(queries[step], fragment[0], fragment[1], scores[0]);
-    MultiplyAdd<T>(queries[step], fragment[2], fragment[3], scores[1]);
+    MultiplyHeads<T>(fragment, queries, step, scores);
   }
 }
 
 // The same of 8 bits: a lane's four bytes of 16 are its elements of the product's operand.
-template <typename T, int kDim>
-__device__ void AddScores(uint32_t keys, const uint32_t (&queries)[kDim / 16][4],
-                          float (&scores)[2][4], Fp8) {
+template <typename T, int kDim, int kHeads>
+__device__ void AddScores(uint32_t keys, const Queries<kDim, kHeads>& queries,
+                          float (&scores)[kHeads / 8][4], Fp8) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  keys += (lane / 8 % 2 * 8 + lane % 8) * DecodeShape<kDim, Fp8>::kRowBytes + lane / 16 * 16;
+  keys += lane % 16 * DecodeShape<kDim, Fp8>::kRowBytes + lane / 16 * 16;
 #pragma unroll
   for (int step = 0; step < kDim / 16; step += 2) {
     uint32_t fragment[4];
     LoadMatrices(keys + step * 16, fragment);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint2 pairs = FromFp8<T>(fragment[i]);
-      MultiplyAdd<T>(queries[step + i / 2], pairs.x, pairs.y, scores[i % 2]);
+    for (int i = 0; i < 2; ++i) {
+      const uint2 low = FromFp8<T>(fragment[2 * i]), high = FromFp8<T>(fragment[2 * i + 1]);
+      MultiplyHeads<T>({low.x, high.x, low.y, high.y}, queries, step + i, scores);
     }
   }
 }
 
-// out += weights · values, of a tile of 16-bit values. `values`: of lane 0's row.
-template <typename T, int kDim>
-__device__ void AddValues(uint32_t values, const uint32_t (&weights)[4], float (&out)[kDim / 8][4],
-                          T) {
+// out += valuesᵀ · weights, of a tile of 16-bit values. `values`: of lane 0's row.
+template <typename T, int kDim, int kHeads>
+__device__ void AddValues(uint32_t values, const uint32_t (&weights)[kHeads / 8][2],
+                          WarpState<kDim, kHeads>& state, T) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  // For ldmatrix: values are the product's depth.
-  values += (lane / 8 % 2 * 8 + lane % 8) * DecodeShape<kDim, T>::kRowBytes + lane / 16 * 16;
+  values += (lane / 16 * 8 + lane % 8) * DecodeShape<kDim, T>::kRowBytes + lane / 8 % 2 * 16;
 #pragma unroll
-  for (int t = 0; t < kDim / 8; t += 2) {
+  for (int t = 0; t < kDim / 16; ++t) {
     uint32_t fragment[4];
-    LoadMatricesTransposed(values + t * 16, fragment);
-    MultiplyAdd<T>(weights, fragment[0], fragment[1], out[t]);
-    MultiplyAdd<T>(weights, fragment[2], fragment[3], out[t + 1]);
+    LoadMatricesTransposed(values + t * 32, fragment);
+#pragma unroll
+    for (int h = 0; h < kHeads / 8; ++h) {
+      MultiplyAdd<T>(fragment, weights[h][0], weights[h][1], state.out[h][t]);
+    }
   }
 }
 
-// The same of 8 bits. What is transposed are pairs of them, which a lane has of two tokens; so one
-// product is of the pairs' first columns, and one of their second ones.
-template <typename T, int kDim>
-__device__ void AddValues(uint32_t values, const uint32_t (&weights)[4], float (&out)[kDim / 8][4],
-                          Fp8) {
+// The same of 8 bits. What is transposed are pairs of them, which a lane has of two tokens; the
+// pairs' first dimensions are the product's upper eight rows, the second ones its lower.
+template <typename T, int kDim, int kHeads>
+__device__ void AddValues(uint32_t values, const uint32_t (&weights)[kHeads / 8][2],
+                          WarpState<kDim, kHeads>& state, Fp8) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  values += (lane / 8 % 2 * 8 + lane % 8) * DecodeShape<kDim, Fp8>::kRowBytes + lane / 16 * 16;
+  values += lane % 16 * DecodeShape<kDim, Fp8>::kRowBytes + lane / 16 * 16;
 #pragma unroll
-  for (int t = 0; t < kDim / 8; t += 4) {
+  for (int t = 0; t < kDim / 16; t += 2) {
     uint32_t fragment[4];
-    LoadMatricesTransposed(values + t * 8, fragment);
+    LoadMatricesTransposed(values + t * 16, fragment);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint2 low = FromFp8<T>(__byte_perm(fragment[2 * i], 0, 0x3120));
       const uint2 high = FromFp8<T>(__byte_perm(fragment[2 * i + 1], 0, 0x3120));
-      float(&a)[4] = out[t + 2 * i], (&b)[4] = out[t + 2 * i + 1];
-      MultiplyAdd<T>(weights, low.x, high.x, a[0], b[0], a[2], b[2]);
-      MultiplyAdd<T>(weights, low.y, high.y, a[1], b[1], a[3], b[3]);
+#pragma unroll
+      for (int h = 0; h < kHeads / 8; ++h) {
+        MultiplyAdd<T>({low.x, low.y, high.x, high.y}, weights[h][0], weights[h][1],
+                       state.out[h][t + i]);
+      }
     }
   }
 }
 
-// The scales of a lane's four tokens of a tile of 8-bit keys: 2 · (lane % 4) + {0, 1} + {0, 8}.
+// The dimension of sums 0 and 1 of a lane's out[h][t]; that of 2 and 3 is kOutStep further.
+template <typename Element>
+__device__ int OutDimension(int t) {
+  const int row = static_cast<int>(threadIdx.x) % 32 / 4;
+  if constexpr (std::is_same_v<Element, Fp8>) return t * 16 + row + (row % 2 == 0 ? 0 : 7);
+  return t * 16 + row;
+}
+template <typename Element>
+inline constexpr int kOutStep = std::is_same_v<Element, Fp8> ? 1 : 8;
+
+// The scales of a lane's two tokens of a tile of 8-bit keys and values: lane / 4 + {0, 8}.
 struct TileScales {
-  float keys[2][2], values[2][2];
+  float keys[2], values[2];
 
   TileScales() = default;
   __device__ explicit TileScales(uint32_t shared) {
 #pragma unroll
-    for (int t = 0; t < 2; ++t) {
-      uint32_t words[2];
-      asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-                   : "=r"(words[0]), "=r"(words[1])
-                   : "r"(shared + (t * 8 + static_cast<int>(threadIdx.x) % 4 * 2) * 4)
+    for (int i = 0; i < 2; ++i) {
+      uint32_t word;
+      asm volatile("ld.shared.u32 %0, [%1];"
+                   : "=r"(word)
+                   : "r"(shared + (static_cast<int>(threadIdx.x) % 32 / 4 + i * 8) * 4)
                    : "memory");
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        keys[t][j] = __uint_as_float(words[j] << 16);
-        values[t][j] = kFp8WeightScale * __uint_as_float(words[j] & 0xffff0000u);
-      }
+      keys[i] = __uint_as_float(word << 16);
+      values[i] = kFp8WeightScale * __uint_as_float(word & 0xffff0000u);
     }
   }
 };
 
+// scores of a tile, -infinity where a token is not seen, become exp2(scores · scale_log2 - the
+// head's highest so far), and what the tiles before gave is multiplied accordingly.
+template <int kDim, int kHeads>
+__device__ void SoftmaxTile(float scale_log2, float (&scores)[kHeads / 8][4],
+                            WarpState<kDim, kHeads>& state) {
+  float factors[kHeads / 8][2];
+  bool is_higher = false;
+#pragma unroll
+  for (int h = 0; h < kHeads / 8; ++h) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float& highest = state.highest[h][i];
+      float top = fmaxf(scores[h][i], scores[h][i + 2]);
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) {
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, lanes));
+      }
+      top = fmaxf(highest, top * scale_log2);
+      is_higher = is_higher || top > highest;
+      // A head that has seen no token yet keeps its zeros.
+      const float shift = top == -INFINITY ? 0.0f : top;
+      factors[h][i] = Exp2(highest - shift);
+      highest = top;
+      float& sum = state.sums[h][i];
+      sum *= factors[h][i];
+#pragma unroll
+      for (int j = i; j < 4; j += 2) {
+        scores[h][j] = Exp2(fmaf(scores[h][j], scale_log2, -shift));
+        sum += scores[h][j];
+      }
+    }
+  }
+  if (!__any_sync(~0u, is_higher)) return;  // all factors are 1, or of zeros
+#pragma unroll
+  for (int h = 0; h < kHeads / 8; ++h) {
+#pragma unroll
+    for (int i = 0; i < kDim / 4; ++i) state.out[h][i / 4][i % 4] *= factors[h][i % 2];
+  }
+}
+
 // The warp's tiles of one segment. Its memory is a ring of kStages tiles of keys and of values;
 // `stage`: that of the next tile. A tile that is done with makes room for the stream's next.
-template <typename T, typename Element, int kDim, DecodeInput kInput>
+template <typename T, typename Element, int kDim, int kHeads, DecodeInput kInput>
 __device__ void AttendTiles(const DecodeArguments& a, const Segment& segment,
-                            const uint32_t (&queries)[kDim / 16][4],
-                            const FreshToken<T, kDim>* fresh, uint32_t shared, int& stage,
-                            TileStream<Element, kDim, kInput>& stream, WarpState<kDim>& state) {
+                            const Queries<kDim, kHeads>& queries, const FreshToken<T, kDim>* fresh,
+                            uint32_t shared, int& stage, TileStream<Element, kDim, kInput>& stream,
+                            WarpState<kDim, kHeads>& state) {
   using Shape = DecodeShape<kDim, Element>;
   constexpr int kStages = Shape::kStages, kWarps = Shape::kWarps;
   constexpr bool kScaled = std::is_same_v<Element, Fp8>;
@@ -135,13 +243,13 @@ __device__ void AttendTiles(const DecodeArguments& a, const Segment& segment,
     const bool has_fresh = kInput == DecodeInput::kFresh && tile == fresh->tile();
     if (has_fresh) fresh->PutKey(keys);
     __syncwarp();
-    float scores[2][4] = {};
-    AddScores<T, kDim>(keys, queries, scores, Element());
+    float scores[kHeads / 8][4] = {};
+    AddScores<T, kDim, kHeads>(keys, queries, scores, Element());
     [[maybe_unused]] TileScales scales;
     if constexpr (kScaled) {
       scales = TileScales(keys + Shape::kScales);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] *= scales.keys[i / 4][i % 2];
+      for (int i = 0; i < kHeads / 2; ++i) scores[i / 4][i % 4] *= scales.keys[i % 4 / 2];
     }
     __syncwarp();  // all lanes have read the tile that the next one replaces
     const bool more = stream.Next();
@@ -151,36 +259,40 @@ __device__ void AttendTiles(const DecodeArguments& a, const Segment& segment,
     const int token = tile * kTileTokens;
     if (token < first_token || token + kTileTokens > end_token) {
 #pragma unroll
-      for (int t = 0; t < 2; ++t) {
+      for (int i = 0; i < 2; ++i) {  // of the lane's tokens
+        const int key = token + lane / 4 + i * 8;
+        if (key >= first_token && key < end_token) continue;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int key = token + t * 8 + lane % 4 * 2 + j % 2;
-          if (key >= first_token && key < end_token) continue;
-          scores[t][j] = -INFINITY;
-          if constexpr (kScaled) scales.values[t][j % 2] = 0;  // they may hold anything
+        for (int h = 0; h < kHeads / 8; ++h) {
+          scores[h][2 * i] = scores[h][2 * i + 1] = -INFINITY;
         }
+        if constexpr (kScaled) scales.values[i] = 0;  // they may hold anything
       }
     }
-    SoftmaxStep(a.scale_log2, scores, state.highest, state.sums, state.out);
-    if constexpr (kScaled) {
+    SoftmaxTile<kDim, kHeads>(a.scale_log2, scores, state);
+    uint32_t weights[kHeads / 8][2];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] *= scales.values[i / 4][i % 2];
+    for (int i = 0; i < kHeads / 4; ++i) {
+      float low = scores[i / 2][i % 2 * 2], high = scores[i / 2][i % 2 * 2 + 1];
+      if constexpr (kScaled) {
+        low *= scales.values[i % 2];
+        high *= scales.values[i % 2];
+      }
+      weights[i / 2][i % 2] = TransposedMatrix(PackHalves<T>(low, high));
     }
-    const uint32_t weights[4] = {
-        PackHalves<T>(scores[0][0], scores[0][1]), PackHalves<T>(scores[0][2], scores[0][3]),
-        PackHalves<T>(scores[1][0], scores[1][1]), PackHalves<T>(scores[1][2], scores[1][3])};
 
     WaitForCopies<2 * kStages - 1>();
     if (has_fresh) fresh->PutValue(values);
     __syncwarp();
-    AddValues<T, kDim>(values, weights, state.out, Element());
+    AddValues<T, kDim, kHeads>(values, weights, state, Element());
     __syncwarp();
     if (more) stream.Load(a.values, 2 * stage + 1);
     CommitCopies();
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   if constexpr (kScaled) {
-    for (float& sum : state.sums) sum *= kFp8WeightScale;
+#pragma unroll
+    for (int i = 0; i < kHeads / 4; ++i) state.sums[i / 2][i % 2] *= kFp8WeightScale;
   }
 }
 
@@ -214,23 +326,31 @@ struct BlockMemory {
 };
 
 // Heads [first, first + kRoundHeads) of the state, those of them that there are.
-template <int kDim>
-__device__ void KeepState(const WarpState<kDim>& state, int first, int heads,
+template <typename Element, int kDim, int kHeads>
+__device__ void KeepState(const WarpState<kDim, kHeads>& state, int first, int heads,
                           const BlockMemory<kDim>& memory) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int head = lane / 4 + half * 8 - first;
-    const float sum = SumOverQuad(state.sums[half]);
-    if (head < 0 || head >= min(kRoundHeads, heads - first)) continue;
-    if (lane % 4 == 0) {
-      memory.highest[warp][head] = state.highest[half];
-      memory.sums[warp][head] = sum;
-    }
-    float* to = memory.At(warp, head) + lane % 4 * 2;
+  for (int h = 0; h < kHeads / 8; ++h) {
 #pragma unroll
-    for (int t = 0; t < kDim / 8; ++t) {
-      *reinterpret_cast<float2*>(to + t * 8) = {state.out[t][2 * half], state.out[t][2 * half + 1]};
+    for (int i = 0; i < 2; ++i) {
+      const int head = h * 8 + lane % 4 * 2 + i - first;
+      float sum = state.sums[h][i];
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+      if (head >= 0 && head < min(kRoundHeads, heads - first)) {
+        if (lane / 4 == 0) {
+          memory.highest[warp][head] = state.highest[h][i];
+          memory.sums[warp][head] = sum;
+        }
+        float* to = memory.At(warp, head);
+#pragma unroll
+        for (int t = 0; t < kDim / 16; ++t) {
+          const int dimension = OutDimension<Element>(t);
+          to[dimension] = state.out[h][t][i];
+          to[dimension + kOutStep<Element>] = state.out[h][t][2 + i];
+        }
+      }
     }
   }
 }
@@ -318,10 +438,10 @@ inline __device__ bool CountUp(unsigned* counter, int times) {
 
 // Writes the output of a segment that is a whole pair, or its part; the block that writes a pair's
 // last part writes the output.
-template <typename T, int kDim>
+template <typename T, typename Element, int kDim, int kHeads>
 __device__ void Finish(const DecodeArguments& a, const Segment& segment,
-                       const WarpState<kDim>& state, int first_head, int heads, int head_dim,
-                       const BlockMemory<kDim>& memory) {
+                       const WarpState<kDim, kHeads>& state, int first_head, int heads,
+                       int head_dim, const BlockMemory<kDim>& memory) {
   T* to = static_cast<T*>(a.out) + segment.span.row * a.out_stride +
           static_cast<int64_t>(first_head) * head_dim;
   const int block = static_cast<int>(blockIdx.x), end = segment.is_first ? 0 : 1;
@@ -332,7 +452,7 @@ __device__ void Finish(const DecodeArguments& a, const Segment& segment,
   for (int first = 0; first < heads; first += kRoundHeads) {
     const int count = min(kRoundHeads, heads - first);
     __syncthreads();  // the memory is free
-    KeepState(state, first, heads, memory);
+    KeepState<Element>(state, first, heads, memory);
     __syncthreads();
     CombineWarps(memory, count, head_dim,
                  [&](int head, int column, float top, float sum, float4 out) {
@@ -354,7 +474,8 @@ __device__ void Finish(const DecodeArguments& a, const Segment& segment,
   if (is_last) MergeParts<T, kDim>(a, first_slot, parts, heads, head_dim, to);
 }
 
-template <typename T, typename Element, int kDim, DecodeInput kInput>
+// kHeads: the most heads of a pair, 8 or 16.
+template <typename T, typename Element, int kDim, int kHeads, DecodeInput kInput>
 __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
     DecodeKernel(const __grid_constant__ DecodeArguments a) {
   using Shape = DecodeShape<kDim, Element>;
@@ -362,7 +483,7 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ float highest[kWarps][kRoundHeads], sums[kWarps][kRoundHeads];
   const BlockMemory<kDim> memory{reinterpret_cast<float*>(shared + Shape::kOutputs), highest, sums};
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
 
   StartNextKernel();
   // The batch was there before the kernels of its step. The tables come into the second-level cache
@@ -407,32 +528,38 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
     const int first_in_group = segment.head_tile * kTileHeads;
     const int first_head = segment.kv_head * a.group + first_in_group;
     const int heads = min(kTileHeads, a.group - first_in_group);
-    WarpState<kDim> state;
-    const T* query = static_cast<const T*>(a.q) + segment.span.row * a.q_stride +
-                     static_cast<int64_t>(first_head) * head_dim;
-    const int low = lane / 4, high = low + 8;
-    uint32_t queries[kDim / 16][4];
-    LoadQueries(low < heads ? query + low * head_dim : nullptr,
-                high < heads ? query + high * head_dim : nullptr, head_dim, queries);
+    WarpState<kDim, kHeads> state;
+    Queries<kDim, kHeads> queries;
+    LoadQueries<T, kDim, kHeads>(static_cast<const T*>(a.q) + segment.span.row * a.q_stride +
+                                     static_cast<int64_t>(first_head) * head_dim,
+                                 heads, head_dim, queries);
     if constexpr (kInput == DecodeInput::kFresh) {
       float4 angles[kDim / 16];
       LoadAngles<kDim>(a.angles + static_cast<int64_t>(segment.span.row) * (kDim / 2), angles);
       const FreshToken<T, kDim> fresh(a, segment);
-      TurnQueries<T, kDim, 0>(angles, queries);
-      if (heads > 8) TurnQueries<T, kDim, 1>(angles, queries);
-      AttendTiles<T, Element, kDim>(a, segment, queries, &fresh, warp_shared, stage, stream, state);
+      TurnQueries<T, kDim, kHeads>(angles, queries);
+      AttendTiles<T, Element, kDim, kHeads>(a, segment, queries, &fresh, warp_shared, stage, stream,
+                                            state);
     } else {
-      AttendTiles<T, Element, kDim>(a, segment, queries, nullptr, warp_shared, stage, stream,
-                                    state);
+      AttendTiles<T, Element, kDim, kHeads>(a, segment, queries, nullptr, warp_shared, stage,
+                                            stream, state);
     }
-    Finish<T, kDim>(a, segment, state, first_head, heads, head_dim, memory);
+    Finish<T, Element>(a, segment, state, first_head, heads, head_dim, memory);
   }
 }
 
 template <typename T, typename Element, int kDim, DecodeInput kInput>
 void Launch(Stream& stream, const DecodeArguments& arguments, int64_t blocks) {
-  LaunchDependent(stream, DecodeKernel<T, Element, kDim, kInput>, static_cast<unsigned>(blocks),
-                  32 * kDecodeWarps<kDim>, DecodeShape<kDim, Element>::kSharedBytes, arguments);
+  const auto launch = [&]<int kHeads>() {
+    LaunchDependent(stream, DecodeKernel<T, Element, kDim, kHeads, kInput>,
+                    static_cast<unsigned>(blocks), 32 * kDecodeWarps<kDim>,
+                    DecodeShape<kDim, Element>::kSharedBytes, arguments);
+  };
+  if (arguments.tile_heads <= 8) {
+    launch.template operator()<8>();
+  } else {
+    launch.template operator()<16>();
+  }
 }
 
 // Scratch memory: the counters, then partial outputs, then their sums. Where the counters are

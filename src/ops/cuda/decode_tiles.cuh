@@ -233,33 +233,13 @@ class FreshToken {
   uint4 key_, value_;
 };
 
-// A row's angles as queries' fragments need them: two of them for every two columns below kDim / 2.
+// A row's angles as a lane's queries need them: two of them for every two columns below kDim / 2.
 template <int kDim>
 __device__ void LoadAngles(const float2* row, float4 (&angles)[kDim / 16]) {
 #pragma unroll
   for (int i = 0; i < kDim / 16; ++i) {
     angles[i] =
         *reinterpret_cast<const float4*>(row + i * 8 + static_cast<int>(threadIdx.x) % 4 * 2);
-  }
-}
-
-// Turns queries, of rows below 8 (kHigh 0) or from 8 on (1) of the fragments. The two dimensions
-// that turn together are in the same lane.
-template <typename T, int kDim, int kHigh>
-__device__ void TurnQueries(const float4 (&angles)[kDim / 16], uint32_t (&queries)[kDim / 16][4]) {
-  constexpr int kHalf = kDim / 32;
-  using Pair = typename HalfTraits<T>::Pair;
-#pragma unroll
-  for (int step = 0; step < kHalf; ++step) {
-#pragma unroll
-    for (int part = kHigh; part < 4; part += 2) {
-      const float4 angle = angles[step * 2 + part / 2];
-      uint32_t &low = queries[step][part], &high = queries[step + kHalf][part];
-      const float2 a = HalfTraits<T>::ToFloats(reinterpret_cast<const Pair&>(low));
-      const float2 b = HalfTraits<T>::ToFloats(reinterpret_cast<const Pair&>(high));
-      low = PackHalves<T>(a.x * angle.x - b.x * angle.y, a.y * angle.z - b.y * angle.w);
-      high = PackHalves<T>(b.x * angle.x + a.x * angle.y, b.y * angle.z + a.y * angle.w);
-    }
   }
 }
 

@@ -1,4 +1,5 @@
-// Operands of the tensor cores from shared memory (ldmatrix, compute capability 7.5 and newer).
+// Operands of the tensor cores from shared memory and from results (ldmatrix, movmatrix; compute
+// capability 7.5 and newer).
 #ifndef NIBBLE_OPS_CUDA_LOAD_MATRICES_CUH_
 #define NIBBLE_OPS_CUDA_LOAD_MATRICES_CUH_
 
@@ -20,6 +21,13 @@ inline __device__ void LoadMatricesTransposed(uint32_t shared, uint32_t (&fragme
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
                : "r"(shared)
                : "memory");
+}
+
+// An 8 x 8 matrix of 16-bit elements, of which a lane has two of row lane / 4, transposed.
+inline __device__ uint32_t TransposedMatrix(uint32_t pair) {
+  uint32_t result;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
 }
 
 }  // namespace nibble::cuda
