@@ -32,15 +32,15 @@ struct LoadedHalf {
 #pragma unroll
     for (int i = 0; i < kGrids; ++i) {
       scales[i] = LoadSharedPair(scales_at + 32 * i);
-      zeros[i] = has_zeros ? LoadSharedBytes(zeros_at + 16 * i) : 0x0808u;
+      if (has_zeros) zeros[i] = LoadSharedBytes(zeros_at + 16 * i);
     }
   }
-  __device__ void Expand(Expander<T>& expander, uint32_t (&a)[4][4]) const {
+  __device__ void Expand(Expander<T>& expander, bool has_zeros, uint32_t (&a)[4][4]) const {
     const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
       if (s * kGrids % 4 == 0 && s * kGrids / 4 < kGrids) {
-        expander.SetGrid(scales[s * kGrids / 4], zeros[s * kGrids / 4]);
+        expander.SetGrid(scales[s * kGrids / 4], zeros[s * kGrids / 4], has_zeros);
       }
       expander.Expand(words[s], a[s]);
     }
@@ -222,15 +222,18 @@ __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan&
   constexpr int kFirstGrids = (kGrids + 1) / 2;
   LoadedHalf<T, kFirstGrids> first;
   LoadedHalf<T, kGrids / 2> second;
+  const bool has_zeros = w.zeros != nullptr;
   const auto load = [&](uint32_t slot, int half) {
     const uint32_t stage = slot * uint32_t{sizeof(Stage)};
     if (half == 0) {
-      first.Load(codes + stage, scales + stage, zeros + stage, w.zeros != nullptr);
+      first.Load(codes + stage, scales + stage, zeros + stage, has_zeros);
     } else {
       second.Load(codes + stage + kUnitBytes / 2, scales + stage + 32 * kFirstGrids,
-                  zeros + stage + 16 * kFirstGrids, w.zeros != nullptr);
+                  zeros + stage + 16 * kFirstGrids, has_zeros);
     }
   };
+  // A descriptor counts by 16 bytes.
+  const uint64_t first_rows = SwizzledDescriptor(ring + offsetof(Stage, x), 0);
   Expander<T> expander(largest);
   float sums[kRows / 2];
   uint32_t a[2][4][4];  // of a half, used in turns
@@ -247,17 +250,18 @@ __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan&
     for (float& sum : sums) sum = 0;
 #pragma unroll 1
     for (int unit = block.begin; unit < block.end; ++unit) {
-      const uint32_t slot = place.slot, x = ring + slot * uint32_t{sizeof(Stage)};
+      const uint32_t slot = place.slot;
+      const uint64_t x = first_rows + slot * uint32_t{sizeof(Stage) / 16};
       place.Advance(plan);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (half == 0) {
-          first.Expand(expander, a[0]);
+          first.Expand(expander, has_zeros, a[0]);
         } else {
-          second.Expand(expander, a[1]);
+          second.Expand(expander, has_zeros, a[1]);
         }
         BeginProducts();
-        const uint64_t rows = SwizzledDescriptor(x + half * kRows * 128, 0);
+        const uint64_t rows = x + half * sizeof(Stage::x) / kPanels / 16;
 #pragma unroll
         for (int s = 0; s < 4; ++s) {
           MultiplyWarpgroup<T, kRows>(sums, a[half][s], rows + 2 * s, true);

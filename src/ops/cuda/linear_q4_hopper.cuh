@@ -158,7 +158,8 @@ __device__ inline uint32_t MaskedOr(uint32_t word, uint32_t mask, uint32_t bits)
 }
 
 // The left operand of a step: pairs of (code - zero) · scale · 2^-n, rounded to T, n a weight's
-// own. `largest`: Weights::largest; scales and zeros: of outputs g and g + 8, zeros in two bytes.
+// own. `largest`: Weights::largest; scales and zeros: of outputs g and g + 8, zeros in two bytes,
+// or all of them 8 where the weight has none.
 template <typename T>
 struct Expander;
 
@@ -176,11 +177,17 @@ struct Expander<__half> {
     normal = Pair(to_below_two * 0x00010001u);
     factor = __int_as_float((exponent - 6 + 127) << 23);
   }
-  __device__ void SetGrid(__half2 scales, uint32_t zeros) {
+  __device__ void SetGrid(__half2 scales, uint32_t zeros, bool has_zeros) {
     const __half2 scale = __hmul2(scales, normal);  // below 2
     const __half2 low = __low2half2(scale), high = __high2half2(scale);
     low_scale = __hmul2(low, Pair(0x78007800u));    // · 2^15
     high_scale = __hmul2(high, Pair(0x68006800u));  // · 2^11
+    if (!has_zeros) {
+      const __half2 eight = Pair(0xa400a400u);  // 8 · -2⁻⁹
+      low_addend = __hmul2(low, eight);
+      high_addend = __hmul2(high, eight);
+      return;
+    }
     // Zeros · -2⁻⁹, from 1024 + zero.
     const __half2 low_zero = Pair(__byte_perm(zeros, 0x64u, 0x4040));
     const __half2 high_zero = Pair(__byte_perm(zeros, 0x64u, 0x4141));
@@ -208,11 +215,13 @@ struct Expander<__half> {
 template <>
 struct Expander<__nv_bfloat16> {
   explicit __device__ Expander(uint32_t /*largest*/) {}
-  __device__ void SetGrid(__half2 scales, uint32_t zeros) {
+  __device__ void SetGrid(__half2 scales, uint32_t zeros, bool has_zeros) {
     const float2 wide = __half22float2(scales);
     low_scale = __float2bfloat162_rn(wide.x);
     high_scale = __float2bfloat162_rn(wide.y);
-    low_zero = __byte_perm(zeros, 0x43u, 0x4040);  // 128 + zero
+    low_zero = high_zero = 0x43084308u;  // 128 + zero
+    if (!has_zeros) return;
+    low_zero = __byte_perm(zeros, 0x43u, 0x4040);
     high_zero = __byte_perm(zeros, 0x43u, 0x4141);
   }
   __device__ void Expand(uint32_t word, uint32_t (&a)[4]) const {
