@@ -27,7 +27,7 @@ namespace nibble::cuda {
 
 inline constexpr int kTileTokens = 16;  // the depth of one tensor-core product
 inline constexpr int kTilesPerBlock = kBlockTokens / kTileTokens;
-// Query heads of one KV head that a block handles together: the product's rows.
+// Query heads of one KV head that a block handles together: two products' columns.
 inline constexpr int kTileHeads = 16;
 inline constexpr int kResident = 2;  // blocks on a multiprocessor
 
