@@ -35,12 +35,12 @@ struct LoadedHalf {
       if (has_zeros) zeros[i] = LoadSharedBytes(zeros_at + 16 * i);
     }
   }
-  __device__ void Expand(Expander<T>& expander, bool has_zeros, uint32_t (&a)[4][4]) const {
+  __device__ void Expand(Expander<T>& expander, uint32_t (&a)[4][4]) const {
     const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
       if (s * kGrids % 4 == 0 && s * kGrids / 4 < kGrids) {
-        expander.SetGrid(scales[s * kGrids / 4], zeros[s * kGrids / 4], has_zeros);
+        expander.SetGrid(scales[s * kGrids / 4], zeros[s * kGrids / 4]);
       }
       expander.Expand(words[s], a[s]);
     }
@@ -234,7 +234,7 @@ __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan&
   };
   // A descriptor counts by 16 bytes.
   const uint64_t first_rows = SwizzledDescriptor(ring + offsetof(Stage, x), 0);
-  Expander<T> expander(largest);
+  Expander<T> expander(largest, has_zeros);
   float sums[kRows / 2];
   uint32_t a[2][4][4];  // of a half, used in turns
   RingPlace place{0, 0};
@@ -256,9 +256,9 @@ __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan&
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (half == 0) {
-          first.Expand(expander, has_zeros, a[0]);
+          first.Expand(expander, a[0]);
         } else {
-          second.Expand(expander, has_zeros, a[1]);
+          second.Expand(expander, a[1]);
         }
         BeginProducts();
         const uint64_t rows = x + half * sizeof(Stage::x) / kPanels / 16;

@@ -158,8 +158,8 @@ __device__ inline uint32_t MaskedOr(uint32_t word, uint32_t mask, uint32_t bits)
 }
 
 // The left operand of a step: pairs of (code - zero) · scale · 2^-n, rounded to T, n a weight's
-// own. `largest`: Weights::largest; scales and zeros: of outputs g and g + 8, zeros in two bytes,
-// or all of them 8 where the weight has none.
+// own. `largest`: Weights::largest; scales and zeros: of outputs g and g + 8, zeros in two bytes;
+// where the weight has none they are 8, and what is given is not looked at.
 template <typename T>
 struct Expander;
 
@@ -169,7 +169,7 @@ struct Expander;
 // most, and one of less than 2⁻⁶ of the largest loses some of its last bits.
 template <>
 struct Expander<__half> {
-  explicit __device__ Expander(uint32_t largest) {
+  __device__ Expander(uint32_t largest, bool weight_has_zeros) : has_zeros(weight_has_zeros) {
     // Scales are less than 2^(exponent - 14).
     const int exponent = static_cast<int>(largest >> 10);
     const uint32_t to_below_two =  // 2^(15 - exponent)
@@ -177,7 +177,7 @@ struct Expander<__half> {
     normal = Pair(to_below_two * 0x00010001u);
     factor = __int_as_float((exponent - 6 + 127) << 23);
   }
-  __device__ void SetGrid(__half2 scales, uint32_t zeros, bool has_zeros) {
+  __device__ void SetGrid(__half2 scales, uint32_t zeros) {
     const __half2 scale = __hmul2(scales, normal);  // below 2
     const __half2 low = __low2half2(scale), high = __high2half2(scale);
     low_scale = __hmul2(low, Pair(0x78007800u));    // · 2^15
@@ -207,6 +207,7 @@ struct Expander<__half> {
   }
   static __device__ __half2 Pair(uint32_t bits) { return *reinterpret_cast<const __half2*>(&bits); }
 
+  bool has_zeros;
   float factor;  // of sums: 2^n
   __half2 normal, low_scale, high_scale, low_addend, high_addend;
 };
@@ -214,8 +215,8 @@ struct Expander<__half> {
 // A code is masked into the mantissa of 128, the zero subtracted, the scale multiplied by.
 template <>
 struct Expander<__nv_bfloat16> {
-  explicit __device__ Expander(uint32_t /*largest*/) {}
-  __device__ void SetGrid(__half2 scales, uint32_t zeros, bool has_zeros) {
+  __device__ Expander(uint32_t /*largest*/, bool weight_has_zeros) : has_zeros(weight_has_zeros) {}
+  __device__ void SetGrid(__half2 scales, uint32_t zeros) {
     const float2 wide = __half22float2(scales);
     low_scale = __float2bfloat162_rn(wide.x);
     high_scale = __float2bfloat162_rn(wide.y);
@@ -237,6 +238,7 @@ struct Expander<__nv_bfloat16> {
   }
 
   static constexpr float factor = 1;  // n is 0
+  bool has_zeros;
   uint32_t low_zero, high_zero;
   __nv_bfloat162 low_scale, high_scale;
 };
