@@ -436,6 +436,12 @@ inline __device__ bool CountUp(unsigned* counter, int times) {
   return before == last;
 }
 
+// The numbers from 0 on, in turn; after `count` of them the counter is zero again, as before. Each
+// of the blocks that take pairs in turn asks until it gets a number too high: once.
+inline __device__ unsigned TakeNumber(unsigned* counter, unsigned count) {
+  return atomicInc(counter, count - 1);
+}
+
 // Writes the output of a segment that is a whole pair, or its part; the block that writes a pair's
 // last part writes the output.
 template <typename T, typename Element, int kDim, int kHeads>
@@ -482,6 +488,7 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
   constexpr int kWarps = kDecodeWarps<kDim>;
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ float highest[kWarps][kRoundHeads], sums[kWarps][kRoundHeads];
+  __shared__ Turns turns;
   const BlockMemory<kDim> memory{reinterpret_cast<float*>(shared + Shape::kOutputs), highest, sums};
   const int warp = static_cast<int>(threadIdx.x) / 32;
 
@@ -499,7 +506,7 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
     return;
   }
   const int head_dim = HeadDim<kDim, kInput>(a);
-  Walk<kWarps> walk(part);
+  Walk<kWarps> walk(part, turns);
   const uint32_t warp_shared = SharedAddress(shared) + warp * Shape::kWarpBytes;
   TileStream<Element, kDim, kInput> stream(a, walk, warp_shared);
   bool more = stream.Next();
@@ -524,7 +531,10 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
   }
   int stage = 0;
   Segment segment;
-  while (walk.Next(a.line, segment)) {
+  bool asks = part.in_turn() && threadIdx.x == 0;  // for the next pair but one
+  for (unsigned pair = 0; walk.Next(a.line, segment); ++pair) {
+    unsigned next = 0;
+    if (asks) next = 2 * gridDim.x + TakeNumber(a.counters, AllPairs(a.line) - gridDim.x);
     const int first_in_group = segment.head_tile * kTileHeads;
     const int first_head = segment.kv_head * a.group + first_in_group;
     const int heads = min(kTileHeads, a.group - first_in_group);
@@ -543,6 +553,10 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<kDim>, kResident)
     } else {
       AttendTiles<T, Element, kDim, kHeads>(a, segment, queries, nullptr, warp_shared, stage,
                                             stream, state);
+    }
+    if (asks) {
+      turns.next[(pair + 2) % kTurns] = next;
+      asks = next < AllPairs(a.line);
     }
     Finish<T, Element>(a, segment, state, first_head, heads, head_dim, memory);
   }

@@ -51,6 +51,13 @@ TEST_F(CudaAttentionTest, DecodesContextsOfOneLength) {
   }
 }
 
+TEST_F(CudaAttentionTest, TakesManyPairsInTurn) {
+  Compare(ManyPairs(64, DType::kF16));
+  Setting windowed = ManyPairs(128, DType::kBF16);
+  windowed.spec.window = 290;
+  Compare(windowed);
+}
+
 TEST_F(CudaAttentionTest, PrefillsWholeContexts) {
   for (const DType type : kTypes) {
     for (const int64_t head_dim : {8, 40, 64, 80, 96, 128, 256}) {

@@ -85,6 +85,15 @@ inline AttentionSpec Spec(int64_t heads, int64_t kv_heads, int64_t head_dim,
           .window = window};
 }
 
+// More pairs of sequence and KV head than blocks take other than in turn (decode_parts.h).
+inline Setting ManyPairs(int64_t head_dim, DType type) {
+  Setting setting{Spec(136, 136, head_dim), type, {}};
+  for (int64_t s = 0; s < 14; ++s) {
+    setting.pieces.push_back({64 * MostDecodeStages(head_dim) + 13 + 9 * s});
+  }
+  return setting;
+}
+
 // What a step reads, on the host. Slots without a token hold poison.
 struct HostCase {
   HostCase(const Setting& s, Normals& normals) : setting(s) {

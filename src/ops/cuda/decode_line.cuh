@@ -44,12 +44,26 @@ struct Segment {
   bool is_first;  // of the block's
 };
 
+// The numbers of the pairs that a block takes in turn, in shared memory. Of a block's pair number n
+// from 2 on, `next` n % kTurns: there when the block has finished pair n - 2, replaced when it has
+// begun pair n + 2.
+inline constexpr int kTurns = 4;
+struct Turns {
+  unsigned next[kTurns];
+};
+
+// Of the whole line; where pairs are taken in turn, each sequence has one row.
+inline __device__ unsigned AllPairs(const DecodeLine& a) {
+  return static_cast<unsigned>(a.sequences * a.kv_heads * a.head_tiles);
+}
+
 // A block's segments in their order.
 template <int kWarps>
 class Walk {
  public:
-  __device__ explicit Walk(const DecodePart& part)
-      : row_(part.row),
+  __device__ Walk(const DecodePart& part, const Turns& turns)
+      : turns_(part.in_turn() ? &turns : nullptr),
+        row_(part.row),
         context_(part.context),
         sequence_(part.sequence),
         kv_head_(part.kv_head),
@@ -58,7 +72,7 @@ class Walk {
         left_(part.count) {}
 
   __device__ bool Next(const DecodeLine& a, Segment& segment) {
-    if (left_ == 0) return false;
+    if (left_ == 0 && !TakeTurn(a)) return false;
     if (kv_head_ == a.kv_heads) {  // the next sequence of one row
       do {
         row_ = a.row_begin[++sequence_];
@@ -86,6 +100,27 @@ class Walk {
   }
 
  private:
+  // Goes to the pair whose turn it is; false where there is none.
+  __device__ bool TakeTurn(const DecodeLine& a) {
+    if (turns_ == nullptr) return false;
+    const unsigned pair = ++pair_ == 1 ? blockIdx.x + gridDim.x : turns_->next[pair_ % kTurns];
+    if (pair >= AllPairs(a)) {
+      turns_ = nullptr;
+      return false;
+    }
+    const int of_sequence = a.kv_heads * a.head_tiles, number = static_cast<int>(pair);
+    sequence_ = number / of_sequence;
+    row_ = sequence_;
+    context_ = a.context_lengths[sequence_];
+    kv_head_ = number % of_sequence / a.head_tiles;
+    head_tile_ = number % a.head_tiles;
+    first_ = 0;
+    left_ = (SpanOf(a, row_, context_).tiles + kWarps - 1) / kWarps;
+    return true;
+  }
+
+  const Turns* turns_;  // null where none are taken, or none any more
+  unsigned pair_ = 0;   // of the block's
   int row_, context_;  // of the sequence
   int sequence_, kv_head_, head_tile_, first_, left_;
   bool is_first_ = true;

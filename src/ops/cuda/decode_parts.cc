@@ -12,12 +12,22 @@ namespace {
 constexpr int64_t kMostParts = 32;
 // Pairs that a block has whole.
 constexpr int64_t kMostWholePairs = 4;
+// Pairs to a block that are taken in turn: with fewer, the last ones take too long.
+constexpr int64_t kLeastPairsInTurn = 6;
 
 struct Line {
   int64_t length = 0;  // granules
   int64_t pairs = 0;
   int64_t of_pair = 0;  // granules, where all pairs have as many; else 0
+  int64_t least = std::numeric_limits<int64_t>::max(), most = 0;  // granules of a pair
 };
+
+// Whether blocks take pairs in turn. A block knows its next pair when it begins the one before:
+// loads may run ahead into that, but no further.
+bool TakesTurns(const Line& line, int64_t blocks, int stages) {
+  return line.pairs >= kLeastPairsInTurn * blocks &&
+         line.most * kLeastPairsInTurn * blocks <= line.length && line.least > stages;
+}
 
 // How the line is shared: block b has granules [Begin(b), Begin(b + 1)).
 struct Share {
@@ -69,15 +79,28 @@ void DivideDecode(const AttentionSpec& attention, std::span<const int32_t> row_b
     return CeilDiv<int64_t>(tiles, DecodeWarps(attention.head_dim));
   };
   Line line;
-  int64_t most = 0;
   for (size_t s = 0; s < context_lengths.size(); ++s) {
     const int64_t granules = granules_of(s);
     line.length += granules * pairs;
     line.pairs += granules > 0 ? pairs : 0;
-    most = std::max(most, granules);
+    line.least = std::min(line.least, granules);
+    line.most = std::max(line.most, granules);
   }
-  if (line.length == line.pairs * most) line.of_pair = most;
-  const Share share(line, static_cast<int64_t>(parts.size()));
+  if (line.length == line.pairs * line.most) line.of_pair = line.most;
+  const auto blocks = static_cast<int64_t>(parts.size());
+  if (TakesTurns(line, blocks, MostDecodeStages(attention.head_dim))) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      const auto sequence = static_cast<size_t>(b / pairs);
+      parts[static_cast<size_t>(b)] = {.count = static_cast<int32_t>(granules_of(sequence)),
+                                       .sequence = static_cast<int32_t>(sequence),
+                                       .row = row_begin[sequence],
+                                       .context = context_lengths[sequence],
+                                       .kv_head = static_cast<uint16_t>(b % pairs / head_tiles),
+                                       .head_tile = static_cast<uint16_t>(b % pairs % head_tiles)};
+    }
+    return;
+  }
+  const Share share(line, blocks);
   CHECK(line.length <= std::numeric_limits<int32_t>::max(), "{} granules", line.length);
   CHECK(pairs <= UINT16_MAX && 2 * parts.size() <= UINT16_MAX, "{} pairs, {} blocks", pairs,
         parts.size());

@@ -9,8 +9,8 @@
 // end with pairs, or a pair is cut into a few parts: there is less to merge at the end.
 //
 // Equal shares do not end together: on an H200 a multiprocessor is busy for 89 % of the time on
-// average. Smaller shares at the end, taken in turn, cost more than that where loads did not run
-// ahead into them.
+// average. So where there are many pairs to a block, blocks take them in turn: each begins with two
+// and asks for its next but one when it begins one, so that its loads run ahead into all of them.
 //
 // The host divides, once for all layers of a step: at one row a block that finds its own part takes
 // longer for that than for its keys.
@@ -31,10 +31,14 @@ inline constexpr int kTilesPerBlock = kBlockTokens / kTileTokens;
 inline constexpr int kTileHeads = 16;
 inline constexpr int kResident = 2;  // blocks on a multiprocessor
 
+// Tiles of a warp that are under way at most.
+constexpr int MostDecodeStages(int64_t head_dim) { return head_dim > 64 ? 4 : 8; }
 constexpr int DecodeWarps(int64_t head_dim) { return head_dim > 128 ? 2 : 4; }
 constexpr int64_t DecodeBlocks(int multiprocessors) { return int64_t{kResident} * multiprocessors; }
 
-// A block's part of the line, read at once.
+// A block's part of the line, read at once. Where pairs are taken in turn it is one whole pair, of
+// the line's pairs the block's own number; the block's second is as many further as there are
+// blocks.
 struct alignas(32) DecodePart {
   int32_t count = 0;  // granules
   // Where it begins, of a sequence of one row: `first` granules of the pair are before it.
@@ -44,6 +48,8 @@ struct alignas(32) DecodePart {
   // of those blocks: 2 · block, + 1 where the pair is that block's last. The other blocks leave
   // what they have of it in their first slot. Not used of a pair that one block has whole.
   uint16_t blocks[2] = {}, first_slot[2] = {};
+
+  constexpr bool in_turn() const { return count > 0 && blocks[0] == 0; }
 };
 
 // Fills the parts of DecodeBlocks blocks. row_begin, context_lengths: as Batch's, contexts of at

@@ -25,25 +25,53 @@ struct Case {
     DivideDecode(spec, row_begin, contexts, parts);
     return parts;
   }
+  int64_t HeadTiles() const { return CeilDiv<int64_t>(spec.heads / spec.kv_heads, kTileHeads); }
+  // Of a pair of that sequence's.
+  int64_t Granules(size_t s) const {
+    const int64_t first_token =
+        std::max<int64_t>(0, contexts[s] - spec.window.value_or(contexts[s]));
+    const int64_t tiles = CeilDiv<int64_t>(contexts[s], kTileTokens) - first_token / kTileTokens;
+    return CeilDiv<int64_t>(tiles, DecodeWarps(spec.head_dim));
+  }
 };
 
 AttentionSpec Spec(int64_t heads, int64_t kv_heads, int64_t head_dim = 128) {
   return {.heads = heads, .kv_heads = kv_heads, .head_dim = head_dim};
 }
 
+// Each block begins with the pair of its own number, and may run ahead into its next one alone.
+void CheckTurns(const Case& c, const std::vector<DecodePart>& parts) {
+  const int64_t head_tiles = c.HeadTiles(), pairs = c.spec.kv_heads * head_tiles;
+  ASSERT_GE(pairs * static_cast<int64_t>(c.contexts.size()),
+            2 * static_cast<int64_t>(parts.size()));
+  for (size_t s = 0; s < c.contexts.size(); ++s) {
+    EXPECT_EQ(c.row_begin[s], static_cast<int32_t>(s));
+    EXPECT_GT(c.Granules(s), MostDecodeStages(c.spec.head_dim));
+  }
+  for (size_t b = 0; b < parts.size(); ++b) {
+    const DecodePart& part = parts[b];
+    const auto pair = static_cast<int64_t>(b);
+    const auto s = static_cast<size_t>(pair / pairs);
+    EXPECT_TRUE(part.in_turn());
+    EXPECT_EQ(part.count, c.Granules(s));
+    EXPECT_EQ(part.sequence, static_cast<int32_t>(s));
+    EXPECT_EQ(part.row, c.row_begin[s]);
+    EXPECT_EQ(part.context, c.contexts[s]);
+    EXPECT_EQ(part.first, 0);
+    EXPECT_EQ((part.sequence * c.spec.kv_heads + part.kv_head) * head_tiles + part.head_tile, pair);
+  }
+}
+
 // Goes through the pairs in order, and takes each one's granules from the parts as blocks do.
 void Check(const Case& c, size_t blocks) {
   const std::vector<DecodePart> parts = c.Divide(blocks);
-  const int64_t head_tiles = CeilDiv<int64_t>(c.spec.heads / c.spec.kv_heads, kTileHeads);
-  const int64_t pairs = c.spec.kv_heads * head_tiles;
+  const int64_t head_tiles = c.HeadTiles(), pairs = c.spec.kv_heads * head_tiles;
+  if (parts[0].in_turn()) return CheckTurns(c, parts);
   size_t block = 0;
   int32_t taken = 0;  // of the block's granules
   for (size_t s = 0; s < c.contexts.size(); ++s) {
     if (c.row_begin[s + 1] - c.row_begin[s] != 1) continue;
-    const int64_t first_token =
-        std::max<int64_t>(0, c.contexts[s] - c.spec.window.value_or(c.contexts[s]));
-    const int64_t tiles = CeilDiv<int64_t>(c.contexts[s], kTileTokens) - first_token / kTileTokens;
-    const int64_t granules = CeilDiv<int64_t>(tiles, DecodeWarps(c.spec.head_dim));
+    const int64_t granules = c.Granules(s);
     for (int64_t pair = 0; pair < pairs; ++pair) {
       int blocks_of_pair = 0;
       size_t first_slot = 0;
@@ -129,13 +157,35 @@ TEST(DivideDecodeTest, GivesBlocksSeveralWholePairs) {
   }
 }
 
-// Where blocks would have many whole pairs, even shares end together.
+TEST(DivideDecodeTest, TakesManyPairsInTurn) {
+  const auto takes_turns = [](const Case& c) { return c.Divide(264)[0].in_turn(); };
+  Case c{.spec = Spec(32, 32)};
+  for (int32_t s = 0; s < 49; ++s) c.Add(612);
+  EXPECT_FALSE(takes_turns(c));  // less than six to a block
+  c.Add(612);
+  EXPECT_TRUE(takes_turns(c));
+  Check(c, 264);
+  Case with_prefill = c;
+  with_prefill.Add(612, 2);
+  EXPECT_FALSE(takes_turns(with_prefill));
+  Case with_long = c;
+  with_long.Add(50 * 612);
+  EXPECT_FALSE(takes_turns(with_long));
+  Case with_short = c;
+  with_short.Add(256);  // as many tiles to a warp as it has under way
+  EXPECT_FALSE(takes_turns(with_short));
+  with_short.contexts.back() = 257;
+  EXPECT_TRUE(takes_turns(with_short));
+}
+
+// Where blocks would have many whole pairs that are too short to be taken in turn, even shares end
+// together.
 TEST(DivideDecodeTest, SharesManyPairsEvenly) {
   Case c{.spec = Spec(32, 32)};
-  for (int32_t s = 0; s < 128; ++s) c.Add(612);
+  for (int32_t s = 0; s < 128; ++s) c.Add(250);
   for (const DecodePart& part : c.Divide(264)) {
-    EXPECT_GE(part.count, 155);
-    EXPECT_LE(part.count, 156);
+    EXPECT_GE(part.count, 62);
+    EXPECT_LE(part.count, 63);
   }
 }
 

@@ -28,8 +28,8 @@ struct DecodeArguments {
   int64_t q_stride, out_stride;
   int group, tile_heads, head_dim;
   float scale_log2;
-  // Of a pair that several blocks share, its first block's counter counts those that are done. Zero
-  // between calls.
+  // Of a pair that several blocks share, its first block's counter counts those that are done; the
+  // first one counts the pairs that are taken in turn. Zero between calls.
   unsigned* counters;  // [blocks]
   float* partial_out;  // [blocks, first or last, tile_heads, head_dim] Σ exp2(score - highest) · v
   float2* partial_sums;  // [blocks, first or last, tile_heads] highest, Σ exp2(score - highest)
@@ -51,6 +51,7 @@ struct DecodeShape {
   // A warp's tiles under way. Three for 128 of 16 bits were no faster, and are too much for GPUs that
   // give a block 99 KiB.
   static constexpr int kStages = (kDim == 64 ? 4 : 2) * 2 / static_cast<int>(sizeof(Element));
+  static_assert(kStages <= MostDecodeStages(kDim));
   // Of a row in shared memory: no bank conflicts.
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Element)) + 16;
   static constexpr int kScales = kTileTokens * kRowBytes;  // of 8-bit keys and values, behind keys

@@ -107,6 +107,8 @@ TEST_F(KvFp8Test, DecodesContextsOfManyLengths) {
   }
 }
 
+TEST_F(KvFp8Test, TakesManyPairsInTurn) { Compare(ManyPairs(128, DType::kF16)); }
+
 TEST_F(KvFp8Test, DecodesGroupsWindowsAndParts) {
   for (const int64_t group : {1, 2, 3, 7, 8, 9, 15, 16, 17, 32, 71}) {
     Compare({Spec(2 * group, 2, 64), kTypes[group % 2], {{33}, {1}, {300}}});

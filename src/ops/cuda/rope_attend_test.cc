@@ -117,6 +117,8 @@ TEST_F(RopeAndAttendTest, ContextsOfManyLengths) {
   }
 }
 
+TEST_F(RopeAndAttendTest, TakesManyPairsInTurn) { Compare(ManyPairs(128, DType::kF16)); }
+
 TEST_F(RopeAndAttendTest, GroupsOfEverySize) {
   for (const int64_t group : {1, 2, 3, 4, 5, 8, 15, 16, 17, 32, 71}) {
     const DType type = kTypes[group % 2];
