@@ -377,12 +377,16 @@ TEST_P(SchedulerTest, SharingAndPreemptingChangeNoText) {
     EXPECT_EQ(finished.size(), requests.size());
     EXPECT_EQ(scheduler.kv_tokens_used(), 0);
     EXPECT_GT(scheduler.preemptions(), 3);
-    if (prefix_cache == PrefixCache::kOn) EXPECT_GT(scheduler.prefix_cache_counts().hits, 300);
+    if (prefix_cache == PrefixCache::kOn) {
+      EXPECT_GT(scheduler.prefix_cache_counts().hits, 300);
+    }
     for (const auto& [id, request] : requests) {
       const Outcome alone = RunAll(*MakeEngine(64, 512), {request});
       ASSERT_EQ(texts.at(id), alone.texts.at(1)) << id;
       ASSERT_EQ(scores[id].size(), alone.scores.contains(1) ? alone.scores.at(1).size() : 0);
-      if (!scores[id].empty()) ASSERT_EQ(scores[id], alone.scores.at(1)) << id;
+      if (!scores[id].empty()) {
+        ASSERT_EQ(scores[id], alone.scores.at(1)) << id;
+      }
     }
   }
 }

@@ -191,4 +191,27 @@ Result<Value> Negate(const Value& value) {
   return Exact(CheckedMul<int64_t>(value.AsInteger(), -1));
 }
 
+Result<bool> Holds(Context& context, Operator operation, const Value& a, const Value& b) {
+  if (operation == Operator::kIn || operation == Operator::kNotIn) {
+    NIBBLE_ASSIGN_OR_RETURN(const bool contained, Contains(context.budget, b, a));
+    return contained == (operation == Operator::kIn);
+  }
+  if (operation == Operator::kEqual || operation == Operator::kNotEqual) {
+    NIBBLE_ASSIGN_OR_RETURN(const bool equal, Equals(context.budget, a, b));
+    return equal == (operation == Operator::kEqual);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const std::optional<int> order, Compare(context.budget, a, b));
+  if (!order) return false;
+  switch (operation) {
+    case Operator::kLess:
+      return *order < 0;
+    case Operator::kLessEqual:
+      return *order <= 0;
+    case Operator::kGreater:
+      return *order > 0;
+    default:
+      return *order >= 0;
+  }
+}
+
 }  // namespace nibble::jinja

@@ -61,6 +61,8 @@ Result<Value> GetSlice(Context& context, const Value& object, const Value& start
 
 Result<Value> Arithmetic(Context& context, Operator operation, const Value& a, const Value& b);
 Result<Value> Negate(const Value& value);
+// Whether a comparison is true. Of what is unordered (a NaN) only != holds.
+Result<bool> Holds(Context& context, Operator operation, const Value& a, const Value& b);
 
 // json.dumps. indent: absent for one line.
 struct JsonStyle {

@@ -65,7 +65,6 @@ class Interpreter {
   Result<Value> EvaluateFilter(const Expression& expression);
   Result<bool> EvaluateTruth(const Expression& expression);
   Result<Arguments> EvaluateArguments(const Expression& expression);
-  Result<bool> Holds(Operator operation, const Value& a, const Value& b);
   Result<Value> CallMacro(const Statement& macro, const Arguments& arguments);
 
   Context& context_;

@@ -124,34 +124,12 @@ Result<bool> Interpreter::EvaluateTruth(const Expression& expression) {
   return Arithmetic(context_, expression.operators[0], left, right);
 }
 
-Result<bool> Interpreter::Holds(Operator operation, const Value& a, const Value& b) {
-  if (operation == Operator::kIn || operation == Operator::kNotIn) {
-    NIBBLE_ASSIGN_OR_RETURN(const bool contained, Contains(context_.budget, b, a));
-    return contained == (operation == Operator::kIn);
-  }
-  if (operation == Operator::kEqual || operation == Operator::kNotEqual) {
-    NIBBLE_ASSIGN_OR_RETURN(const bool equal, Equals(context_.budget, a, b));
-    return equal == (operation == Operator::kEqual);
-  }
-  NIBBLE_ASSIGN_OR_RETURN(const std::optional<int> order, Compare(context_.budget, a, b));
-  if (!order) return false;
-  switch (operation) {
-    case Operator::kLess:
-      return *order < 0;
-    case Operator::kLessEqual:
-      return *order <= 0;
-    case Operator::kGreater:
-      return *order > 0;
-    default:
-      return *order >= 0;
-  }
-}
-
 [[gnu::noinline]] Result<Value> Interpreter::EvaluateCompare(const Expression& expression) {
   NIBBLE_ASSIGN_OR_RETURN(Value left, Evaluate(*expression.operands[0]));
   for (size_t i = 0; i < expression.operators.size(); ++i) {
     NIBBLE_ASSIGN_OR_RETURN(Value right, Evaluate(*expression.operands[i + 1]));
-    NIBBLE_ASSIGN_OR_RETURN(const bool holds, Holds(expression.operators[i], left, right));
+    NIBBLE_ASSIGN_OR_RETURN(const bool holds,
+                            Holds(context_, expression.operators[i], left, right));
     if (!holds) return Value(false);
     left = std::move(right);
   }

@@ -67,24 +67,7 @@ Result<bool> IsOddOrEven(Context& context, const Value& value, const Arguments& 
 template <Operator kOperator>
 Result<bool> Compares(Context& context, const Value& value, const Arguments& arguments) {
   NIBBLE_ASSIGN_OR_RETURN(const auto bound, arguments.Bind("comparison", {""}, 1));
-  const Value& other = *bound[0];
-  if constexpr (kOperator == Operator::kIn) return Contains(context.budget, other, value);
-  if constexpr (kOperator == Operator::kEqual || kOperator == Operator::kNotEqual) {
-    NIBBLE_ASSIGN_OR_RETURN(const bool equal, Equals(context.budget, value, other));
-    return equal == (kOperator == Operator::kEqual);
-  }
-  NIBBLE_ASSIGN_OR_RETURN(const std::optional<int> order, Compare(context.budget, value, other));
-  if (!order) return false;
-  switch (kOperator) {
-    case Operator::kLess:
-      return *order < 0;
-    case Operator::kLessEqual:
-      return *order <= 0;
-    case Operator::kGreater:
-      return *order > 0;
-    default:
-      return *order >= 0;
-  }
+  return Holds(context, kOperator, value, *bound[0]);
 }
 
 // Identity, which is only plain for what exists once.

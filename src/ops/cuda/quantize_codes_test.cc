@@ -46,7 +46,9 @@ TEST_P(CudaQuantizeCodesTest, RoundsAsTheReference) {
             EXPECT_EQ(got.scales, want.scales);
             EXPECT_EQ(got.zeros, want.zeros);
             EXPECT_EQ(got_pseudo.values, pseudo.values);
-            if (rounding == ScaleRounding::kFloat16) EXPECT_EQ(got_trial.values, trial.values);
+            if (rounding == ScaleRounding::kFloat16) {
+              EXPECT_EQ(got_trial.values, trial.values);
+            }
           } else {
             EXPECT_GE(ShareOfEqualCodes(got, want), 0.995);
             EXPECT_GE(ShareOfEqualValues(got_pseudo, pseudo), 0.995);

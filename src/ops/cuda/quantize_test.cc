@@ -184,7 +184,9 @@ TEST_P(CudaQuantizeTest, FactorIsTheReferences) {
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t j = 0; j < n; ++j) {
         ASSERT_NEAR(got.At(i, j), want.view().row<float>(i)[j], 1e-5) << i << ", " << j;
-        if (j < i) ASSERT_EQ(got.At(i, j), 0);
+        if (j < i) {
+          ASSERT_EQ(got.At(i, j), 0);
+        }
       }
     }
   }
