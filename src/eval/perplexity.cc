@@ -125,15 +125,11 @@ Result<Json> RunPerplexity(Engine& candidate, Engine* reference, std::span<const
         NIBBLE_RETURN_IF_ERROR(reference_sequence->Extend(
             part,
             [&](std::span<const LogitRun> runs) {
-              const int64_t first = runs.front().first_token;
-              const MatrixView logits = runs.front().logits;
-              // One thread would take longer for it than a GPU for a small model's rows.
-              pool.ParallelFor(logits.rows, 1, [&](int64_t row_begin, int64_t row_end, int) {
-                for (int64_t r = row_begin; r < row_end; ++r) {
-                  std::copy_n(logits.row<float>(r), vocabulary,
-                              reference_logits.view().row<float>(first + r));
-                }
-              });
+              const auto& [extension, first, logits] = runs.front();
+              for (int64_t r = 0; r < logits.rows; ++r) {
+                std::copy_n(logits.row<float>(r), vocabulary,
+                            reference_logits.view().row<float>(first + r));
+              }
             },
             cancel));
       }
