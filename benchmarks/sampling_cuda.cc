@@ -64,7 +64,7 @@ void Run() {
              "vocabulary", "rows", "greedy", "temperature", "top_k 50", "top_p 0.9",
              "top_k, top_p");
   for (const int64_t vocabulary : {32000, 128256}) {
-    for (const int64_t rows : {1, 16, 128}) {
+    for (const int64_t rows : {1, 8, 16, 32, 128, 256}) {
       fmt::print("{:>10} {:>6}", vocabulary, rows);
       for (const SamplingOptions& options : {SamplingOptions{},
                                              {.temperature = 1},

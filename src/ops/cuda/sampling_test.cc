@@ -17,23 +17,28 @@
 namespace nibble {
 namespace {
 
+// A row alone, the most rows that clusters choose from, and the fewest that have a block each.
+constexpr int64_t kRowCounts[] = {1, 32, 33};
+
 class CudaSamplingTest : public testing::Test {
  protected:
-  static constexpr int64_t kRows = 24;
-
   void SetUp() override {
     if (ListCudaDevices().empty()) GTEST_SKIP() << "there is no NVIDIA GPU here";
     cuda_ = Must(MakeCudaBackend({}));
+  }
+
+  void MakePlan(int64_t rows) {
+    rows_ = rows;
     plan_ = Must(cuda_->CreatePlan(
-        {.rows = kRows, .sequences = kRows, .context = 32, .logit_rows = kRows},
+        {.rows = rows, .sequences = rows, .context = 32, .logit_rows = rows},
         {.hidden = 64, .intermediate = 64, .heads = 1, .kv_heads = 1, .head_dim = 64}));
   }
 
   // A step of one row a sequence whose logits are all wanted.
   void SetBatch(const std::vector<TokenChoice>& choices,
                 std::span<const int32_t> chosen_rows = {}) {
-    const std::vector<int32_t> zeros(kRows), ones(kRows, 1);
-    std::vector<int32_t> rows(kRows + 1);
+    const std::vector<int32_t> zeros(static_cast<size_t>(rows_)), ones(zeros.size(), 1);
+    std::vector<int32_t> rows(zeros.size() + 1);
     std::iota(rows.begin(), rows.end(), 0);
     cuda_->SetBatch(*plan_, {.tokens = zeros,
                              .positions = zeros,
@@ -41,7 +46,7 @@ class CudaSamplingTest : public testing::Test {
                              .context_lengths = ones,
                              .block_tables = zeros,
                              .max_blocks = 1,
-                             .logit_rows = std::span(rows).first(kRows),
+                             .logit_rows = std::span(rows).first(zeros.size()),
                              .chosen_rows = chosen_rows,
                              .choices = choices});
   }
@@ -49,12 +54,12 @@ class CudaSamplingTest : public testing::Test {
   // Strided, with what a kernel must not read between the rows.
   MatrixView Upload(const std::vector<std::vector<float>>& rows) {
     const auto columns = static_cast<int64_t>(rows[0].size()), stride = columns + 5;
-    std::vector<float> values(static_cast<size_t>(kRows * stride),
+    std::vector<float> values(static_cast<size_t>(rows_ * stride),
                               std::numeric_limits<float>::infinity());
     for (size_t r = 0; r < rows.size(); ++r) {
       std::copy(rows[r].begin(), rows[r].end(), values.begin() + static_cast<int64_t>(r) * stride);
     }
-    logits_ = Must(cuda_->Allocate(MemoryClass::kWorkspace, DType::kF32, kRows, stride));
+    logits_ = Must(cuda_->Allocate(MemoryClass::kWorkspace, DType::kF32, rows_, stride));
     EXPECT_EQ(cudaMemcpy(logits_.view().data, values.data(), values.size() * sizeof(float),
                          cudaMemcpyHostToDevice),
               cudaSuccess);
@@ -72,6 +77,7 @@ class CudaSamplingTest : public testing::Test {
     return {tokens.begin(), tokens.end()};
   }
 
+  int64_t rows_ = 0;
   std::unique_ptr<Backend> cuda_;
   std::unique_ptr<BatchPlan> plan_;
   Matrix logits_;
@@ -95,27 +101,33 @@ std::vector<float> RandomLogits(int64_t columns, int kind, Random& random) {
 
 TEST_F(CudaSamplingTest, ChoosesWhatTheHostChooses) {
   Random random(1);
-  for (const int64_t columns : {1, 2, 31, 33, 111, 1024, 1025, 32000, 128256}) {
-    for (int kind = 0; kind < 5; ++kind) {
-      std::vector<std::vector<float>> rows;
-      std::vector<TokenChoice> choices;
-      for (int64_t r = 0; r < kRows; ++r) {
-        rows.push_back(RandomLogits(columns, kind, random));
-        SamplingOptions options{.seed = random.Next()};
-        const double temperatures[] = {0, 0.05, 0.7, 1, 30};
-        options.temperature = temperatures[random.Below(5)];
-        if (random.Below(2) == 0)
-          options.top_k = 1 + static_cast<int64_t>(random.Below(
-                                  random.Below(2) == 0 ? 50 : static_cast<uint64_t>(2 * columns)));
-        if (random.Below(2) == 0) options.top_p = random.Uniform();
-        choices.push_back(ChoiceAt(options, r));
-      }
-      const std::vector<int32_t> got = Choose(rows, choices);
-      ASSERT_EQ(got.size(), rows.size());
-      for (size_t r = 0; r < rows.size(); ++r) {
-        EXPECT_EQ(got[r], ChooseToken(rows[r], choices[r]))
-            << "row " << r << " of " << columns << " columns, kind " << kind << ": scale "
-            << choices[r].scale << ", top_k " << choices[r].top_k << ", top_p " << choices[r].top_p;
+  for (const int64_t row_count : kRowCounts) {
+    MakePlan(row_count);
+    for (const int64_t columns :
+         {1, 2, 31, 33, 111, 1024, 1025, 8191, 8192, 8193, 8200, 32000, 128256}) {
+      for (int kind = 0; kind < 5; ++kind) {
+        std::vector<std::vector<float>> rows;
+        std::vector<TokenChoice> choices;
+        for (int64_t r = 0; r < row_count; ++r) {
+          rows.push_back(RandomLogits(columns, kind, random));
+          SamplingOptions options{.seed = random.Next()};
+          const double temperatures[] = {0, 0.05, 0.7, 1, 30};
+          options.temperature = temperatures[random.Below(5)];
+          if (random.Below(2) == 0)
+            options.top_k =
+                1 + static_cast<int64_t>(random.Below(
+                        random.Below(2) == 0 ? 50 : static_cast<uint64_t>(2 * columns)));
+          if (random.Below(2) == 0) options.top_p = random.Uniform();
+          choices.push_back(ChoiceAt(options, r));
+        }
+        const std::vector<int32_t> got = Choose(rows, choices);
+        ASSERT_EQ(got.size(), rows.size());
+        for (size_t r = 0; r < rows.size(); ++r) {
+          EXPECT_EQ(got[r], ChooseToken(rows[r], choices[r]))
+              << "row " << r << " of " << row_count << ", " << columns << " columns, kind " << kind
+              << ": scale " << choices[r].scale << ", top_k " << choices[r].top_k << ", top_p "
+              << choices[r].top_p;
+        }
       }
     }
   }
@@ -123,15 +135,21 @@ TEST_F(CudaSamplingTest, ChoosesWhatTheHostChooses) {
 
 TEST_F(CudaSamplingTest, WithoutChoicesTakesTheFirstOfTheGreatest) {
   Random random(2);
-  for (const int64_t columns : {1, 31, 1024, 32000, 128256}) {
-    std::vector<std::vector<float>> rows;
-    for (int64_t r = 0; r < kRows; ++r) {
-      rows.push_back(RandomLogits(columns, static_cast<int>(r % 5), random));
-    }
-    if (columns > 40) rows[1][17] = rows[1][40] = 100;
-    const std::vector<int32_t> got = Choose(rows, {});
-    for (size_t r = 0; r < rows.size(); ++r) {
-      EXPECT_EQ(got[r], MostProbable(rows[r])) << "row " << r << " of " << columns;
+  for (const int64_t row_count : kRowCounts) {
+    MakePlan(row_count);
+    for (const int64_t columns : {1, 31, 1024, 8191, 8192, 8200, 32000, 128256}) {
+      std::vector<std::vector<float>> rows;
+      for (int64_t r = 0; r < row_count; ++r) {
+        rows.push_back(RandomLogits(columns, static_cast<int>(r % 5), random));
+      }
+      if (columns > 40) rows.back()[17] = rows.back()[40] = 100;
+      // In two blocks of a cluster.
+      if (columns > 8000) rows[0][3000] = rows[0][8000] = 100;
+      const std::vector<int32_t> got = Choose(rows, {});
+      for (size_t r = 0; r < rows.size(); ++r) {
+        EXPECT_EQ(got[r], MostProbable(rows[r]))
+            << "row " << r << " of " << row_count << ", " << columns << " columns";
+      }
     }
   }
 }
@@ -140,6 +158,8 @@ TEST_F(CudaSamplingTest, WithoutChoicesTakesTheFirstOfTheGreatest) {
 // those of the step before.
 TEST_F(CudaSamplingTest, TokensWaitUntilTheyAreReceived) {
   constexpr int kSteps = 20;
+  constexpr int64_t kRows = 24;
+  MakePlan(kRows);
   std::vector<std::vector<int32_t>> want;
   for (int step = 0; step < kSteps; ++step) {
     std::vector<std::vector<float>> rows(kRows, std::vector<float>(100, 0.0f));
