@@ -93,6 +93,7 @@ __device__ RingPlace ForUnits(const HopperPlan& plan, const HopperBlock& block, 
   for (auto tile = static_cast<int>(blockIdx.y); tile < plan.tiles;
        tile += static_cast<int>(gridDim.y)) {
     const auto bring_unit = bring(tile);
+#pragma unroll 1  // unrolled it makes the warps that multiply slower (docs/results/kernels.md)
     for (int unit = block.begin; unit < block.end; ++unit) {
       WaitForPhase(empty + 8 * place.slot, place.parity);
       bring_unit(unit, place.slot);
