@@ -61,6 +61,7 @@ class Step {
     };
     residual_ = allocate(kHidden);
     normed_ = allocate(kHidden);
+    attended_ = allocate(kHidden);
     wide_ = allocate(3 * kHidden);
     gated_ = allocate(kIntermediate);
     for (int64_t i = 0; i < batch; ++i) {
@@ -112,40 +113,47 @@ class Step {
     const AttentionSpec attention{
         .heads = kHeads, .kv_heads = kHeads, .head_dim = kDim, .scale = 0.088f};
     const RopeSpec rope{frequencies_};
-    const MatrixView residual = residual_.view(), normed = normed_.view(), wide = wide_.view();
+    const LayerActivations activations{.residual = residual_.view(),
+                                       .normed = normed_.view(),
+                                       .qkv = wide_.view(),
+                                       .attention = attended_.view(),
+                                       .gated = gated_.view()};
+    const auto& [residual, normed, wide, attended, gated] = activations;
     if (parts & kAtOnce) {
       const DecoderLayer layer{.input_norm = gain_.view(),
                                .post_attention_norm = gain_.view(),
+                               .largest_input_gain = 1,
+                               .largest_post_attention_gain = 1,
                                .qkv = qkv_.get(),
                                .output = output_.get(),
                                .gate_up = gate_up_.get(),
                                .down = down_.get(),
                                .attention = attention};
       const std::vector<DecoderLayer> layers(kLayers, layer);
-      if (backend_.RunLayers(plan, layers, rope, 1e-5f, *cache_, residual)) return;
+      if (backend_.RunLayers(plan, layers, rope, 1e-5f, *cache_, activations)) return;
     }
     for (int64_t layer = 0; layer < kLayers; ++layer) {
       if (parts & kNorms) backend_.RmsNorm(residual, gain_.view(), 1e-5f, normed);
       if (parts & kLinears) backend_.Linear(plan, *qkv_, normed, Epilogue::kNone, wide);
       switch (parts & (kRope | kAttention | kApart)) {
         case kRope | kAttention:
-          backend_.RopeAndAttend(plan, rope, attention, layer, wide, *cache_, normed);
+          backend_.RopeAndAttend(plan, rope, attention, layer, wide, *cache_, attended);
           break;
         case kRope | kAttention | kApart:
-          backend_.Backend::RopeAndAttend(plan, rope, attention, layer, wide, *cache_, normed);
+          backend_.Backend::RopeAndAttend(plan, rope, attention, layer, wide, *cache_, attended);
           break;
         case kRope:
           backend_.RopeAndStoreKv(plan, rope, attention, layer, wide, *cache_);
           break;
         case kAttention:
-          backend_.Attend(plan, attention, layer, wide.Columns(0, kHidden), *cache_, normed);
+          backend_.Attend(plan, attention, layer, wide.Columns(0, kHidden), *cache_, attended);
           break;
       }
-      if (parts & kLinears) backend_.Linear(plan, *output_, normed, Epilogue::kAdd, residual);
+      if (parts & kLinears) backend_.Linear(plan, *output_, attended, Epilogue::kAdd, residual);
       if (parts & kNorms) backend_.RmsNorm(residual, gain_.view(), 1e-5f, normed);
       if (parts & kLinears) {
-        backend_.Linear(plan, *gate_up_, normed, Epilogue::kSiluMul, gated_.view());
-        backend_.Linear(plan, *down_, gated_.view(), Epilogue::kAdd, residual);
+        backend_.Linear(plan, *gate_up_, normed, Epilogue::kSiluMul, gated);
+        backend_.Linear(plan, *down_, gated, Epilogue::kAdd, residual);
       }
     }
   }
@@ -175,7 +183,7 @@ class Step {
   Backend& backend_;
   int64_t batch_;
   std::unique_ptr<PreparedLinear> qkv_, output_, gate_up_, down_;
-  Matrix gain_, residual_, normed_, wide_, gated_;
+  Matrix gain_, residual_, normed_, attended_, wide_, gated_;
   std::unique_ptr<KvCache> cache_;
   std::vector<int32_t> tokens_, positions_, row_begin_, contexts_, table_;
   std::vector<float> frequencies_;

@@ -1,6 +1,8 @@
 // What Forward gives Backend::RunLayers, on a device that does not need it.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "src/base/must.h"
@@ -21,13 +23,26 @@ class AtOnceBackend final : public DelegatingBackend {
       : DelegatingBackend(std::move(backend)) {}
 
   bool RunLayers(BatchPlan& plan, std::span<const DecoderLayer> layers, const RopeSpec& rope,
-                 float epsilon, KvCache& cache, MatrixView residual) override {
+                 float epsilon, KvCache& cache, const LayerActivations& activations) override {
     ++calls;
-    RunLayersApart(*this, plan, layers, rope, epsilon, cache, residual);
+    for (const DecoderLayer& layer : layers) {
+      EXPECT_EQ(layer.largest_input_gain, LargestGain(layer.input_norm));
+      EXPECT_EQ(layer.largest_post_attention_gain, LargestGain(layer.post_attention_norm));
+    }
+    RunLayersApart(*this, plan, layers, rope, epsilon, cache, activations);
     return true;
   }
 
   int calls = 0;
+
+ private:
+  static float LargestGain(MatrixView gain) {
+    float largest = 0;
+    for (int64_t i = 0; i < gain.columns; ++i) {
+      largest = std::max(largest, std::abs(gain.row<float>(0)[i]));
+    }
+    return largest;
+  }
 };
 
 std::vector<std::vector<float>> Logits(Backend& backend) {

@@ -1,8 +1,24 @@
 #include "src/model/forward.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "src/base/checked.h"
 
 namespace nibble {
+namespace {
+
+// Found once, since a step must not wait for the device.
+Result<float> LargestMagnitude(Backend& backend, MatrixView gain) {
+  NIBBLE_ASSIGN_OR_RETURN(const MatrixView host, backend.ToHost(gain));
+  float largest = 0;
+  for (int64_t i = 0; i < host.columns; ++i) {
+    largest = std::max(largest, std::abs(host.row<float>(0)[i]));
+  }
+  return largest;
+}
+
+}  // namespace
 
 void QkvInput(const LayerContext& l, MatrixView residual, MatrixView out) {
   l.backend.RmsNorm(residual, l.weights.input_norm.view(), l.config.rms_epsilon, out);
@@ -43,13 +59,16 @@ MatrixView Forward::Run(const Batch& batch, KvCache& cache) {
 }
 
 void Forward::Step(int64_t rows, int64_t logit_rows, KvCache& cache) {
-  const MatrixView residual = residual_.Rows(rows), normed = normed_.Rows(rows);
-  const MatrixView qkv = qkv_.Rows(rows), attention = attention_.Rows(rows);
-  const MatrixView gated = gated_.Rows(rows);
+  const LayerActivations activations{.residual = residual_.Rows(rows),
+                                     .normed = normed_.Rows(rows),
+                                     .qkv = qkv_.Rows(rows),
+                                     .attention = attention_.Rows(rows),
+                                     .gated = gated_.Rows(rows)};
+  const auto& [residual, normed, qkv, attention, gated] = activations;
 
   backend_.Embed(*plan_, *weights_.embedding, residual);
   if (!backend_.RunLayers(*plan_, layers_, RopeSpec{rope_frequencies_}, weights_.config.rms_epsilon,
-                          cache, residual)) {
+                          cache, activations)) {
     for (int64_t i = 0; i < weights_.config.layers; ++i) {
       const LayerContext layer{backend_,
                                weights_.config,
@@ -79,8 +98,14 @@ Result<std::unique_ptr<Forward>> Forward::Create(const ModelWeights& weights, Ba
   forward->rope_frequencies_ = RopeFrequencies(c.rope, c.head_dim);
   for (const LayerWeights& layer : weights.layers) {
     const auto index = static_cast<int64_t>(forward->layers_.size());
+    NIBBLE_ASSIGN_OR_RETURN(const float largest_input_gain,
+                            LargestMagnitude(backend, layer.input_norm.view()));
+    NIBBLE_ASSIGN_OR_RETURN(const float largest_post_attention_gain,
+                            LargestMagnitude(backend, layer.post_attention_norm.view()));
     forward->layers_.push_back({.input_norm = layer.input_norm.view(),
                                 .post_attention_norm = layer.post_attention_norm.view(),
+                                .largest_input_gain = largest_input_gain,
+                                .largest_post_attention_gain = largest_post_attention_gain,
                                 .qkv = layer.qkv.get(),
                                 .output = layer.output.get(),
                                 .gate_up = layer.gate_up.get(),

@@ -92,8 +92,17 @@ struct ModelExtents {
 // A decoder layer, for a device that runs all of them at once.
 struct DecoderLayer {
   MatrixView input_norm, post_attention_norm;  // gains, float32 [1, hidden]
+  float largest_input_gain = 0, largest_post_attention_gain = 0;  // magnitudes of these
   const PreparedLinear *qkv = nullptr, *output = nullptr, *gate_up = nullptr, *down = nullptr;
   AttentionSpec attention;
+};
+
+// What layers work on, [rows, ...] each; all but the residual stream is scratch.
+struct LayerActivations {
+  MatrixView residual, normed;  // hidden
+  MatrixView qkv;               // (heads + 2 · kv_heads) · head_dim
+  MatrixView attention;         // heads · head_dim
+  MatrixView gated;             // intermediate
 };
 
 // A step's description where the device reads it; refilled by SetBatch for every step.
@@ -181,11 +190,11 @@ class Backend {
     const MatrixView queries = qkv.Columns(0, attention.heads * attention.head_dim);
     Attend(plan, attention, layer, queries, cache, out);
   }
-  // All layers on the residual stream [rows, hidden], as src/model/forward.h composes a layer, in
-  // fewer operations; layer i is the cache's. False, and nothing is done, where this device has no
-  // such way for these layers and this batch.
+  // All layers on the residual stream, as src/model/forward.h composes a layer, in fewer
+  // operations; layer i is the cache's. False, and nothing is done, where this device has no such
+  // way for these layers and this batch.
   virtual bool RunLayers(BatchPlan&, std::span<const DecoderLayer>, const RopeSpec&,
-                         float /*epsilon*/, KvCache&, MatrixView /*residual*/) {
+                         float /*epsilon*/, KvCache&, const LayerActivations&) {
     return false;
   }
   // RmsNorm of the rows whose logits are wanted: out[i] of x[logit_rows[i]].

@@ -81,8 +81,8 @@ class DelegatingBackend : public Backend {
     backend_->RopeAndAttend(plan, rope, attention, layer, qkv, cache, out);
   }
   bool RunLayers(BatchPlan& plan, std::span<const DecoderLayer> layers, const RopeSpec& rope,
-                 float epsilon, KvCache& cache, MatrixView residual) override {
-    return backend_->RunLayers(plan, layers, rope, epsilon, cache, residual);
+                 float epsilon, KvCache& cache, const LayerActivations& activations) override {
+    return backend_->RunLayers(plan, layers, rope, epsilon, cache, activations);
   }
   void NormLogitRows(const BatchPlan& plan, MatrixView x, MatrixView gain, float epsilon,
                      MatrixView out) override {

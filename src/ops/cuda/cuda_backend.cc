@@ -14,6 +14,7 @@
 #include "src/ops/cuda/fused_layers.h"
 #include "src/ops/cuda/kv_fp8.h"
 #include "src/ops/cuda/linear_q4.h"
+#include "src/ops/cuda/linked_layers.h"
 #include "src/ops/cuda/matrix_product.h"
 
 namespace nibble {
@@ -270,10 +271,20 @@ class CudaBackend final : public Backend {
   }
 
   bool RunLayers(BatchPlan& plan, std::span<const DecoderLayer> layers, const RopeSpec& rope,
-                 float epsilon, KvCache& cache, MatrixView residual) override {
+                 float epsilon, KvCache& cache, const LayerActivations& activations) override {
     const CudaPlan& p = Cuda(plan);
     const CudaKvCache& kv = Cuda(cache);
-    if (p.batch().rows != 1 || !p.batch().has_decode || kernels_ != CudaKernels::kAuto ||
+    CheckActivations(activations.residual);
+    if (kernels_ != CudaKernels::kAuto) return false;
+    if (CanLinkLayers(p.batch(), layers)) {
+      RunLinkedLayers(*stream_, layers, epsilon, activations, p.at<void>(p.layout().linked_layers),
+                      [&](int64_t i) {
+                        RopeAndAttend(plan, rope, layers[static_cast<size_t>(i)].attention, i,
+                                      activations.qkv, cache, activations.attention);
+                      });
+      return true;
+    }
+    if (p.batch().rows != 1 || !p.batch().has_decode ||
         !CanFuseLayers(layers, kv.layout(), p.layout().limits.context,
                        stream_->multiprocessors())) {
       return false;
@@ -281,9 +292,8 @@ class CudaBackend final : public Backend {
     // Two such kernels would wait for each other's multiprocessors, so one backend may launch them.
     CudaBackend* none = nullptr;
     if (!fuses_layers_.compare_exchange_strong(none, this) && none != this) return false;
-    CheckActivations(residual);
     RunFusedLayers(*stream_, p.batch(), layers, Angles(p, rope), epsilon,
-                   {kv.data(), kv.half_layer_bytes()}, residual,
+                   {kv.data(), kv.half_layer_bytes()}, activations.residual,
                    p.at<void>(p.layout().fused_layers));
     return true;
   }

@@ -11,6 +11,7 @@
 #include "src/ops/cuda/fused_layers.h"
 #include "src/ops/cuda/host_copy.h"
 #include "src/ops/cuda/linear_q4.h"
+#include "src/ops/cuda/linked_layers.h"
 #include "src/ops/cuda/sampling.h"
 
 namespace nibble::cuda {
@@ -58,6 +59,7 @@ PlanLayout PlanLayout::Of(const StepLimits& limits, const ModelExtents& model,
       add(static_cast<size_t>(limits.rows * 2 * layout.half_dim) * sizeof(float));
   layout.decode = add(DecodeScratchBytes(multiprocessors, layout.attention));
   layout.fused_layers = add(FusedLayersScratchBytes(model));
+  layout.linked_layers = add(LinkedLayersScratchBytes(model));
 
   const int64_t qkv = (model.heads + 2 * model.kv_heads) * model.head_dim;
   const int64_t widest = std::max({2 * model.intermediate, qkv, model.hidden});

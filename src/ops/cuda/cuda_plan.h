@@ -35,6 +35,7 @@ struct PlanLayout {
   size_t rope_table;            // float32 [rows][half_dim][cos, sin]
   size_t decode;                // AttendDecode's
   size_t fused_layers;          // RunFusedLayers'
+  size_t linked_layers;         // RunLinkedLayers'
   size_t linear_q4;             // LinearQ4's
   size_t wide, wide_bytes;      // the widest outputs before their epilogue, 16-bit
   size_t dequantized, dequantized_bytes;  // 4-bit weights on their way through cuBLASLt, 16-bit

@@ -15,6 +15,7 @@
 #include "src/base/random.h"
 #include "src/ops/cuda/cuda_backend.h"
 #include "src/ops/cuda/device.h"
+#include "src/ops/cuda/linear_q4.h"
 #include "src/ops/layers_test_util.h"
 #include "src/ops/ref/ref_backend.h"
 
@@ -28,6 +29,8 @@ struct Shape {
   bool qkv_bias = false;
   std::optional<int64_t> window;
   DType type = DType::kF16;
+  int64_t rows = 1;        // of a step, each of a sequence
+  bool fp8_cache = false;  // on the GPU
 
   int64_t q_features() const { return heads * head_dim; }
   int64_t qkv_features() const { return (heads + 2 * kv_heads) * head_dim; }
@@ -35,19 +38,22 @@ struct Shape {
 
 struct LayerOnDevice {
   Matrix input_norm, post_norm;
+  float largest_input_gain, largest_post_gain;
   std::unique_ptr<PreparedLinear> qkv, output, gate_up, down;
 };
 
-// A model's layers on one backend, with a cache and a residual stream of one row.
+// A model's layers on one backend, with a cache and a step's activations. `context`: of the longest
+// sequence.
 class Decoder {
  public:
   Decoder(Backend& backend, const Shape& shape, int64_t context)
       : backend_(backend), shape_(shape), blocks_(CeilDiv(context, backend.kv_block_tokens())) {
+    const int64_t all_blocks = blocks_ * shape.rows + 3;
     Random random(1);
     for (int64_t i = 0; i < shape.layers; ++i) {
       LayerOnDevice layer;
-      layer.input_norm = Gain(random);
-      layer.post_norm = Gain(random);
+      layer.input_norm = Gain(random, layer.largest_input_gain);
+      layer.post_norm = Gain(random, layer.largest_post_gain);
       layer.qkv = Linear(random, {shape.qkv_features()}, shape.hidden, shape.qkv_bias);
       layer.output = Linear(random, {shape.hidden}, shape.q_features(), false);
       layer.gate_up = Linear(random, {shape.intermediate, shape.intermediate}, shape.hidden, false);
@@ -55,68 +61,83 @@ class Decoder {
       layers_.push_back(std::move(layer));
     }
     const DType type = backend.activation_type();
+    const bool is_fp8 = shape.fp8_cache && type != DType::kF32;
     cache_ = Must(backend.CreateKvCache({.layers = shape.layers,
                                          .kv_heads = shape.kv_heads,
                                          .head_dim = shape.head_dim,
                                          .block_tokens = backend.kv_block_tokens(),
-                                         .dtype = type},
-                                        blocks_ + 3));
-    plan_ =
-        Must(backend.CreatePlan({.rows = 512, .sequences = 1, .context = context, .logit_rows = 1},
-                                {.hidden = shape.hidden,
-                                 .intermediate = shape.intermediate,
-                                 .heads = shape.heads,
-                                 .kv_heads = shape.kv_heads,
-                                 .head_dim = shape.head_dim,
-                                 .vocabulary = 32,
-                                 .window = shape.window}));
+                                         .dtype = is_fp8 ? DType::kF8E4M3 : type},
+                                        all_blocks));
+    plan_ = Must(backend.CreatePlan(
+        {.rows = 512, .sequences = shape.rows, .context = context, .logit_rows = 1},
+        {.hidden = shape.hidden,
+         .intermediate = shape.intermediate,
+         .heads = shape.heads,
+         .kv_heads = shape.kv_heads,
+         .head_dim = shape.head_dim,
+         .vocabulary = 32,
+         .window = shape.window}));
     const auto allocate = [&](int64_t rows, int64_t columns) {
       return Must(backend.Allocate(MemoryClass::kWorkspace, type, rows, columns));
     };
-    residual_ = allocate(1, shape.hidden);
+    residual_ = allocate(shape.rows, shape.hidden);
+    normed_ = allocate(shape.rows, shape.hidden);
     qkv_ = allocate(512, shape.qkv_features());
+    attention_ = allocate(shape.rows, shape.q_features());
+    gated_ = allocate(shape.rows, shape.intermediate);
     // Not in order, so that a block's number is not its place.
-    for (int64_t i = 0; i < blocks_; ++i) {
-      table_.push_back(static_cast<int32_t>((i * 7 + 3) % (blocks_ + 3)));
+    for (int64_t i = 0; i < blocks_ * shape.rows; ++i) {
+      table_.push_back(static_cast<int32_t>((i * 7 + 3) % all_blocks));
     }
-    if ((blocks_ + 3) % 7 == 0) std::iota(table_.begin(), table_.end(), 2);
+    if (all_blocks % 7 == 0) std::iota(table_.begin(), table_.end(), 2);
     for (int64_t i = 0; i < shape.head_dim / 2; ++i) {
       frequencies_.push_back(
           static_cast<float>(std::pow(10000.0, -2.0 * static_cast<double>(i) / shape.head_dim)));
     }
   }
 
-  // Fills the cache with keys and values of so many tokens.
+  // Fills the cache with keys and values of so many tokens of the longest sequence.
   void Fill(int64_t tokens) {
     Random random(2);
-    for (int64_t first = 0; first < tokens; first += 512) {
-      const int64_t rows = std::min<int64_t>(512, tokens - first);
-      for (int64_t layer = 0; layer < shape_.layers; ++layer) {
-        SetBatch(first, rows);
-        std::vector<float> values(static_cast<size_t>(rows * shape_.qkv_features()));
-        for (float& value : values) value = static_cast<float>(random.Normal());
-        Put(qkv_, values);
-        backend_.RopeAndStoreKv(*plan_, {frequencies_}, Attention(), layer,
-                                qkv_.view().Rows(0, rows), *cache_);
-        Must(backend_.ToHost(residual_.view()));
+    for (int64_t sequence = 0; sequence < shape_.rows; ++sequence) {
+      const int64_t end = PositionOf(sequence, tokens);
+      for (int64_t first = 0; first < end; first += 512) {
+        const int64_t rows = std::min<int64_t>(512, end - first);
+        for (int64_t layer = 0; layer < shape_.layers; ++layer) {
+          SetBatch({{sequence, first, rows}});
+          std::vector<float> values(static_cast<size_t>(rows * shape_.qkv_features()));
+          for (float& value : values) value = static_cast<float>(random.Normal());
+          Put(qkv_, values);
+          backend_.RopeAndStoreKv(*plan_, {frequencies_}, Attention(), layer,
+                                  qkv_.view().Rows(0, rows), *cache_);
+          Must(backend_.ToHost(residual_.view()));
+        }
       }
     }
   }
 
-  // One step of the token at `position`, whose residual is random; what comes out. `at_once`: by
-  // RunLayers.
+  // One step, whose residual is random, of the token at `position` of the longest sequence; what
+  // comes out. `at_once`: by RunLayers.
   std::vector<float> Step(int64_t position, bool at_once) {
     Random random(static_cast<uint64_t>(position) + 3);
-    std::vector<float> values(static_cast<size_t>(shape_.hidden));
+    std::vector<float> values(static_cast<size_t>(shape_.rows * shape_.hidden));
     for (float& value : values) value = static_cast<float>(random.Normal());
     Put(residual_, values);
-    SetBatch(position, 1);
+    std::vector<Piece> pieces;
+    for (int64_t i = 0; i < shape_.rows; ++i) pieces.push_back({i, PositionOf(i, position), 1});
+    SetBatch(pieces);
     const RopeSpec rope{frequencies_};
-    const MatrixView residual = residual_.view();
+    const LayerActivations activations{.residual = residual_.view(),
+                                       .normed = normed_.view(),
+                                       .qkv = qkv_.view().Rows(0, shape_.rows),
+                                       .attention = attention_.view(),
+                                       .gated = gated_.view()};
     std::vector<DecoderLayer> layers;
     for (const LayerOnDevice& layer : layers_) {
       layers.push_back({.input_norm = layer.input_norm.view(),
                         .post_attention_norm = layer.post_norm.view(),
+                        .largest_input_gain = layer.largest_input_gain,
+                        .largest_post_attention_gain = layer.largest_post_gain,
                         .qkv = layer.qkv.get(),
                         .output = layer.output.get(),
                         .gate_up = layer.gate_up.get(),
@@ -124,14 +145,18 @@ class Decoder {
                         .attention = Attention()});
     }
     if (at_once) {
-      EXPECT_TRUE(backend_.RunLayers(*plan_, layers, rope, 1e-5f, *cache_, residual));
+      EXPECT_TRUE(backend_.RunLayers(*plan_, layers, rope, 1e-5f, *cache_, activations));
     } else {
-      RunLayersApart(backend_, *plan_, layers, rope, 1e-5f, *cache_, residual);
+      RunLayersApart(backend_, *plan_, layers, rope, 1e-5f, *cache_, activations);
     }
-    return Floats(Must(backend_.ToHost(residual)));
+    return Floats(Must(backend_.ToHost(residual_.view())));
   }
 
  private:
+  // Of a sequence, when the longest one's is `longest`.
+  static int64_t PositionOf(int64_t sequence, int64_t longest) {
+    return std::max<int64_t>(0, longest - 9 * sequence);
+  }
   AttentionSpec Attention() const {
     return {.heads = shape_.heads,
             .kv_heads = shape_.kv_heads,
@@ -139,9 +164,10 @@ class Decoder {
             .scale = 1 / std::sqrt(static_cast<float>(shape_.head_dim)),
             .window = shape_.window};
   }
-  Matrix Gain(Random& random) {
+  Matrix Gain(Random& random, float& largest) {
     std::vector<float> gain(static_cast<size_t>(shape_.hidden));
     for (float& value : gain) value = static_cast<float>(0.5 + random.Uniform());
+    largest = *std::max_element(gain.begin(), gain.end());
     return Must(backend_.Upload(gain));
   }
   // One weight, or gate and up.
@@ -171,16 +197,25 @@ class Decoder {
     return Must(
         backend_.Prepare(sources, outputs.size() == 2 ? Interleave::kGateUp : Interleave::kNone));
   }
-  void SetBatch(int64_t first, int64_t rows) {
-    std::vector<int32_t> tokens(static_cast<size_t>(rows)), positions(tokens.size());
-    std::iota(positions.begin(), positions.end(), static_cast<int32_t>(first));
-    const std::vector<int32_t> row_begin = {0, static_cast<int32_t>(rows)};
-    const std::vector<int32_t> contexts = {static_cast<int32_t>(first + rows)};
+  // Rows of a sequence.
+  struct Piece {
+    int64_t sequence, position, rows;
+  };
+  void SetBatch(const std::vector<Piece>& pieces) {
+    std::vector<int32_t> positions, row_begin = {0}, contexts, tables;
+    for (const auto& [sequence, position, rows] : pieces) {
+      for (int64_t i = 0; i < rows; ++i) positions.push_back(static_cast<int32_t>(position + i));
+      row_begin.push_back(static_cast<int32_t>(positions.size()));
+      contexts.push_back(static_cast<int32_t>(position + rows));
+      const auto table = table_.begin() + sequence * blocks_;
+      tables.insert(tables.end(), table, table + blocks_);
+    }
+    const std::vector<int32_t> tokens(positions.size());
     backend_.SetBatch(*plan_, {.tokens = tokens,
                                .positions = positions,
                                .row_begin = row_begin,
                                .context_lengths = contexts,
-                               .block_tables = table_,
+                               .block_tables = tables,
                                .max_blocks = blocks_});
   }
   // Rounded to float16 on every backend, so that all begin with the same numbers.
@@ -205,10 +240,12 @@ class Decoder {
   }
   std::vector<float> Floats(MatrixView view) const {
     std::vector<float> values;
-    for (int64_t c = 0; c < view.columns; ++c) {
-      values.push_back(view.dtype == DType::kF32   ? view.row<float>(0)[c]
-                       : view.dtype == DType::kF16 ? FloatFromF16(view.row<uint16_t>(0)[c])
-                                                   : FloatFromBF16(view.row<uint16_t>(0)[c]));
+    for (int64_t r = 0; r < view.rows; ++r) {
+      for (int64_t c = 0; c < view.columns; ++c) {
+        values.push_back(view.dtype == DType::kF32   ? view.row<float>(r)[c]
+                         : view.dtype == DType::kF16 ? FloatFromF16(view.row<uint16_t>(r)[c])
+                                                     : FloatFromBF16(view.row<uint16_t>(r)[c]));
+      }
     }
     return values;
   }
@@ -219,8 +256,8 @@ class Decoder {
   std::vector<LayerOnDevice> layers_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<BatchPlan> plan_;
-  Matrix residual_, qkv_;
-  std::vector<int32_t> table_;
+  Matrix residual_, normed_, qkv_, attention_, gated_;
+  std::vector<int32_t> table_;  // [rows, blocks_]
   std::vector<float> frequencies_;
 };
 
@@ -234,7 +271,7 @@ double Difference(const std::vector<float>& got, const std::vector<float>& want)
   return std::sqrt(squares / all);
 }
 
-class FusedLayersTest : public testing::Test {
+class RunLayersTest : public testing::Test {
  protected:
   void SetUp() override {
     if (ListCudaDevices().empty()) GTEST_SKIP() << "there is no NVIDIA GPU here";
@@ -249,8 +286,8 @@ class FusedLayersTest : public testing::Test {
   // Steps from `context` tokens on: all of them by RunLayers, all operation by operation, and on
   // the reference.
   void Compare(const Shape& shape, int64_t context, int steps) {
-    SCOPED_TRACE(fmt::format("hidden {}, heads {} of {}, context {}", shape.hidden, shape.heads,
-                             shape.kv_heads, context));
+    SCOPED_TRACE(fmt::format("{} rows, hidden {}, heads {} of {}, context {}", shape.rows,
+                             shape.hidden, shape.heads, shape.kv_heads, context));
     const auto cuda = Must(MakeCudaBackend({.activations = shape.type}));
     const auto ref = MakeRefBackend(4);
     Decoder at_once(*cuda, shape, context + steps), apart(*cuda, shape, context + steps);
@@ -260,7 +297,7 @@ class FusedLayersTest : public testing::Test {
       const std::vector<float> want = reference.Step(context + i, false);
       at_once_.push_back(Difference(at_once.Step(context + i, true), want));
       apart_.push_back(Difference(apart.Step(context + i, false), want));
-      EXPECT_LT(at_once_.back(), shape.type == DType::kF16 ? 0.02 : 0.1)
+      EXPECT_LT(at_once_.back(), shape.type == DType::kF16 && !shape.fp8_cache ? 0.02 : 0.1)
           << "step " << i << ", one by one " << apart_.back();
     }
   }
@@ -273,6 +310,9 @@ class FusedLayersTest : public testing::Test {
 
   std::vector<double> at_once_, apart_;
 };
+
+// All layers of one row in one kernel.
+using FusedLayersTest = RunLayersTest;
 
 TEST_F(FusedLayersTest, ContextsOfManyLengths) {
   for (const int64_t context : {0, 1, 30, 63, 127, 609, 2000}) Compare({}, context, 4);
@@ -310,6 +350,71 @@ TEST_F(FusedLayersTest, Windows) {
 TEST_F(FusedLayersTest, ManyInputs) {
   Compare({.hidden = 4096, .intermediate = 11008, .heads = 32, .kv_heads = 32, .layers = 1}, 40, 3);
   Compare({.hidden = 8192, .intermediate = 28672, .heads = 64, .kv_heads = 8, .layers = 1}, 40, 2);
+}
+
+// Layers of a few rows without kernels for their norms.
+using LinkedLayersTest = RunLayersTest;
+
+TEST_F(LinkedLayersTest, EveryRowCount) {
+  for (int64_t rows = 2; rows <= cuda::kMostLinkedRows; ++rows) Compare({.rows = rows}, 100, 2);
+}
+
+TEST_F(LinkedLayersTest, BFloat16) {
+  for (const int64_t rows : {4, 7}) {
+    Compare({.group = 32, .type = DType::kBF16, .rows = rows}, 33, 4);
+  }
+}
+
+TEST_F(LinkedLayersTest, SmallModels) {
+  for (const int64_t rows : {2, 8}) {
+    Compare({.hidden = 576,
+             .intermediate = 1536,
+             .heads = 9,
+             .kv_heads = 3,
+             .head_dim = 64,
+             .group = 64,
+             .rows = rows},
+            150, 4);
+  }
+}
+
+TEST_F(LinkedLayersTest, AsymmetricWeightsWithBiases) {
+  for (const int64_t rows : {5, 8}) {
+    Compare({.hidden = 1024,
+             .heads = 8,
+             .kv_heads = 2,
+             .group = 32,
+             .grid = Grid::kAsymmetric,
+             .qkv_bias = true,
+             .rows = rows},
+            300, 3);
+  }
+}
+
+TEST_F(LinkedLayersTest, CachesOfEightBits) {
+  for (const int64_t rows : {2, 8}) Compare({.rows = rows, .fp8_cache = true}, 200, 3);
+}
+
+TEST_F(LinkedLayersTest, Windows) {
+  for (const int64_t rows : {3, 8}) Compare({.window = 40, .rows = rows}, 100, 3);
+}
+
+// With more rows x does not fit beside the sums.
+TEST_F(LinkedLayersTest, ManyInputs) {
+  for (const int64_t rows : {2, 8}) {
+    Compare({.hidden = 8192,
+             .intermediate = 28672,
+             .heads = 64,
+             .kv_heads = 8,
+             .layers = 1,
+             .rows = rows},
+            40, 2);
+  }
+}
+
+// Heads that turn and attend in operations of their own.
+TEST_F(LinkedLayersTest, UncommonHeads) {
+  for (const int64_t rows : {4, 7}) Compare({.head_dim = 80, .group = 64, .rows = rows}, 90, 3);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Which kernel makes a product, and what they need of the host.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "src/ops/cuda/linear_q4_kernels.cuh"
@@ -55,7 +56,41 @@ bool TakesHopper(const q4::Geometry& geometry, CudaKernels kernels) {
   return kernels == CudaKernels::kAuto && !geometry.spreads && q4::HasHopperProduct();
 }
 
+template <typename T>
+q4::Product<T, true> Linked(const q4::Product<T>& product, const LinkedNorms& norms) {
+  CHECK(product.rows <= kMostLinkedRows, "norms are linked for {} rows", product.rows);
+  q4::Product<T, true> linked{product};
+  if (norms.before != nullptr) {
+    CHECK(norms.before->scaled.data == product.x, "x is the row times the gain");
+    linked.before = {.squares = norms.before->squares,
+                     .epsilon = norms.before->epsilon,
+                     .scale = 1 / norms.before->scale};
+  }
+  if (norms.behind != nullptr) {
+    const MatrixView scaled = norms.behind->scaled;
+    CHECK(product.epilogue == Epilogue::kAdd && scaled.rows == product.rows &&
+              scaled.columns == product.outputs,
+          "a norm of [{}, {}] behind {} outputs", scaled.rows, scaled.columns, product.outputs);
+    linked.behind = {.gain = norms.behind->gain,
+                     .scale = norms.behind->scale,
+                     .scaled = scaled.row<T>(0),
+                     .scaled_stride = scaled.stride,
+                     .squares = norms.behind->squares};
+  }
+  return linked;
+}
+
 }  // namespace
+
+float ScaleOfGain(float largest_gain) {
+  int exponent = 0;
+  std::frexp(largest_gain, &exponent);
+  return std::ldexp(1.0f, -exponent);
+}
+
+bool LinearQ4TakesNorms(const Q4Layout& layout) {
+  return !q4::Geometry::Of(layout.out_features, layout.in_features, layout.group_length).spreads;
+}
 
 int64_t LinearQ4MostRows(const Q4Layout& layout, CudaKernels kernels) {
   const auto geometry =
@@ -69,7 +104,8 @@ size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_featur
 }
 
 void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
-              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch, CudaKernels kernels) {
+              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch, CudaKernels kernels,
+              const LinkedNorms& norms) {
   const int64_t outputs = layout.out_features;
   CHECK(x.columns == layout.in_features && x.rows == out.rows && x.dtype == out.dtype,
         "x [{}, {}], weight [{}, {}], out [{}, {}]", x.rows, x.columns, outputs, layout.in_features,
@@ -98,6 +134,13 @@ void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const 
                             .outputs = static_cast<int>(outputs),
                             .epilogue = epilogue};
     };
+    if (norms.before != nullptr || norms.behind != nullptr) {
+      CHECK(kernels == CudaKernels::kAuto && LinearQ4TakesNorms(layout));
+      CHECK(q4::SmallProduct(stream, geometry, weights, Linked(product_of(0, x.rows), norms),
+                             kernels));
+      stream.CheckLaunch("a 4-bit linear layer", x.rows, outputs);
+      return;
+    }
     if (x.rows >= kHopperFewestRows && TakesHopper(geometry, kernels)) {
       q4::HopperProduct(stream, geometry, weights, product_of(0, x.rows),
                         q4::ChooseHopperForm(geometry, x.rows));

@@ -42,6 +42,29 @@ void PackQ4(Stream& stream, const Q4Layout& layout, DType activations, const uin
 // LinearQ4.
 int64_t LinearQ4MostRows(const Q4Layout& layout, CudaKernels kernels);
 
+// An RMS norm that the products around it take over (docs/kernels.md), where LinearQ4TakesNorms, of
+// at most kMostLinkedRows rows. A row's norm is x · gain · factor. The product that the norm is
+// behind, of Epilogue::kAdd, makes x, and writes x · gain and sums of its squares, too; the one
+// that it is before has the former as its x, finds the factor from the latter, and multiplies its
+// sums by it.
+struct LinkedNorm {
+  const float* gain = nullptr;  // [hidden]
+  float scale = 1;              // of what is written: x · gain · scale; ScaleOfGain
+  float epsilon = 0;
+  MatrixView scaled;         // what is written, [rows, hidden], aligned as LinearQ4's x
+  float* squares = nullptr;  // [rows, tiles of 16 outputs], room for LinkedSquares(hidden)
+};
+struct LinkedNorms {
+  const LinkedNorm* before = nullptr;
+  const LinkedNorm* behind = nullptr;
+};
+
+inline constexpr int64_t kMostLinkedRows = 8;
+constexpr int64_t LinkedSquares(int64_t hidden) { return kMostLinkedRows * ((hidden + 15) / 16); }
+// A power of two with which x · gain · scale is no larger than x, so that float16 has room for it.
+float ScaleOfGain(float largest_gain);
+bool LinearQ4TakesNorms(const Q4Layout& layout);
+
 // Scratch bytes that LinearQ4 wants for up to `rows` rows of any weight with at most these inputs.
 size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_features);
 
@@ -50,7 +73,8 @@ size_t LinearQ4ScratchBytes(int multiprocessors, int64_t rows, int64_t in_featur
 // shared by all linears of a stream. x must be aligned to 16 bytes and its stride a multiple of 8
 // elements.
 void LinearQ4(Stream& stream, const Q4Layout& layout, const void* packed, const float* bias,
-              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch, CudaKernels kernels);
+              MatrixView x, Epilogue epilogue, MatrixView out, void* scratch, CudaKernels kernels,
+              const LinkedNorms& norms = {});
 
 // out[n][k] = W[first_row + n][k] for n < rows, in the activations' type; [rows, in_features]
 // contiguous. first_row is a multiple of 128 (so that a large weight goes through small scratch).

@@ -65,8 +65,8 @@ struct Weights {
 
 Weights WeightsOf(const Geometry& geometry, const Q4Layout& layout, const void* packed);
 
-// The other arguments of a product.
-template <typename T>
+// The other arguments of a product. kLinks: with what it takes over of norms (LinkedNorms).
+template <typename T, bool kLinks = false>
 struct Product {
   const T* x;         // [rows, in], in and x_stride multiples of 8, x aligned to 16 bytes
   T* out;             // [rows, outputs] or half of that under kSiluMul
@@ -74,6 +74,26 @@ struct Product {
   int64_t x_stride, out_stride;
   int rows, in, outputs;
   Epilogue epilogue;
+};
+template <typename T>
+struct Product<T, true> : Product<T> {
+  struct Before {
+    const float* squares;  // null: there is no such norm
+    float epsilon;
+    float scale;  // of the sums, which takes back that of x
+  } before;
+  struct Behind {
+    const float* gain;  // null: there is no such norm
+    float scale;
+    T* scaled;
+    int64_t scaled_stride;
+    float* squares;
+  } behind;
+
+  // From a row's sum of squares.
+  __device__ float Factor(float squares) const {
+    return rsqrtf(squares / static_cast<float>(this->in) + before.epsilon) * before.scale;
+  }
 };
 
 // Units of work [0, total) in shares that differ by one at most, the longer ones first.
@@ -109,13 +129,14 @@ struct Place {
   }
 };
 
-// At most kSmallRows rows. False where x does not fit on chip, so that LargeProduct must do it.
+// At most kSmallRows rows, with links kMostLinkedRows. False where x does not fit on chip, so that
+// LargeProduct must do it; with links it does.
 // Under kBatchInvariant a row's sums depend neither on the other rows nor on how many there are;
 // those of LargeProduct depend on how many tiles of rows there are.
 inline constexpr int kSmallRows = 16;
-template <typename T>
+template <typename T, bool kLinks>
 bool SmallProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
-                  const Product<T>& product, CudaKernels kernels);
+                  const Product<T, kLinks>& product, CudaKernels kernels);
 template <typename T>
 void LargeProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
                   const Product<T>& product, float* partials);
@@ -254,17 +275,19 @@ __device__ void LoadAddends(const Product<T>& p, int first_output, int g, int ro
   }
 }
 
-// Adds the bias and writes that fragment, d, to which addends are added already. Lanes of outputs g
-// and g ^ 1 differ by kPartner and must call this together.
+// Adds the bias to that fragment, d, to which addends are added already, and writes it. Lanes of
+// outputs g and g ^ 1 differ by kPartner and must call this together.
 template <int kPartner, typename T>
 __device__ void StoreFragment(const Product<T>& p, int first_output, int g, int row,
-                              const float (&d)[4]) {
+                              float (&d)[4]) {
 #pragma unroll
   for (int high = 0; high < 2; ++high) {
     const int output = first_output + g + 8 * high;
     const bool inside = output < p.outputs;
     const float bias = p.bias != nullptr && inside ? p.bias[output] : 0;
-    const float d0 = d[2 * high] + bias, d1 = d[2 * high + 1] + bias;
+    float &d0 = d[2 * high], &d1 = d[2 * high + 1];
+    d0 += bias;
+    d1 += bias;
     if (p.epilogue == Epilogue::kSiluMul) {
       // The gate's lane finishes the first row, the up's lane the second.
       const bool is_up = (g & 1) != 0;

@@ -11,6 +11,7 @@
 
 #include "src/ops/cuda/linear_q4_kernels.cuh"
 #include "src/ops/cuda/load_matrices.cuh"
+#include "src/ops/cuda/warp_sum.cuh"
 
 namespace nibble::cuda::q4 {
 namespace {
@@ -110,7 +111,7 @@ struct Staging {
     return shared + (row * units * (kUnitInputs / 8) + (chunk ^ row)) * 16;
   }
   template <typename T>
-  __device__ void Fill(const Product<T>& p, int first_unit, int lane) const {
+  __device__ void BeginFilling(const Product<T>& p, int first_unit, int lane) const {
     // Not unrolled: it runs once, with a chunk or two for a lane.
 #pragma unroll 1
     for (int row = 0; row < rows; ++row) {
@@ -122,6 +123,8 @@ struct Staging {
       }
     }
     CommitCopies();
+  }
+  __device__ void FinishFilling() const {
     WaitForCopies<0>();
     __syncwarp();
   }
@@ -223,11 +226,58 @@ __device__ void ConsumeUnit(float (&sum)[kRowTiles][4], uint32_t codes, uint32_t
   }
 }
 
+// Norms that a product takes over: squares are [rows][tiles], a sum for each row of a tile.
+
+// A row's factor of the norm before, in all lanes.
+template <typename T>
+__device__ float FactorBefore(const Product<T, true>& p, int row, int lane) {
+  const int tiles = (p.in + kTileOutputs - 1) / kTileOutputs;
+  const float* from = p.before.squares + row * tiles;
+  float squares = 0;
+#pragma unroll 8
+  for (int i = lane; i < tiles; i += 32) squares += from[i];
+  return p.Factor(SumOverWarp(squares));
+}
+
+// Of outputs g and g + 8 of a tile.
+template <typename T>
+__device__ void LoadGains(const Product<T, true>& p, int first_output, int g, float (&gains)[2]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int output = first_output + g + 8 * i;
+    gains[i] = output < p.outputs ? p.behind.gain[output] * p.behind.scale : 0;
+  }
+}
+
+// What the norm behind wants of the fragment d that StoreFragment wrote. All lanes of a warp, of
+// which eight neighbours have a tile's outputs.
+template <typename T>
+__device__ void StoreForNorm(const Product<T, true>& p, int tile, int g, int row,
+                             const float (&d)[4], const float (&gains)[2]) {
+  using H = HalfTraits<T>;
+  float squares[2] = {};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int output = tile * kTileOutputs + g + i / 2 * 8, r = row + i % 2;
+    if (output >= p.outputs || r >= p.rows) continue;
+    const float x = H::ToFloat(H::FromFloat(d[i]));
+    p.behind.scaled[r * p.behind.scaled_stride + output] = H::FromFloat(x * gains[i / 2]);
+    squares[i % 2] += x * x;
+  }
+  const int tiles = (p.outputs + kTileOutputs - 1) / kTileOutputs;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int step = 4; step > 0; step /= 2) squares[i] += __shfl_xor_sync(~0u, squares[i], step);
+    if (g == 0 && row + i < p.rows) p.behind.squares[(row + i) * tiles + tile] = squares[i];
+  }
+}
+
 // fragment_pairs: of rows, ceil(rows / 2): the lanes t of a fragment that are kept, of all row
 // tiles.
-template <typename T, int kGranule, int kRowTiles>
+template <typename T, int kGranule, int kRowTiles, bool kLinks>
 __global__ void __launch_bounds__(kThreads, 1)
-    SmallKernel(Weights w, Product<T> p, int fragment_pairs, int staged_units) {
+    SmallKernel(Weights w, Product<T, kLinks> p, int fragment_pairs, int staged_units) {
   constexpr int kHeld = kHeldUnits<kGranule, kRowTiles>, kGrids = kGridBytes<kGranule>;
   extern __shared__ uint4 shared[];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -268,7 +318,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     own[n] = sums + warp * fragments + pair * 8 + lane / 4;
     is_kept[n] = pair < fragment_pairs;
   }
-  if (staging.units > 0) staging.Fill(p, units_begin, lane);
+  if (staging.units > 0) staging.BeginFilling(p, units_begin, lane);
+  // [rows], behind all tiles' sums
+  auto* const factors =
+      reinterpret_cast<float*>(sums + (tiles_end - tiles_begin) * kWarps * fragments);
+  if constexpr (kLinks) {  // while x comes
+    if (p.before.squares != nullptr && warp < p.rows) {
+      const float factor = FactorBefore(p, warp, lane);
+      if (lane == 0) factors[warp] = factor;
+    }
+  }
+  if (staging.units > 0) staging.FinishFilling();
   int slot = 0, first = units_begin;
   do {  // once where a warp has no units: its sums are zero
     HeldUnit<kGranule> held[kHeld][kRowTiles];
@@ -334,6 +394,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int row = i < count ? at / 8 * 2 : p.rows;
     float addends[4];
     LoadAddends(p, output, at % 8, row, addends);
+    float gains[2];
+    if constexpr (kLinks) {
+      if (p.behind.gain != nullptr) LoadGains(p, output, at % 8, gains);
+    }
     const float4* from = sums + tile * kWarps * fragments + at;
     float total[4] = {};
 #pragma unroll
@@ -344,20 +408,30 @@ __global__ void __launch_bounds__(kThreads, 1)
       total[2] += part.z;
       total[3] += part.w;
     }
+    if constexpr (kLinks) {
+      if (p.before.squares != nullptr) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) total[j] *= factors[min(row + j % 2, p.rows - 1)];
+      }
+    }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       total[j] = total[j] * (j < 2 ? Codes<T>::kLowUnit : Codes<T>::kHighUnit) + addends[j];
     }
     StoreFragment<1>(p, output, at % 8, row, total);
+    if constexpr (kLinks) {
+      if (p.behind.gain != nullptr) StoreForNorm(p, tiles_begin + tile, at % 8, row, total, gains);
+    }
   }
 }
 
-template <typename T, int kGranule, int kRowTiles>
-bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
+template <typename T, int kGranule, int kRowTiles, bool kLinks>
+bool LaunchSmall(Stream& stream, const Weights& w, const Product<T, kLinks>& p) {
   const int fragment_pairs = (p.rows + 1) / 2;
   constexpr size_t kRing = size_t{kWarps} * kStages * (kUnitBytes + kGridBytes<kGranule>);
   const size_t tile_bytes = sizeof(float4) * kWarps * 8 * static_cast<size_t>(fragment_pairs);
-  const size_t available = SharedMemory::OfDevice().of_block;
+  const size_t factors = kLinks ? sizeof(float) * static_cast<size_t>(p.rows) : 0;
+  const size_t available = SharedMemory::OfDevice().of_block - factors;
   if (available < kRing + tile_bytes) return false;
   const int most_tiles = static_cast<int>((available - kRing) / tile_bytes);
   // As many rounds of blocks as it takes to have no more tiles in a block.
@@ -374,25 +448,31 @@ bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p) {
   const int warp_units = (w.units + kWarps - 1) / kWarps;
   int staged_units = kRowTiles == 1 ? (warp_units + kHeld - 1) / kHeld * kHeld : 0;
   if (bytes + unit_bytes * static_cast<size_t>(staged_units) > available) staged_units = 0;
-  LaunchDependent(stream, SmallKernel<T, kGranule, kRowTiles>, blocks, kThreads,
-                  bytes + unit_bytes * static_cast<size_t>(staged_units), w, p, fragment_pairs,
-                  staged_units);
+  LaunchDependent(stream, SmallKernel<T, kGranule, kRowTiles, kLinks>, blocks, kThreads,
+                  bytes + unit_bytes * static_cast<size_t>(staged_units) + factors, w, p,
+                  fragment_pairs, staged_units);
   return true;
 }
 
 // With two row tiles a lane adds its products in another order than with one.
-template <typename T, int kGranule>
-bool LaunchSmall(Stream& stream, const Weights& w, const Product<T>& p, CudaKernels kernels) {
-  return p.rows <= 8 && kernels != CudaKernels::kBatchInvariant
-             ? LaunchSmall<T, kGranule, 1>(stream, w, p)
-             : LaunchSmall<T, kGranule, 2>(stream, w, p);
+template <typename T, int kGranule, bool kLinks>
+bool LaunchSmall(Stream& stream, const Weights& w, const Product<T, kLinks>& p,
+                 CudaKernels kernels) {
+  if (p.rows <= 8 && kernels != CudaKernels::kBatchInvariant) {
+    return LaunchSmall<T, kGranule, 1>(stream, w, p);
+  }
+  if constexpr (kLinks) {
+    return false;
+  } else {
+    return LaunchSmall<T, kGranule, 2>(stream, w, p);
+  }
 }
 
 }  // namespace
 
-template <typename T>
+template <typename T, bool kLinks>
 bool SmallProduct(Stream& stream, const Geometry& geometry, const Weights& weights,
-                  const Product<T>& product, CudaKernels kernels) {
+                  const Product<T, kLinks>& product, CudaKernels kernels) {
   switch (geometry.granule) {
     case 32:
       return LaunchSmall<T, 32>(stream, weights, product, kernels);
@@ -407,5 +487,9 @@ template bool SmallProduct(Stream&, const Geometry&, const Weights&, const Produ
                            CudaKernels);
 template bool SmallProduct(Stream&, const Geometry&, const Weights&, const Product<__nv_bfloat16>&,
                            CudaKernels);
+template bool SmallProduct(Stream&, const Geometry&, const Weights&, const Product<__half, true>&,
+                           CudaKernels);
+template bool SmallProduct(Stream&, const Geometry&, const Weights&,
+                           const Product<__nv_bfloat16, true>&, CudaKernels);
 
 }  // namespace nibble::cuda::q4
