@@ -297,7 +297,9 @@ class RunLayersTest : public testing::Test {
       const std::vector<float> want = reference.Step(context + i, false);
       at_once_.push_back(Difference(at_once.Step(context + i, true), want));
       apart_.push_back(Difference(apart.Step(context + i, false), want));
-      EXPECT_LT(at_once_.back(), shape.type == DType::kF16 && !shape.fp8_cache ? 0.02 : 0.1)
+      // With a cache of 8 bits a step may be far off one by one, too.
+      const double limit = shape.type == DType::kF16 && !shape.fp8_cache ? 0.02 : 0.1;
+      EXPECT_LT(at_once_.back(), std::max(limit, 1.5 * apart_.back()))
           << "step " << i << ", one by one " << apart_.back();
     }
   }
@@ -356,12 +358,12 @@ TEST_F(FusedLayersTest, ManyInputs) {
 using LinkedLayersTest = RunLayersTest;
 
 TEST_F(LinkedLayersTest, EveryRowCount) {
-  for (int64_t rows = 2; rows <= cuda::kMostLinkedRows; ++rows) Compare({.rows = rows}, 100, 2);
+  for (int64_t rows = 2; rows <= cuda::kMostLinkedRows; ++rows) Compare({.rows = rows}, 100, 4);
 }
 
 TEST_F(LinkedLayersTest, BFloat16) {
   for (const int64_t rows : {4, 7}) {
-    Compare({.group = 32, .type = DType::kBF16, .rows = rows}, 33, 4);
+    Compare({.group = 32, .type = DType::kBF16, .rows = rows}, 33, 12);
   }
 }
 
@@ -374,7 +376,7 @@ TEST_F(LinkedLayersTest, SmallModels) {
              .head_dim = 64,
              .group = 64,
              .rows = rows},
-            150, 4);
+            150, 12);
   }
 }
 
@@ -387,16 +389,16 @@ TEST_F(LinkedLayersTest, AsymmetricWeightsWithBiases) {
              .grid = Grid::kAsymmetric,
              .qkv_bias = true,
              .rows = rows},
-            300, 3);
+            300, 12);
   }
 }
 
 TEST_F(LinkedLayersTest, CachesOfEightBits) {
-  for (const int64_t rows : {2, 8}) Compare({.rows = rows, .fp8_cache = true}, 200, 3);
+  for (const int64_t rows : {2, 8}) Compare({.rows = rows, .fp8_cache = true}, 200, 12);
 }
 
 TEST_F(LinkedLayersTest, Windows) {
-  for (const int64_t rows : {3, 8}) Compare({.window = 40, .rows = rows}, 100, 3);
+  for (const int64_t rows : {3, 8}) Compare({.window = 40, .rows = rows}, 100, 12);
 }
 
 // With more rows x does not fit beside the sums.
@@ -414,7 +416,7 @@ TEST_F(LinkedLayersTest, ManyInputs) {
 
 // Heads that turn and attend in operations of their own.
 TEST_F(LinkedLayersTest, UncommonHeads) {
-  for (const int64_t rows : {4, 7}) Compare({.head_dim = 80, .group = 64, .rows = rows}, 90, 3);
+  for (const int64_t rows : {4, 7}) Compare({.head_dim = 80, .group = 64, .rows = rows}, 90, 12);
 }
 
 }  // namespace
