@@ -17,8 +17,9 @@
 namespace nibble {
 namespace {
 
-// A row alone, the most rows that clusters choose from, and the fewest that have a block each.
-constexpr int64_t kRowCounts[] = {1, 32, 33};
+// Of the most columns: a row alone, the most rows of which clusters take the most probable token,
+// the most of which they draw, and one more, which have a block each.
+constexpr int64_t kRowCounts[] = {1, 8, 32, 33};
 
 class CudaSamplingTest : public testing::Test {
  protected:
