@@ -18,6 +18,8 @@ namespace {
 constexpr int kWarps = 16;
 constexpr int kPieceBytes = 4096;  // at most
 constexpr int kMostStages = 3;     // of a ring, a piece each
+// Of them asked for before the kernel before is done: what is under way then is in the way of x.
+constexpr int kStagesAhead = 2;
 
 struct Pieces {
   int of_row, bytes;  // of all but a row's last one
@@ -61,7 +63,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   };
   StartNextKernel();
   // A weight does not depend on the kernel before.
-  for (int stage = 0; stage < pieces.stages; ++stage) ask(warp + stage * kWarps, stage);
+  for (int stage = 0; stage < kStagesAhead; ++stage) ask(warp + stage * kWarps, stage);
   WaitForLastKernel();
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -70,6 +72,9 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     for (int i = static_cast<int>(threadIdx.x); i < vectors; i += 32 * kWarps) {
       activations[r * vectors + i] = from[i];
     }
+  }
+  for (int stage = kStagesAhead; stage < pieces.stages; ++stage) {
+    ask(warp + stage * kWarps, stage);
   }
   __syncthreads();
   int stage = 0;
@@ -167,7 +172,7 @@ bool Launch(Stream& stream, const FewRowsShape& shape, MatrixView x, const void*
   const int64_t rows = CeilDiv(shape.out_features, int64_t{2} * stream.multiprocessors()) * 2;
   const int64_t rest = of_block - kRows * (row_bytes + (rows + 2) * of_row * 4);
   const int64_t stages = std::min<int64_t>(rest / (kWarps * kPieceBytes), kMostStages);
-  if (stages < 2) return false;
+  if (stages < kStagesAhead) return false;
   const Pieces pieces{.of_row = static_cast<int>(of_row),
                       .bytes = static_cast<int>(RoundUp(CeilDiv(row_bytes, of_row), int64_t{16})),
                       .stages = static_cast<int>(stages)};

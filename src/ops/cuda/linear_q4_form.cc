@@ -46,7 +46,7 @@ std::optional<HopperForm> CompleteHopperForm(HopperForm form, int tiles, int uni
             std::has_single_bit(static_cast<unsigned>(form.parts)),
         "{} groups, {} parts", form.groups, form.parts);
   const int64_t at_once = room[std::countr_zero(static_cast<unsigned>(form.parts))];
-  const auto stages = static_cast<int>((kHopperSharedBytes - BytesBeside(form)) /
+  const auto stages = static_cast<int>((HopperSharedBytes(form.rows) - BytesBeside(form)) /
                                        HopperStageBytes(form.rows, form.groups, grids));
   const bool is_split = form.parts > 1;
   if (at_once == 0 || stages < kHopperFewestStages || (is_split && units < 2 * form.parts)) {

@@ -26,8 +26,12 @@ struct HopperForm {
   size_t shared_bytes(int grids) const;
 };
 
+// Tiles of so many rows at most leave some of a multiprocessor to the kernel behind.
+inline constexpr int kHopperFewRows = 32;
 // Of a block, beside some for barriers.
-inline constexpr size_t kHopperSharedBytes = 226 * 1024;
+constexpr size_t HopperSharedBytes(int rows) {
+  return size_t{rows <= kHopperFewRows ? 141 : 226} * 1024;
+}
 inline constexpr int kHopperMostStages = 12;
 // At least three: a consumer waits for the next one while it has this one and the one before. With
 // fewer than four, memory's latency shows.

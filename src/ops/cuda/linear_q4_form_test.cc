@@ -16,7 +16,7 @@ void CheckForm(const HopperForm& form, int tiles, int units, int grids, int64_t 
                                   << " grids, " << rows << " rows");
   ASSERT_GE(form.stages, kHopperFewestStages);
   EXPECT_LE(form.stages, kHopperMostStages);
-  EXPECT_LE(form.shared_bytes(grids), kHopperSharedBytes);
+  EXPECT_LE(form.shared_bytes(grids), HopperSharedBytes(form.rows));
   const int64_t cluster_outputs = int64_t{4} * form.groups;
   const int64_t row_tiles = (rows + form.rows - 1) / form.rows;
   EXPECT_EQ(form.tiles, (tiles + cluster_outputs - 1) / cluster_outputs * row_tiles);

@@ -297,9 +297,10 @@ __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan&
 #endif  // NIBBLE_HOPPER_CODE
 
 template <typename T, int kGrids, int kRows, int kGroups>
-__global__ void __launch_bounds__(kThreads<kGroups>, 1)
+__global__ void __maxnreg__((kFirstRegisters<kRows, kGroups>))
     HopperKernel(const __grid_constant__ HopperMaps maps, Weights w, Product<T> p,
                  HopperPlan plan) {
+  static_assert(kRegistersSuffice<kRows, kGroups>);
 #if NIBBLE_HOPPER_CODE
   extern __shared__ __align__(1024) unsigned char shared[];
   __shared__ uint64_t full_barriers[kHopperMostStages], empty_barriers[kHopperMostStages + 1];
@@ -324,7 +325,7 @@ __global__ void __launch_bounds__(kThreads<kGroups>, 1)
   WaitForCluster();  // the other blocks' barriers are there
   // Uniform, so that the compiler has uniform registers for what warps have in common.
   if (Uniform(threadIdx.x / 128) == kGroups) {
-    GiveRegisters<kCopyRegisters<kGroups>>();
+    GiveRegisters<kCopyRegisters<kRows, kGroups>>();
     auto* ring = reinterpret_cast<HopperStage<kGrids, kRows, kGroups>*>(shared);
     if (threadIdx.x == kConsumers<kGroups>) {
       BringWeights(maps, w, plan, block, ring, full, empty);
@@ -333,7 +334,7 @@ __global__ void __launch_bounds__(kThreads<kGroups>, 1)
     }
     __syncwarp();
   } else {
-    TakeRegisters<kConsumerRegisters<kGroups>>();
+    TakeRegisters<kConsumerRegisters<kRows, kGroups>>();
     const uint32_t largest = *w.largest;
     WaitForLastKernel();  // it may read or write what this one writes
     Consume<T, kGrids, kRows, kGroups>(w, p, plan, block, shared, full, empty,
@@ -400,7 +401,7 @@ const ClusterRoom& RoomOfDevice() {
   static const ClusterRoom room = [] {
     const auto kernel = HopperKernel<__half, 1, 64, 2>;
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(kHopperSharedBytes));
+                         static_cast<int>(HopperSharedBytes(64)));
     ClusterRoom found{};
     for (size_t i = 0; i < found.size(); ++i) {
       cudaLaunchAttribute attribute;
@@ -409,7 +410,7 @@ const ClusterRoom& RoomOfDevice() {
       cudaLaunchConfig_t config{};
       config.gridDim = 1u << i;
       config.blockDim = kThreads<2>;
-      config.dynamicSmemBytes = kHopperSharedBytes;
+      config.dynamicSmemBytes = HopperSharedBytes(64);
       config.attrs = &attribute;
       config.numAttrs = 1;
       if (cudaOccupancyMaxActiveClusters(&found[i], kernel, &config) != cudaSuccess) {

@@ -20,17 +20,25 @@ template <int kGroups>
 inline constexpr int kConsumers = 128 * kGroups;
 template <int kGroups>
 inline constexpr int kThreads = kConsumers<kGroups> + 128;
-// A block of kThreads begins with 168 or 128 registers a thread; asking for more than they have
-// together would wait for ever.
-template <int kGroups>
-inline constexpr int kConsumerRegisters = kGroups == 2 ? 232 : 152;
-template <int kGroups>
-inline constexpr int kCopyRegisters = kGroups == 2 ? 40 : 56;
-template <int kGroups>
-inline constexpr bool kRegistersSuffice =
-    kConsumers<kGroups> * kConsumerRegisters<kGroups> + 128 * kCopyRegisters<kGroups> <=
-    65536 / kThreads<kGroups> / 8 * 8 * kThreads<kGroups>;
-static_assert(kRegistersSuffice<2> && kRegistersSuffice<3>);
+// Registers of a thread: of one that multiplies, of one that copies, and what a block begins with.
+// Blocks for few rows leave room on their multiprocessor for a block of the norm behind them.
+template <int kRows, int kGroups>
+inline constexpr int kConsumerRegisters = kRows <= kHopperFewRows ? 96
+                                          : kGroups == 2          ? 232
+                                                                  : 152;
+template <int kRows, int kGroups>
+inline constexpr int kCopyRegisters = kRows <= kHopperFewRows ? 32
+                                      : kGroups == 2          ? 40
+                                                              : 56;
+template <int kRows, int kGroups>
+inline constexpr int kFirstRegisters = kRows <= kHopperFewRows ? 80
+                                       : kGroups == 2          ? 168
+                                                               : 128;
+// Asking for more than a block has would wait for ever.
+template <int kRows, int kGroups>
+inline constexpr bool kRegistersSuffice = kConsumers<kGroups>* kConsumerRegisters<kRows, kGroups> +
+                                              128 * kCopyRegisters<kRows, kGroups> <=
+                                          kThreads<kGroups>* kFirstRegisters<kRows, kGroups>;
 
 // One unit of a block's tile; kGrids: scales of an output in it, 1, 2 or 4.
 template <int kGrids, int kRows, int kGroups>

@@ -18,7 +18,11 @@ namespace {
 
 constexpr int kWarps = 16;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kStages = 3;  // of a ring, one unit each
+// Of a ring, one unit each. Sums of two tiles of rows leave no room for more.
+template <int kRowTiles>
+inline constexpr int kStages = kRowTiles == 1 ? 4 : 3;
+// Of them asked for before the last kernel is done: x waits for what is asked for before it.
+constexpr int kStagesAhead = 2;
 
 // Units of x in a warp's registers at a time: 16 registers for eight rows, and the sums. Everything
 // must fit in 128 registers: spilled ones go past the L1 cache, which the rings leave no room for.
@@ -125,7 +129,7 @@ struct Staging {
     CommitCopies();
   }
   __device__ void FinishFilling() const {
-    WaitForCopies<0>();
+    WaitForCopies<kStages<1> - kStagesAhead>();  // all but what was asked for since
     __syncwarp();
   }
   // Of the filled units the given one.
@@ -281,15 +285,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kHeld = kHeldUnits<kGranule, kRowTiles>, kGrids = kGridBytes<kGranule>;
   extern __shared__ uint4 shared[];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  constexpr int kRing = kWarps * kStages * (kUnitBytes + kGrids);
+  constexpr int kRing = kWarps * kStages<kRowTiles> * (kUnitBytes + kGrids);
   const int staging_bytes = p.rows * staged_units * kUnitInputs * 2;
   const Staging staging{SharedAddress(shared) + kRing + warp * staging_bytes, staged_units, p.rows};
   // [tiles][warps][fragment_pairs][8]: a lane's four sums
   auto* const sums = reinterpret_cast<float4*>(reinterpret_cast<std::byte*>(shared) + kRing +
                                                kWarps * staging_bytes);
-  const uint32_t codes = SharedAddress(shared) + warp * kStages * kUnitBytes;
+  const uint32_t codes = SharedAddress(shared) + warp * kStages<kRowTiles> * kUnitBytes;
   const uint32_t grids =
-      SharedAddress(shared) + kWarps * kStages * kUnitBytes + warp * kStages * kGrids;
+      SharedAddress(shared) + kStages<kRowTiles> * (kWarps * kUnitBytes + warp * kGrids);
   const int fragments = 8 * fragment_pairs;
   const int tiles_begin = static_cast<int>(blockIdx.x * static_cast<uint32_t>(w.tiles) / gridDim.x);
   const int tiles_end =
@@ -307,7 +311,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     CommitCopies();
   };
 #pragma unroll
-  for (int slot = 0; slot < kStages; ++slot) copy_next(slot);
+  for (int slot = 0; slot < kStagesAhead; ++slot) copy_next(slot);
   WaitForLastKernel();
 
   float4* own[kRowTiles];
@@ -319,6 +323,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     is_kept[n] = pair < fragment_pairs;
   }
   if (staging.units > 0) staging.BeginFilling(p, units_begin, lane);
+#pragma unroll
+  for (int slot = kStagesAhead; slot < kStages<kRowTiles>; ++slot) copy_next(slot);
   // [rows], behind all tiles' sums
   auto* const factors =
       reinterpret_cast<float*>(sums + (tiles_end - tiles_begin) * kWarps * fragments);
@@ -360,13 +366,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int u = 0; u < kHeld; ++u) {
         if (first + u >= units_end) break;
-        WaitForCopies<kStages - 1>();
+        WaitForCopies<kStages<kRowTiles> - 1>();
         __syncwarp();  // other lanes brought the scales
         ConsumeUnit<T>(sum, codes + slot * kUnitBytes + 16 * lane, grids + slot * kGrids,
                        w.zeros != nullptr, held[u], lane);
         __syncwarp();  // all have read the scales
         copy_next(slot);
-        slot = slot + 1 == kStages ? 0 : slot + 1;
+        slot = slot + 1 == kStages<kRowTiles> ? 0 : slot + 1;
       }
 #pragma unroll
       for (int n = 0; n < kRowTiles; ++n) {
@@ -428,7 +434,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <typename T, int kGranule, int kRowTiles, bool kLinks>
 bool LaunchSmall(Stream& stream, const Weights& w, const Product<T, kLinks>& p) {
   const int fragment_pairs = (p.rows + 1) / 2;
-  constexpr size_t kRing = size_t{kWarps} * kStages * (kUnitBytes + kGridBytes<kGranule>);
+  constexpr size_t kRing =
+      size_t{kWarps} * kStages<kRowTiles> * (kUnitBytes + kGridBytes<kGranule>);
   const size_t tile_bytes = sizeof(float4) * kWarps * 8 * static_cast<size_t>(fragment_pairs);
   const size_t factors = kLinks ? sizeof(float) * static_cast<size_t>(p.rows) : 0;
   const size_t available = SharedMemory::OfDevice().of_block - factors;
