@@ -26,11 +26,12 @@ struct HopperForm {
   size_t shared_bytes(int grids) const;
 };
 
-// Tiles of so many rows at most leave some of a multiprocessor to the kernel behind.
+// Blocks for tiles of so many rows at most do not fill a multiprocessor: the norm behind them then
+// starts beside them, and a shorter ring is less in its way (docs/results/kernels.md).
 inline constexpr int kHopperFewRows = 32;
 // Of a block, beside some for barriers.
 constexpr size_t HopperSharedBytes(int rows) {
-  return size_t{rows <= kHopperFewRows ? 141 : 226} * 1024;
+  return size_t{1024} * (rows <= kHopperFewRows ? 141 : 226);
 }
 inline constexpr int kHopperMostStages = 12;
 // At least three: a consumer waits for the next one while it has this one and the one before. With

@@ -297,10 +297,10 @@ __device__ void Consume(const Weights& w, const Product<T>& p, const HopperPlan&
 #endif  // NIBBLE_HOPPER_CODE
 
 template <typename T, int kGrids, int kRows, int kGroups>
-__global__ void __maxnreg__((kFirstRegisters<kRows, kGroups>))
+__global__ void __maxnreg__((kRegisters<kRows, kGroups>.first))
     HopperKernel(const __grid_constant__ HopperMaps maps, Weights w, Product<T> p,
                  HopperPlan plan) {
-  static_assert(kRegistersSuffice<kRows, kGroups>);
+  static_assert(RegistersSuffice<kRows, kGroups>());
 #if NIBBLE_HOPPER_CODE
   extern __shared__ __align__(1024) unsigned char shared[];
   __shared__ uint64_t full_barriers[kHopperMostStages], empty_barriers[kHopperMostStages + 1];
@@ -325,7 +325,7 @@ __global__ void __maxnreg__((kFirstRegisters<kRows, kGroups>))
   WaitForCluster();  // the other blocks' barriers are there
   // Uniform, so that the compiler has uniform registers for what warps have in common.
   if (Uniform(threadIdx.x / 128) == kGroups) {
-    GiveRegisters<kCopyRegisters<kRows, kGroups>>();
+    GiveRegisters<kRegisters<kRows, kGroups>.copying>();
     auto* ring = reinterpret_cast<HopperStage<kGrids, kRows, kGroups>*>(shared);
     if (threadIdx.x == kConsumers<kGroups>) {
       BringWeights(maps, w, plan, block, ring, full, empty);
@@ -334,7 +334,7 @@ __global__ void __maxnreg__((kFirstRegisters<kRows, kGroups>))
     }
     __syncwarp();
   } else {
-    TakeRegisters<kConsumerRegisters<kRows, kGroups>>();
+    TakeRegisters<kRegisters<kRows, kGroups>.consumer>();
     const uint32_t largest = *w.largest;
     WaitForLastKernel();  // it may read or write what this one writes
     Consume<T, kGrids, kRows, kGroups>(w, p, plan, block, shared, full, empty,

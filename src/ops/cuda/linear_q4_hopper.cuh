@@ -20,25 +20,22 @@ template <int kGroups>
 inline constexpr int kConsumers = 128 * kGroups;
 template <int kGroups>
 inline constexpr int kThreads = kConsumers<kGroups> + 128;
-// Registers of a thread: of one that multiplies, of one that copies, and what a block begins with.
-// Blocks for few rows leave room on their multiprocessor for a block of the norm behind them.
+// Registers of a thread that multiplies, of one that copies, and of each as a block begins. Blocks
+// for few rows leave some of their multiprocessor to the norm behind them.
+struct Registers {
+  int consumer, copying, first;
+};
 template <int kRows, int kGroups>
-inline constexpr int kConsumerRegisters = kRows <= kHopperFewRows ? 96
-                                          : kGroups == 2          ? 232
-                                                                  : 152;
-template <int kRows, int kGroups>
-inline constexpr int kCopyRegisters = kRows <= kHopperFewRows ? 32
-                                      : kGroups == 2          ? 40
-                                                              : 56;
-template <int kRows, int kGroups>
-inline constexpr int kFirstRegisters = kRows <= kHopperFewRows ? 80
-                                       : kGroups == 2          ? 168
-                                                               : 128;
+inline constexpr Registers kRegisters = kRows <= kHopperFewRows ? Registers{96, 32, 80}
+                                        : kGroups == 2          ? Registers{232, 40, 168}
+                                                                : Registers{152, 56, 128};
 // Asking for more than a block has would wait for ever.
 template <int kRows, int kGroups>
-inline constexpr bool kRegistersSuffice = kConsumers<kGroups>* kConsumerRegisters<kRows, kGroups> +
-                                              128 * kCopyRegisters<kRows, kGroups> <=
-                                          kThreads<kGroups>* kFirstRegisters<kRows, kGroups>;
+constexpr bool RegistersSuffice() {
+  constexpr Registers kCounts = kRegisters<kRows, kGroups>;
+  return kConsumers<kGroups> * kCounts.consumer + 128 * kCounts.copying <=
+         kThreads<kGroups> * kCounts.first;
+}
 
 // One unit of a block's tile; kGrids: scales of an output in it, 1, 2 or 4.
 template <int kGrids, int kRows, int kGroups>
